@@ -1,0 +1,1 @@
+"""Places where jobs run; see :mod:`parsl_flux_bulk.instances.base`."""
