@@ -1,0 +1,217 @@
+"""Helpers shared by all test suites: bounded waiting, processes, and whether Flux is here.
+
+Imported as ``from helpers import ...`` (``tests/`` itself is on ``sys.path`` through
+``conftest.py``). Nothing in it knows the package under test.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import traceback
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+PROJECT = Path(__file__).resolve().parent.parent
+LONG_LIVED: set[int] = set()
+"""Processes that a session fixture owns; the leak check passes over them and their descendants."""
+
+
+# -- waiting -----------------------------------------------------------------------------------------
+
+
+def wait_until(condition: Callable[[], T], bound: float = 10.0, what: str = "") -> T:
+    """Call `condition` until it returns something true, and return that.
+
+    Parameters
+    ----------
+    bound : float
+        Seconds after which the test fails with `what`.
+    """
+    deadline = time.monotonic() + bound
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {bound} s: {what or condition}; last value {value!r}")
+        time.sleep(0.005)
+
+
+def wait_event(event: threading.Event, bound: float = 10.0, what: str = "an event") -> None:
+    """Wait for a :class:`threading.Event`; the test fails when it is not set in `bound` seconds."""
+    assert event.wait(bound), f"not within {bound} s: {what}"
+
+
+# -- processes ---------------------------------------------------------------------------------------
+
+
+def process_table() -> dict[int, tuple[int, str]]:
+    """Every process of this machine: pid -> (parent's pid, state letter of proc(5))."""
+    table = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            table[int(entry)] = (int(fields[1]), fields[0])
+    return table
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process exists and is not a zombie."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+def descendants(pid: int) -> set[int]:
+    """All running descendants of a process."""
+    table = process_table()
+    children: dict[int, list[int]] = {}
+    for child, (parent, _) in table.items():
+        children.setdefault(parent, []).append(child)
+    found: set[int] = set()
+    unseen = [pid]
+    while unseen:
+        for child in children.get(unseen.pop(), ()):
+            unseen.append(child)
+            if table[child][1] not in "ZX":
+                found.add(child)
+    return found
+
+
+def wait_gone(pids: Collection[int], bound: float = 10.0) -> None:
+    """Wait until none of `pids` runs; the test fails naming those that still do."""
+
+    def remaining() -> list[str]:
+        return [f"{pid}: {command_of(pid)}" for pid in pids if is_running(pid)]
+
+    try:
+        wait_until(lambda: not remaining(), bound)
+    except AssertionError:
+        raise AssertionError(f"still running after {bound} s: {remaining()}") from None
+
+
+def command_of(pid: int) -> str:
+    """A process's command line, or "" where there is none."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+@contextmanager
+def script(source: str, directory: Path, **popen: object) -> Iterator[subprocess.Popen[str]]:
+    """Run Python source as a user's script, in its own session; killed at the end of the block.
+
+    Its stdin, stdout and stderr are pipes of text. The package under test is importable in it as
+    it is here.
+    """
+    path = directory / "user_script.py"
+    path.write_text(textwrap.dedent(source))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p) or str(PROJECT)}
+    arguments = {"cwd": directory, "env": environment, "start_new_session": True, **popen}
+    process = subprocess.Popen(
+        [sys.executable, str(path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        **arguments,  # type: ignore[call-overload]
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def run_script(source: str, directory: Path, bound: float = 60.0) -> subprocess.CompletedProcess[str]:
+    """Run Python source as a user's script to its end; the test fails if that takes too long."""
+    with script(source, directory) as process:
+        try:
+            out, err = process.communicate(timeout=bound)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+            raise AssertionError(f"script did not end in {bound} s; stdout {out!r}, stderr {err!r}") from None
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+# -- Flux --------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1)
+def flux_missing() -> str:
+    """Why tests against Flux cannot run here, or "" if they can."""
+    if shutil.which("flux") is None:
+        return "no `flux` command on PATH"
+    for module in ("flux", "yaml", "ply"):  # the last two are what the flux-python wheel forgets
+        if importlib.util.find_spec(module) is None:
+            return f"no Python module `{module}` (pip install 'parsl-flux-bulk[flux]')"
+    try:
+        version = subprocess.run(["flux", "version"], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"`flux version` does not work: {error}"
+    return "" if "commands" in version.stdout else "`flux version` printed nothing known"
+
+
+@contextmanager
+def flux_instance(*options: str) -> Iterator[str]:
+    """Run ``flux start`` with `options` and yield its URI; it ends with the block."""
+    process = subprocess.Popen(
+        ["flux", "start", *options, "sh", "-c", "echo $FLUX_URI; exec cat"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdin and process.stdout
+    LONG_LIVED.add(process.pid)
+    try:
+        uri = process.stdout.readline().strip()
+        assert uri, f"flux start ended with {process.wait(10)} and gave no URI"
+        yield uri
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+        LONG_LIVED.discard(process.pid)
+
+
+# -- leaks -------------------------------------------------------------------------------------------
+
+
+def own_threads() -> dict[int, threading.Thread]:
+    """The threads of this process that run now."""
+    return {thread.ident: thread for thread in threading.enumerate() if thread.ident is not None}
+
+
+def own_processes() -> dict[int, str]:
+    """Running descendants of this process that no session fixture owns: pid -> command line."""
+    owned = set(LONG_LIVED)
+    for pid in LONG_LIVED:
+        owned |= descendants(pid)
+    found = {pid: command_of(pid) for pid in descendants(os.getpid()) - owned}
+    # multiprocessing starts one for good at first use, on whoever's behalf.
+    return {pid: command for pid, command in found.items() if "multiprocessing.resource_tracker" not in command}
+
+
+def stack_of(thread: threading.Thread) -> str:
+    """Where a thread is now, as text."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    stack = "".join(traceback.format_stack(frame)) if frame else "  (gone)\n"
+    return f"thread {thread.name!r}:\n{stack}"
