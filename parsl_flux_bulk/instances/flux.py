@@ -1,0 +1,574 @@
+"""A Flux instance: attached to, or started and owned by us. The only module that imports ``flux``.
+
+Connection and completion each hold a handle of their own, because a Flux handle belongs to one
+thread. The completion's handle also carries the workers' channel: a dynamic service (RFC 12's
+``service.add``), to which a worker's first message is a streaming request, whose responses are our
+messages to that worker, and every further message is a request without a response.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import select
+import shutil
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
+from parsl_flux_bulk.instances.base import (
+    Capacity,
+    ChannelAddress,
+    Event,
+    JobEnded,
+    JobId,
+    JobRequest,
+    JobResult,
+    JobStatus,
+    PeerId,
+    PeerLost,
+    PeerMessage,
+    Refusal,
+)
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT = 60.0
+"""Seconds that an instance of our own may take to come up."""
+
+STOP_TIMEOUT = 15.0
+"""Seconds that an instance of our own may take to shut down before it is killed."""
+
+KEPT_FINISHED_JOBS = 1000
+"""Finished jobs that an instance of our own keeps: its memory grows with each (flux-core#7809)."""
+
+STDERR_TAIL_LINES = 20
+
+_LOST = {errno.ECONNRESET, errno.EPIPE, errno.ECONNREFUSED, errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTUNREACH}
+_LOST_HINT = "its broker ended, or the allocation that it ran in is over"
+_RESULT_STATUS = {1: JobStatus.COMPLETED, 2: JobStatus.FAILED, 4: JobStatus.CANCELED, 8: JobStatus.TIMEOUT}
+
+
+class FluxInstance:
+    """A Flux instance; made by :meth:`attach` or :meth:`own`."""
+
+    def __init__(self, uri: str | None, *, own: bool) -> None:
+        self._uri = uri
+        self._own = own
+        self._broker: subprocess.Popen[bytes] | None = None
+        self._description = "Flux, not started yet"
+
+    @classmethod
+    def attach(cls, uri: str | None = None) -> FluxInstance:
+        """Use a running instance.
+
+        Parameters
+        ----------
+        uri : str or None
+            ``local://…`` or ``ssh://…`` as flux-uri(1) prints; None means the enclosing instance
+            (``FLUX_URI``).
+        """
+        return cls(uri, own=False)
+
+    @classmethod
+    def own(cls) -> FluxInstance:
+        """Start an instance on this machine, which ends when we do, however we end."""
+        return cls(None, own=True)
+
+    @property
+    def description(self) -> str:
+        return self._description
+
+    @property
+    def uri(self) -> str | None:
+        """Where the instance is; None for the enclosing one, and before our own was started."""
+        return self._uri
+
+    def start(self) -> None:
+        _import_flux()
+        if self._own and self._broker is None:
+            self._start_broker()
+        try:
+            handle = _open(self._uri)
+        except OSError as error:
+            where = self._uri or os.environ.get("FLUX_URI") or "the enclosing instance (FLUX_URI is not set)"
+            raise InstanceUnavailable(
+                f"cannot attach to Flux at {where}: {error.strerror or error}. Give the URI that "
+                "`flux uri` or `echo $FLUX_URI` prints inside the instance, or run inside `flux alloc`."
+            ) from error
+        _refuse_guest(handle)
+        capacity = _capacity(handle)
+        self._description = (
+            f"Flux {handle.attr_get('version')} at {self._uri or handle.attr_get('local-uri')}"
+            f"{' (started by us)' if self._own else ''}: {capacity.nodes} node(s), "
+            f"{capacity.cores} core(s), {capacity.gpus} GPU(s)"
+        )
+
+    def connect(self) -> FluxConnection:
+        return FluxConnection(_open(self._uri))
+
+    def completion(self) -> FluxCompletion:
+        return FluxCompletion(_open(self._uri))
+
+    def job_name(self, job_id: JobId) -> str:
+        from flux.job import JobID
+
+        return str(JobID(job_id).f58)
+
+    def close(self) -> None:
+        broker, self._broker = self._broker, None
+        if broker is None:
+            return
+        assert broker.stdin is not None and broker.stdout is not None
+        broker.stdin.close()
+        try:
+            broker.wait(STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            logger.warning("our Flux instance %s did not end in %g s: killing it", self._uri, STOP_TIMEOUT)
+            _kill_group(broker)
+        broker.stdout.close()
+
+    def _start_broker(self) -> None:
+        flux = shutil.which("flux")
+        if flux is None:
+            raise InstanceUnavailable(
+                "cannot start a Flux instance: no `flux` command on PATH. Load the site's flux module, install "
+                "flux-core (conda-forge, Spack), or use instance='local'."
+            )
+        with tempfile.TemporaryFile() as stderr:
+            self._broker = subprocess.Popen(
+                [
+                    flux,
+                    "start",
+                    "-Sbroker.boot-method=single",
+                    f"--conf=job-manager.inactive-num-limit={KEPT_FINISHED_JOBS}",
+                    # cat ends, and the instance with it, when the other end of its stdin closes.
+                    *("sh", "-c", 'echo "$FLUX_URI"; exec cat >/dev/null'),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                # Ctrl-C at the terminal is ours to handle.
+                start_new_session=True,
+            )
+            self._uri = _read_line(self._broker, START_TIMEOUT)
+            if self._uri is None:
+                broker, self._broker = self._broker, None
+                code = broker.poll()
+                _kill_group(broker)
+                for pipe in (broker.stdin, broker.stdout):
+                    assert pipe is not None
+                    pipe.close()
+                stderr.seek(0)
+                said = stderr.read().decode(errors="replace").strip()
+                why = f"exited with status {code}" if code is not None else f"was not ready within {START_TIMEOUT:g} s"
+                raise InstanceUnavailable(f"`{flux} start` {why}: {said or 'it printed nothing'}")
+
+
+class FluxConnection:
+    """Submits and cancels over one handle; see :class:`~parsl_flux_bulk.instances.base.Connection`."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+
+    def submit(self, requests: Sequence[JobRequest]) -> list[JobId | Refusal]:
+        from flux.job import submit_async
+
+        in_flight: list[Any] = []
+        for request in requests:
+            try:
+                in_flight.append(
+                    submit_async(
+                        self._handle,
+                        request.jobspec,
+                        urgency=request.urgency,
+                        waitable=True,
+                        novalidate=request.trusted,
+                    )
+                )
+            except (OSError, ValueError) as error:
+                in_flight.append(_refusal(error))
+        return [self._collect(future) for future in in_flight]
+
+    def _collect(self, future: Any) -> JobId | Refusal:
+        if isinstance(future, Refusal):
+            return future
+        try:
+            return int(future.get_id())
+        except OSError as error:
+            return _refusal(error)
+
+    def cancel(self, job_ids: Sequence[JobId], reason: str) -> None:
+        from flux.job import cancel_async
+
+        in_flight = [cancel_async(self._handle, job_id, reason) for job_id in job_ids]
+        for future in in_flight:
+            try:
+                future.get()
+            except OSError as error:
+                _raise_if_lost(error)
+
+    def output(self, job_id: JobId) -> tuple[str, str]:
+        from flux.job import job_info_lookup
+
+        try:
+            log = job_info_lookup(self._handle, job_id, keys=["guest.output"]).get()["guest.output"]
+        except OSError as error:
+            _raise_if_lost(error)
+            return "", ""
+        return _streams(log)
+
+    def capacity(self) -> Capacity:
+        try:
+            return _capacity(self._handle)
+        except OSError as error:
+            _raise_if_lost(error)
+            raise
+
+    def close(self) -> None:
+        self._handle = None
+
+
+class FluxCompletion:
+    """Hears how jobs end, and serves the channel; see :class:`~parsl_flux_bulk.instances.base.Completion`."""
+
+    def __init__(self, handle: Any) -> None:
+        from flux.constants import FLUX_POLLIN
+        from flux.core.inner import ffi, lib
+
+        self._ffi, self._lib = ffi, lib
+        self._handle = handle
+        self._reactor = handle.get_reactor()
+        self._events: list[Event] = []
+        self._peers: dict[PeerId, Any] = {}
+        self._service = ""
+        self._watchers: list[Any] = []
+        self._waits: dict[JobId, Any] = {}
+        self._woken = False
+        self._expired = False
+        # poll() has its own time-out, so that it costs no reactor timer unless one is asked for.
+        self._timer = handle.timer_watcher_create(0.0, self._on_timer)
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._wake_watcher = handle.fd_watcher_create(self._wake_read, self._on_wake, FLUX_POLLIN)
+        self._wake_watcher.start()
+
+    # -- jobs ---------------------------------------------------------------------------------
+
+    def watch(self, job_id: JobId) -> None:
+        from flux.job import wait_async
+
+        self._waits[job_id] = wait_async(self._handle, job_id).then(self._on_wait, job_id)
+
+    def _on_wait(self, future: Any, job_id: JobId) -> None:
+        del self._waits[job_id]
+        try:
+            _, success, message = future.get_status()
+        except OSError as error:
+            self._end(job_id, JobResult(JobStatus.FAILED, exception="wait", note=error.strerror or str(error)))
+            return
+        if success:
+            self._end(job_id, JobResult(JobStatus.COMPLETED, exit_code=0))
+            return
+        from flux.job import result_async
+
+        note = message.decode(errors="replace") if isinstance(message, bytes) else str(message)
+        self._waits[job_id] = result_async(self._handle, job_id).then(self._on_result, job_id, note)
+
+    def _on_result(self, future: Any, job_id: JobId, note: str) -> None:
+        try:
+            result = _result(future.get_dict(), note)
+        except OSError:
+            # Our own instance forgets finished jobs; what the wait said is then all there is.
+            result = _result({}, note)
+        if not result.started:
+            del self._waits[job_id]
+            self._end(job_id, result)
+            return
+        from flux.job import job_info_lookup
+
+        lookup = job_info_lookup(self._handle, job_id, keys=["guest.output"])
+        self._waits[job_id] = lookup.then(self._on_output, job_id, result)
+
+    def _on_output(self, future: Any, job_id: JobId, result: JobResult) -> None:
+        del self._waits[job_id]
+        try:
+            _, stderr = _streams(future.get()["guest.output"])
+        except OSError:
+            stderr = ""
+        tail = "\n".join(stderr.splitlines()[-STDERR_TAIL_LINES:])
+        self._end(
+            job_id,
+            JobResult(
+                result.status, result.exit_code, result.signal, result.exception, result.note, result.started, tail
+            ),
+        )
+
+    def _end(self, job_id: JobId, result: JobResult) -> None:
+        self._events.append(JobEnded(job_id, result))
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def poll(self, timeout: float | None) -> list[Event]:
+        if self._handle is None:
+            raise InstanceLost("the connection to Flux is closed")
+        run, reactor, lib = self._lib.flux_reactor_run, self._reactor, self._lib
+        self._expired = False
+        if timeout is not None and timeout > 0 and not self._events:
+            self._timer.reset(after=timeout)
+        flags = lib.FLUX_REACTOR_NOWAIT if timeout == 0 else lib.FLUX_REACTOR_ONCE
+        while True:
+            before = len(self._events)
+            if run(reactor, flags) < 0:
+                self._raise_lost()
+            if timeout == 0 and len(self._events) == before:
+                break
+            # The reactor hands over one message a turn: take what else has arrived already.
+            if len(self._events) > before:
+                flags = lib.FLUX_REACTOR_NOWAIT
+                if len(self._events) < 512:
+                    continue
+                break
+            if self._events or self._woken or self._expired:
+                break
+        self._woken = False
+        if timeout:
+            self._timer.stop()
+        events, self._events = self._events, []
+        return events
+
+    def _raise_lost(self) -> None:
+        number = self._ffi.errno
+        type(self._handle).raise_if_exception()
+        raise InstanceLost(f"lost the connection to Flux ({os.strerror(number)}): {_LOST_HINT}")
+
+    def _on_timer(self, *_: Any) -> None:
+        self._expired = True
+
+    def _on_wake(self, *_: Any) -> None:
+        try:
+            while len(os.read(self._wake_read, 4096)) == 4096:
+                pass
+        except BlockingIOError:
+            pass
+        self._woken = True
+
+    def wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"\0")
+        except (BlockingIOError, OSError):
+            pass  # full: it is awake already; closed: nobody sleeps
+
+    # -- the channel --------------------------------------------------------------------------
+
+    def channel(self) -> ChannelAddress:
+        from flux.constants import FLUX_MSGTYPE_REQUEST
+
+        if not self._service:
+            service = f"flux-bulk-{uuid.uuid4().hex[:16]}"
+            self._handle.service_register(service).get()
+            self._service = service
+            for verb, callback in (
+                ("open", self._on_open),
+                ("send", self._on_send),
+                ("ping", self._on_ping),
+                ("disconnect", self._on_disconnect),
+            ):
+                watcher = self._handle.msg_watcher_create(callback, FLUX_MSGTYPE_REQUEST, f"{service}.{verb}")
+                watcher.start()
+                self._watchers.append(watcher)
+        environment = {"PARSL_FLUX_BULK_CHANNEL": f"flux:{self._handle.get_rank()}:{self._service}"}
+        library = _libflux_path()
+        if library:
+            environment["PARSL_FLUX_BULK_LIBFLUX"] = library
+        return ChannelAddress(environment)
+
+    def send(self, peer: PeerId, body: bytes) -> None:
+        message = self._peers.get(peer)
+        if message is not None:
+            self._lib.flux_respond_raw(self._handle.handle, message.handle, self._ffi.from_buffer(body), len(body))
+
+    def _on_open(self, _handle: Any, _watcher: Any, message: Any, _args: Any) -> None:
+        peer = self._sender(message)
+        self._peers[peer] = message
+        self._events.append(PeerMessage(peer, self._payload(message)))
+
+    def _on_send(self, _handle: Any, _watcher: Any, message: Any, _args: Any) -> None:
+        peer = self._sender(message)
+        if peer in self._peers:
+            self._events.append(PeerMessage(peer, self._payload(message)))
+
+    def _on_ping(self, _handle: Any, _watcher: Any, message: Any, _args: Any) -> None:
+        self._lib.flux_respond_raw(self._handle.handle, message.handle, self._ffi.NULL, 0)
+
+    def _on_disconnect(self, _handle: Any, _watcher: Any, message: Any, _args: Any) -> None:
+        peer = self._sender(message)
+        if self._peers.pop(peer, None) is not None:
+            self._events.append(PeerLost(peer))
+
+    def _sender(self, message: Any) -> PeerId:
+        return bytes(self._ffi.string(self._lib.flux_msg_route_first(message.handle)))
+
+    def _payload(self, message: Any) -> bytes:
+        data, size = self._ffi.new("const void *[1]"), self._ffi.new("size_t[1]")
+        if self._lib.flux_msg_get_payload(message.handle, data, size) < 0:
+            return b""
+        return bytes(self._ffi.buffer(data[0], size[0]))
+
+    def close(self) -> None:
+        if self._handle is None:
+            return
+        for message in self._peers.values():
+            self._lib.flux_respond_error(self._handle.handle, message.handle, errno.ENODATA, self._ffi.NULL)
+        self._peers.clear()
+        for watcher in (*self._watchers, self._wake_watcher, self._timer):
+            watcher.stop()
+            watcher.destroy()
+        self._watchers.clear()
+        for future in self._waits.values():
+            future.stop()
+        self._waits.clear()
+        self._handle = None
+        os.close(self._wake_read)
+        write, self._wake_write = self._wake_write, -1
+        os.close(write)
+
+
+# -- helpers ----------------------------------------------------------------------------------
+
+
+def _import_flux() -> None:
+    try:
+        import flux.job  # noqa: F401
+    except ImportError as error:
+        raise InstanceUnavailable(
+            f"Flux's Python bindings cannot be imported ({error}). Install the ones of the same version as "
+            "flux-core: pip install 'parsl-flux-bulk[flux]' 'flux-python==VERSION' (`flux version` prints it)."
+        ) from error
+
+
+def _open(uri: str | None) -> Any:
+    import flux
+
+    return flux.Flux(uri) if uri else flux.Flux()
+
+
+def _refuse_guest(handle: Any) -> None:
+    owner = int(handle.attr_get("security.owner"))
+    if owner != os.getuid():
+        raise InstanceUnavailable(
+            f"this Flux instance belongs to user id {owner}, and guests (you are {os.getuid()}) may not submit "
+            "waitable jobs. Get an instance of your own: run under `flux alloc` or `flux batch`."
+        )
+
+
+def _capacity(handle: Any) -> Capacity:
+    from flux.resource import resource_list
+
+    listed = resource_list(handle).get()
+    up = listed.up
+    return Capacity(nodes=up.nnodes, cores=up.ncores, gpus=up.ngpus)
+
+
+def _raise_if_lost(error: OSError) -> None:
+    if error.errno in _LOST:
+        raise InstanceLost(f"lost the connection to Flux ({error.strerror or error}): {_LOST_HINT}") from error
+
+
+def _refusal(error: OSError | ValueError) -> Refusal:
+    if isinstance(error, OSError):
+        _raise_if_lost(error)
+        return Refusal(error.strerror or str(error))
+    return Refusal(str(error))
+
+
+def _result(record: dict[str, Any], note: str) -> JobResult:
+    """Make a JobResult of what ``flux_job_result_get(3)`` returns and of the wait's message."""
+    status = _RESULT_STATUS.get(record.get("result", 2), JobStatus.FAILED)
+    exit_code, signal = _exit_of(record.get("waitstatus"), note)
+    return JobResult(
+        status,
+        exit_code=exit_code,
+        signal=signal,
+        exception=record.get("exception_type", ""),
+        note=record.get("exception_note", "") or note,
+        started="t_run" in record or not record,
+    )
+
+
+def _exit_of(status: int | None, note: str) -> tuple[int | None, int | None]:
+    """Tell an exit status from a signal.
+
+    flux-shell reports a task that a signal killed as exit status 128 + signal, and only the wait's
+    message ("task(s) Killed", against "task(s) exited with exit code 137") says which it was.
+    """
+    if status is None:
+        return None, None
+    if os.WIFSIGNALED(status):
+        return None, os.WTERMSIG(status)
+    code = os.WEXITSTATUS(status)
+    if code > 128 and "exit code" not in note:
+        return None, code - 128
+    return code, None
+
+
+def _streams(log: str) -> tuple[str, str]:
+    """Join the data events of an RFC 24 output eventlog into standard output and error."""
+    import base64
+
+    streams: dict[str, list[str]] = {"stdout": [], "stderr": []}
+    for line in log.splitlines():
+        event = json.loads(line)
+        if event.get("name") != "data":
+            continue
+        context = event["context"]
+        data = context.get("data", "")
+        if context.get("encoding") == "base64":
+            data = base64.b64decode(data).decode(errors="replace")
+        streams[context["stream"]].append(data * context.get("repeat", 1))
+    return "".join(streams["stdout"]), "".join(streams["stderr"])
+
+
+def _libflux_path() -> str:
+    """Where our own libflux-core was loaded from, for workers whose linker would not find it."""
+    try:
+        with open("/proc/self/maps") as maps:
+            for line in maps:
+                if "/libflux-core.so" in line:
+                    return line.split(maxsplit=5)[5].strip()
+    except OSError:
+        pass
+    return ""
+
+
+def _read_line(process: subprocess.Popen[bytes], timeout: float) -> str | None:
+    """Read one line of a process's output; None if it ends, or is late."""
+    assert process.stdout is not None
+    deadline = time.monotonic() + timeout
+    line = b""
+    while not line.endswith(b"\n"):
+        ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+        chunk = os.read(process.stdout.fileno(), 4096) if ready else b""
+        if not chunk:
+            if ready:
+                process.wait(5)
+            return None
+        line += chunk
+    return line.decode().strip()
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    import signal
+
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
