@@ -1,0 +1,1 @@
+"""Commands that people type. Each is a thin layer over a public class."""

@@ -1,0 +1,39 @@
+"""Install the Python bindings that fit the Flux on PATH; do nothing where there is no Flux.
+
+The bindings on PyPI (``flux-python``) load the machine's own ``libflux-core``, so their version
+should be that of flux-core. Not every version of flux-core has one of the same number: the nearest
+older one is taken then.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+
+
+def flux_version() -> str | None:
+    """Return the version of the ``flux`` command on PATH, such as "0.88.0"; None without one."""
+    if shutil.which("flux") is None:
+        return None
+    shown = subprocess.run(["flux", "version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"^commands:\s*(\d+\.\d+\.\d+)", shown, re.MULTILINE)
+    if found is None:
+        raise SystemExit(f"`flux version` names no version of its commands; it printed:\n{shown}")
+    return found[1]
+
+
+def main() -> int:
+    """Install, and return pip's exit status."""
+    version = flux_version()
+    if version is None:
+        print("no flux on PATH: its Python bindings are not installed")
+        return 0
+    # ply and pyyaml are needed by flux-python, whose wheel does not name them.
+    packages = [f"flux-python<={version}", "ply", "pyyaml"]
+    return subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *packages]).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
