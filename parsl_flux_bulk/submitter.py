@@ -1,0 +1,223 @@
+"""The batched asynchronous submission thread.
+
+Jobs come in through an inbox. The thread sleeps until there is something that it may do, takes all
+of it at once, and has every request of the batch in flight together. It keeps the number of jobs
+inside the instance bounded; the rest wait here, where waiting costs nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost
+from parsl_flux_bulk.instances.base import Capacity, Connection, JobId, JobRequest, JobResult, JobStatus, Refusal
+
+logger = logging.getLogger(__name__)
+
+MIN_ACTIVE_JOBS = 16
+"""Jobs kept inside the smallest instance: enough that it never runs dry between two batches, and few
+enough that its scheduler does not pay for a long queue (benchmarks/max_active.py)."""
+
+BATCH_LIMIT = 256
+
+
+class JobListener(Protocol):
+    """Hears of a job, in the completion thread."""
+
+    def job_submitted(self, job: Job) -> None:
+        """The instance accepted the job; ``job.job_id`` is known."""
+
+    def job_ended(self, job: Job, result: JobResult) -> None:
+        """The job ended. Called exactly once for every job, also for one that was refused."""
+
+
+class Job:
+    """One job on its way through the pipeline.
+
+    Attributes
+    ----------
+    request : JobRequest
+    job_id : int or None
+        Known once the instance accepted the job.
+    t_submit, t_end : float or None
+        Seconds since the epoch: when the instance accepted it, when we heard of its end.
+    """
+
+    __slots__ = ("__weakref__", "dropped", "ended", "job_id", "listener", "request", "t_end", "t_submit")
+
+    def __init__(self, request: JobRequest, listener: JobListener) -> None:
+        self.request = request
+        self.listener = listener
+        self.job_id: JobId | None = None
+        self.t_submit: float | None = None
+        self.t_end: float | None = None
+        self.ended = False
+        self.dropped = False
+
+
+class Submitter:
+    """The submission thread's state.
+
+    Parameters
+    ----------
+    connect : callable
+        Opens the thread's connection.
+    opened : callable
+        Called once, in the thread, with the instance's capacity.
+    accepted : callable
+        Called in the thread with each batch's jobs and what became of them.
+    dropped : callable
+        Called in the thread with a job that was cancelled before it was submitted, and the reason.
+    lost : callable
+        Called in the thread, once, when the instance is gone; the thread then ends.
+    max_active_jobs : int or None
+        Bound on the jobs inside the instance; None means twice its cores, at least MIN_ACTIVE_JOBS.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Connection],
+        *,
+        opened: Callable[[Capacity], None],
+        accepted: Callable[[list[tuple[Job, JobId | Refusal]]], None],
+        dropped: Callable[[Job, str], None],
+        lost: Callable[[InstanceLost], None],
+        max_active_jobs: int | None,
+    ) -> None:
+        self._connect = connect
+        self._opened = opened
+        self._accepted = accepted
+        self._dropped = dropped
+        self._lost = lost
+        self._max_active = max_active_jobs
+        self._changed = threading.Condition()
+        self._pending: deque[Job] = deque()
+        self._cancels: deque[tuple[Job, str]] = deque()
+        self._active = 0
+        self._closed = False
+
+    # -- any thread ---------------------------------------------------------------------------
+
+    def put(self, job: Job) -> None:
+        """Enqueue a job."""
+        with self._changed:
+            if self._closed:
+                raise ExecutorClosed("no jobs can be submitted after shutdown")
+            self._pending.append(job)
+            self._changed.notify()
+
+    def cancel(self, job: Job, reason: str) -> None:
+        """Cancel a job, wherever it is on its way."""
+        with self._changed:
+            self._cancels.append((job, reason))
+            self._changed.notify()
+
+    def release(self, count: int) -> None:
+        """Say that so many jobs left the instance."""
+        with self._changed:
+            self._active -= count
+            if self._pending:
+                self._changed.notify()
+
+    def close(self) -> list[Job]:
+        """End the thread after its current batch; return the jobs that were never submitted."""
+        with self._changed:
+            self._closed = True
+            left = list(self._pending)
+            self._pending.clear()
+            self._changed.notify()
+        return left
+
+    @property
+    def backlog(self) -> int:
+        """Jobs waiting on our side."""
+        return len(self._pending)
+
+    @property
+    def active(self) -> int:
+        """Jobs inside the instance."""
+        return self._active
+
+    # -- the thread ---------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Submit and cancel until closed."""
+        try:
+            connection = self._connect()
+            try:
+                capacity = connection.capacity()
+                if self._max_active is None:
+                    self._max_active = max(MIN_ACTIVE_JOBS, 2 * capacity.cores)
+                self._opened(capacity)
+                while self._next(connection):
+                    pass
+            finally:
+                connection.close()
+        except InstanceLost as error:
+            self._lost(error)
+        except Exception as error:
+            logger.exception("the submission thread failed")
+            self._lost(InstanceLost(f"the submission thread failed: {error!r}"))
+
+    def _next(self, connection: Connection) -> bool:
+        batch, cancels, closed = self._take()
+        if batch:
+            self._submit(connection, batch)
+        if cancels:
+            self._cancel(connection, cancels)
+        return not (closed and not cancels)
+
+    def _take(self) -> tuple[list[Job], list[tuple[Job, str]], bool]:
+        """Sleep until there is something to do, then take all of it."""
+        assert self._max_active is not None
+        with self._changed:
+            while not (self._closed or self._cancels or (self._pending and self._active < self._max_active)):
+                self._changed.wait()
+            batch: list[Job] = []
+            room = min(self._max_active - self._active, BATCH_LIMIT)
+            while self._pending and len(batch) < room:
+                job = self._pending.popleft()
+                if not job.dropped:
+                    batch.append(job)
+            self._active += len(batch)
+            cancels = list(self._cancels)
+            self._cancels.clear()
+            return batch, cancels, self._closed
+
+    def _submit(self, connection: Connection, batch: list[Job]) -> None:
+        answers = connection.submit([job.request for job in batch])
+        refused = 0
+        for job, answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Refusal):
+                refused += 1
+            else:
+                job.job_id = answer
+        if refused:
+            self.release(refused)
+        self._accepted(list(zip(batch, answers, strict=True)))
+
+    def _cancel(self, connection: Connection, cancels: list[tuple[Job, str]]) -> None:
+        by_reason: dict[str, list[JobId]] = {}
+        for job, reason in cancels:
+            if job.job_id is None:
+                if not job.dropped:
+                    job.dropped = True
+                    self._dropped(job, reason)
+            elif not job.ended:
+                by_reason.setdefault(reason, []).append(job.job_id)
+        for reason, job_ids in by_reason.items():
+            connection.cancel(job_ids, reason)
+
+
+def canceled(reason: str) -> JobResult:
+    """The result of a job that was cancelled before the instance had it."""
+    return JobResult(JobStatus.CANCELED, exception="cancel", note=reason, started=False)
+
+
+def refused(reason: str) -> JobResult:
+    """The result of a job that the instance did not accept."""
+    return JobResult(JobStatus.FAILED, exception="submit", note=reason, started=False)
