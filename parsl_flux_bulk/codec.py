@@ -1,0 +1,333 @@
+"""How a call and its outcome are serialised; used on both sides, standard library only.
+
+A *function* travels apart from its calls, so that it travels once. Every payload begins with one
+byte that says how to read the rest:
+
+====  =====================================================================================
+``P``  pickle, protocol 5
+``D``  dill, for what pickle cannot carry: lambdas, closures, whatever lives in ``__main__``
+``F``  Parsl's serializer facade, used only if the user registered a serializer with it
+====  =====================================================================================
+
+An *outcome* is one byte, and what it says:
+
+====  =====================================================================================
+``R``  a result: a payload as above
+``E``  an exception that the task raised: the pickled chain of :func:`_describe`
+``N``  something could not be serialised or deserialised in the worker: a pickled sentence
+``X``  the task called ``sys.exit``: a pickled exit status
+====  =====================================================================================
+
+The worker must not import Parsl, nor dill before a payload needs it: on a node full of workers,
+every import is thousands of file-system calls.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+from types import FunctionType
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Any
+
+PICKLE, DILL, FACADE = b"P", b"D", b"F"
+RESULT, RAISED, NOT_SERIALIZABLE, EXITED = b"R", b"E", b"N", b"X"
+
+_PROTOCOL = 5
+
+
+class _InMain(Exception):
+    """Something of ``__main__`` was met, which pickle would only name, not carry."""
+
+
+class _Pickler(pickle.Pickler):
+    """Plain pickle that stops at functions and classes of ``__main__``."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if (kind is FunctionType or issubclass(kind, type)) and obj.__module__ == "__main__":
+            raise _InMain
+        return NotImplemented
+
+
+class _ResultPickler(pickle.Pickler):
+    """Plain pickle for the way back: a class of the user's ``__main__`` is named *and* carried.
+
+    The user's script has the real class, and ``except MyError`` or ``isinstance`` there must see
+    that one, not a copy of a copy.
+    """
+
+    def reducer_override(self, obj: Any) -> Any:
+        kind = type(obj)
+        if kind is FunctionType and obj.__module__ == "__main__":
+            raise _InMain
+        if issubclass(kind, type) and obj.__module__ == "__main__":
+            import dill
+
+            return _class_of_main, (obj.__qualname__, dill.dumps(obj))
+        return NotImplemented
+
+
+def _class_of_main(qualname: str, carried: bytes) -> Any:
+    found: Any = sys.modules["__main__"]
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    if isinstance(found, type):
+        return found
+    import dill
+
+    return dill.loads(carried)
+
+
+def dumps(obj: object, pickler: type[pickle.Pickler] = _Pickler) -> bytes:
+    """Serialise with pickle where it can carry the object, else with dill.
+
+    Raises
+    ------
+    Exception
+        Whatever dill raises for what neither can carry.
+    """
+    buffer = io.BytesIO()
+    buffer.write(PICKLE)
+    try:
+        pickler(buffer, _PROTOCOL).dump(obj)
+    except Exception:
+        import dill
+
+        return DILL + dill.dumps(obj, protocol=_PROTOCOL)
+    return buffer.getvalue()
+
+
+def loads(payload: bytes | memoryview) -> Any:
+    """Read what `dumps` wrote."""
+    kind, body = bytes(payload[:1]), memoryview(payload)[1:]
+    if kind == PICKLE:
+        return pickle.loads(body)
+    if kind == DILL:
+        import dill
+
+        return dill.loads(bytes(body))
+    if kind == FACADE:
+        from parsl.serialize import deserialize
+
+        return deserialize(bytes(body))
+    raise ValueError(f"unknown payload kind {kind!r}; expected one of P, D, F")
+
+
+# -- in the worker ----------------------------------------------------------------------------
+
+
+def load_function(payload: bytes | memoryview) -> Callable[..., Any]:
+    """Read a function; raises whatever its deserialisation raises."""
+    function: Callable[..., Any] = loads(payload)
+    return function
+
+
+def load_call(call: bytes | memoryview) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Read a call's arguments."""
+    if call[:1] == FACADE:
+        size = int.from_bytes(call[1:9], "little")
+        return loads(FACADE + bytes(call[9 : 9 + size])), loads(FACADE + bytes(call[9 + size :]))
+    args, kwargs = loads(call)
+    return args, kwargs
+
+
+def run(function: Callable[..., Any], call: bytes | memoryview) -> bytes:
+    """Make a call and return its outcome; raises nothing that the call raises."""
+    try:
+        args, kwargs = load_call(call)
+    except Exception as error:
+        return _unreadable("arguments", error)
+    try:
+        result = function(*args, **kwargs)
+    except SystemExit as error:
+        return EXITED + pickle.dumps(_exit_status(error.code))
+    except BaseException as error:
+        return raised(error)
+    try:
+        return RESULT + dumps(result, _ResultPickler)
+    except Exception as error:
+        kind = f"{type(result).__module__}.{type(result).__qualname__}"
+        return NOT_SERIALIZABLE + pickle.dumps(
+            f"the result, of type {kind}, cannot be serialised ({type(error).__name__}: {error}); "
+            "return plain data, or write it to a file and return the path"
+        )
+
+
+def function_failure(error: BaseException) -> bytes:
+    """The outcome of every call of a function that could not be deserialised."""
+    return _unreadable("function", error)
+
+
+def _unreadable(what: str, error: BaseException) -> bytes:
+    return NOT_SERIALIZABLE + pickle.dumps(
+        f"the {what} cannot be deserialised in the worker ({type(error).__name__}: {error}); modules that the "
+        "call needs must be importable there"
+    )
+
+
+def raised(error: BaseException) -> bytes:
+    """The outcome of a call that raised; the frame of `run` itself is left out."""
+    traceback = error.__traceback__
+    return RAISED + pickle.dumps(_describe(error, traceback.tb_next if traceback else None, set()))
+
+
+def _exit_status(code: object) -> int:
+    if code is None:
+        return 0
+    return code if isinstance(code, int) else 1
+
+
+def _describe(error: BaseException, traceback: TracebackType | None, seen: set[int]) -> dict[str, Any]:
+    """Describe an exception and its causes in plain data, beside its own pickle."""
+    seen.add(id(error))
+    frames = []
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        module = traceback.tb_frame.f_globals.get("__name__", "")
+        frames.append((code.co_filename, code.co_name, traceback.tb_lineno, module))
+        traceback = traceback.tb_next
+    linked: dict[str, Any] = {}
+    for link in ("__cause__", "__context__"):
+        other = getattr(error, link)
+        if other is not None and id(other) not in seen:
+            linked[link] = _describe(other, other.__traceback__, seen)
+    return {
+        "pickled": _pickled(error),
+        "type": f"{type(error).__module__}.{type(error).__qualname__}",
+        "text": _text_of(error),
+        "frames": frames,
+        "linked": linked,
+        "suppress": error.__suppress_context__,
+    }
+
+
+def _pickled(error: BaseException) -> bytes | None:
+    """Pickle an exception so that it can certainly be read again, or return None."""
+    for candidate in (error, _WithoutInit(error)):
+        try:
+            pickled = dumps(candidate, _ResultPickler)
+            loads(pickled)
+        except Exception:
+            continue
+        return pickled
+    return None
+
+
+class _WithoutInit:
+    """Pickles as an exception that is rebuilt without calling its ``__init__``.
+
+    The default way calls it with ``args``, which fails for every class whose ``__init__`` takes
+    something else than it hands on.
+    """
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __reduce__(self) -> Any:
+        return _rebuild_without_init, (type(self.error), self.error.args, self.error.__dict__)
+
+
+def _rebuild_without_init(
+    cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]
+) -> BaseException:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "(its own text cannot be made)"
+
+
+# -- in the executor --------------------------------------------------------------------------
+
+
+def is_failure(outcome: bytes | memoryview) -> bool:
+    """Whether an outcome is anything but a result."""
+    return outcome[:1] != RESULT
+
+
+def read_outcome(outcome: bytes) -> tuple[Any, BaseException | None]:
+    """Read an outcome.
+
+    Returns
+    -------
+    (result, None) or (None, exception)
+        NotSerializable, RemoteError and TaskCrashed tell of what is not the task's own exception.
+    """
+    from parsl_flux_bulk.errors import NotSerializable, TaskCrashed
+
+    kind, body = outcome[:1], memoryview(outcome)[1:]
+    if kind == RESULT:
+        try:
+            return loads(body), None
+        except Exception as error:
+            lost = NotSerializable(f"the result cannot be deserialised here ({type(error).__name__}: {error})")
+            lost.__cause__ = error
+            return None, lost
+    if kind == RAISED:
+        return None, _rebuild(pickle.loads(body))
+    if kind == EXITED:
+        status = pickle.loads(body)
+        return None, TaskCrashed(f"the task called sys.exit({status}) instead of returning", exit_code=status)
+    return None, NotSerializable(pickle.loads(body))
+
+
+def _rebuild(record: dict[str, Any]) -> BaseException:
+    error = _unpickled(record)
+    for link, other in record["linked"].items():
+        setattr(error, link, _rebuild(other))
+    # Setting __cause__ sets this too; what the task said counts.
+    error.__suppress_context__ = record["suppress"]
+    return error.with_traceback(_traceback(record["frames"]))
+
+
+def _unpickled(record: dict[str, Any]) -> BaseException:
+    from parsl_flux_bulk.errors import RemoteError
+
+    why = "it cannot be pickled"
+    if record["pickled"] is not None:
+        try:
+            error = loads(record["pickled"])
+        except Exception as failure:
+            why = f"{type(failure).__name__}: {failure}"
+        else:
+            if isinstance(error, Exception):
+                return error
+            why = "only subclasses of Exception are raised here" if isinstance(error, BaseException) else "it is none"
+    lines = [f'  File "{file}", line {line}, in {name}' for file, name, line, _ in record["frames"]]
+    return RemoteError(
+        f"{record['type']}: {record['text']} (this exception cannot be rebuilt here: {why})",
+        type_name=record["type"],
+        traceback="\n".join(lines),
+    )
+
+
+def _traceback(frames: list[tuple[str, str, int, str]]) -> TracebackType | None:
+    from tblib import Traceback
+
+    described: dict[str, Any] | None = None
+    for file, name, line, module in reversed(frames):
+        described = {
+            "tb_frame": {
+                "f_globals": {"__name__": module, "__file__": file},
+                "f_code": {"co_filename": file, "co_name": name},
+                "f_lineno": line,
+            },
+            "tb_lineno": line,
+            "tb_next": described,
+        }
+    if described is None:
+        return None
+    traceback: TracebackType = Traceback.from_dict(described).as_traceback()
+    return traceback
