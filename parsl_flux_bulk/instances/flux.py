@@ -15,9 +15,11 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 import uuid
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,6 +51,9 @@ KEPT_FINISHED_JOBS = 1000
 """Finished jobs that an instance of our own keeps: its memory grows with each (flux-core#7809)."""
 
 STDERR_TAIL_LINES = 20
+
+CHANNEL_VARIABLE = "PARSL_FLUX_BULK_CHANNEL"
+"""In the environment of every job of an executor, and of no other: unique to it."""
 
 _LOST = {errno.ECONNRESET, errno.EPIPE, errno.ECONNREFUSED, errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTUNREACH}
 _LOST_HINT = "its broker ended, or the allocation that it ran in is over"
@@ -114,7 +119,8 @@ class FluxInstance:
         return FluxConnection(_open(self._uri))
 
     def completion(self) -> FluxCompletion:
-        return FluxCompletion(_open(self._uri))
+        # An instance of our own takes its jobs with it; in another's they need somebody to end them.
+        return FluxCompletion(_open(self._uri), guarded=not self._own)
 
     def job_name(self, job_id: JobId) -> str:
         from flux.job import JobID
@@ -157,6 +163,7 @@ class FluxInstance:
                 # Ctrl-C at the terminal is ours to handle.
                 start_new_session=True,
             )
+            close_in_forks(self._broker)
             self._uri = _read_line(self._broker, START_TIMEOUT)
             if self._uri is None:
                 broker, self._broker = self._broker, None
@@ -238,7 +245,7 @@ class FluxConnection:
 class FluxCompletion:
     """Hears how jobs end, and serves the channel; see :class:`~parsl_flux_bulk.instances.base.Completion`."""
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, *, guarded: bool) -> None:
         from flux.constants import FLUX_POLLIN
         from flux.core.inner import ffi, lib
 
@@ -248,6 +255,8 @@ class FluxCompletion:
         self._events: list[Event] = []
         self._peers: dict[PeerId, Any] = {}
         self._service = ""
+        self._guarded = guarded
+        self._guard: subprocess.Popen[bytes] | None = None
         self._watchers: list[Any] = []
         self._waits: dict[JobId, Any] = {}
         self._woken = False
@@ -384,7 +393,10 @@ class FluxCompletion:
                 watcher = self._handle.msg_watcher_create(callback, FLUX_MSGTYPE_REQUEST, f"{service}.{verb}")
                 watcher.start()
                 self._watchers.append(watcher)
-        environment = {"PARSL_FLUX_BULK_CHANNEL": f"flux:{self._handle.get_rank()}:{self._service}"}
+        address = f"flux:{self._handle.get_rank()}:{self._service}"
+        if self._guarded and self._guard is None:
+            self._guard = _start_guard(self._handle.attr_get("local-uri"), address)
+        environment = {CHANNEL_VARIABLE: address}
         library = _libflux_path()
         if library:
             environment["PARSL_FLUX_BULK_LIBFLUX"] = library
@@ -425,6 +437,8 @@ class FluxCompletion:
     def close(self) -> None:
         if self._handle is None:
             return
+        if self._guard is not None:
+            _dismiss(self._guard)
         for message in self._peers.values():
             self._lib.flux_respond_error(self._handle.handle, message.handle, errno.ENODATA, self._ffi.NULL)
         self._peers.clear()
@@ -546,6 +560,64 @@ def _libflux_path() -> str:
     except OSError:
         pass
     return ""
+
+
+def _start_guard(uri: str, address: str) -> subprocess.Popen[bytes]:
+    """Start what cancels our jobs if we die without a word; it sleeps in the shell until then."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    program = (
+        f"import sys; sys.path.append({root!r}); "
+        f"from parsl_flux_bulk.instances.flux import cancel_jobs_of; cancel_jobs_of({uri!r}, {address!r})"
+    )
+    guard = subprocess.Popen(
+        ["sh", "-c", 'read -r _ && exit; exec "$@"', "sh", sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    close_in_forks(guard)
+    return guard
+
+
+def _dismiss(guard: subprocess.Popen[bytes]) -> None:
+    assert guard.stdin is not None
+    try:
+        guard.stdin.write(b"done\n")
+        guard.stdin.close()
+    except BrokenPipeError:
+        pass
+    guard.wait()
+
+
+def cancel_jobs_of(uri: str, address: str) -> None:
+    """Cancel every active job of the executor whose channel has this address.
+
+    Runs in the guard, after the executor's process is gone. Which jobs were its is read from their
+    jobspecs, since one may have been submitted in the instant before the end.
+    """
+    from flux.job import JobList, cancel_async, job_kvs_lookup
+
+    handle = _open(uri)
+    for _ in range(2):  # once more, for a request to submit that was on its way
+        for job in JobList(handle, filters=["active"], max_entries=0).jobs():
+            found = job_kvs_lookup(handle, job.id, keys=["jobspec"])
+            system = found["jobspec"]["attributes"]["system"] if found else {}
+            if system.get("environment", {}).get(CHANNEL_VARIABLE) == address:
+                cancel_async(handle, job.id, "the executor's process was killed").wait_for()
+        time.sleep(1)
+
+
+def close_in_forks(process: subprocess.Popen[bytes]) -> None:
+    """Keep a fork of this process from holding the pipe whose end tells `process` that we died."""
+    reference = weakref.ref(process)
+
+    def close() -> None:
+        process = reference()
+        if process is not None and process.stdin is not None and not process.stdin.closed:
+            os.close(process.stdin.fileno())
+
+    os.register_at_fork(after_in_child=close)
 
 
 def _read_line(process: subprocess.Popen[bytes], timeout: float) -> str | None:
