@@ -1,0 +1,84 @@
+"""Flux standard durations (RFC 23), and nothing else.
+
+A duration is a number with one of the units ``ms``, ``s``, ``m``, ``h``, ``d``; without a unit it
+means seconds. Note that ``flux run --time-limit`` alone reads a bare number as *minutes*; jobspecs
+and this package never do.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import operator
+import re
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
+_DURATION = re.compile(r"([0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?)(ms|s|m|h|d|)")
+_ADVICE = "must be seconds as a number, or a Flux standard duration such as '30s', '5m', '1.5h' or '2d'"
+
+
+def parse_duration(value: object) -> float:
+    """Read a duration.
+
+    Parameters
+    ----------
+    value : str, int, float or datetime.timedelta
+        A Flux standard duration, or a number of seconds.
+
+    Returns
+    -------
+    float
+        Seconds, finite, 0 or more.
+
+    Raises
+    ------
+    ValueError
+        Says what a duration must look like.
+
+    See also
+    --------
+    RFC 23, https://flux-framework.readthedocs.io/projects/flux-rfc/en/latest/spec_23.html
+    """
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value)
+        if match is None:
+            raise ValueError(_ADVICE)
+        seconds = float(match[1]) * _UNITS[match[2]]
+    elif isinstance(value, datetime.timedelta):
+        seconds = value.total_seconds()
+    else:
+        seconds = _number(value)
+    if not math.isfinite(seconds):
+        raise ValueError("must be finite; leave it out, or say 0, for no limit")
+    if seconds < 0:
+        raise ValueError("must not be negative; 0 is no limit")
+    return seconds
+
+
+def _number(value: object) -> float:
+    if isinstance(value, float):
+        return value
+    try:
+        if not isinstance(value, bool):
+            return float(operator.index(value))  # type: ignore[arg-type]
+    except (TypeError, OverflowError):
+        pass
+    raise ValueError(_ADVICE)
+
+
+def format_duration(seconds: float) -> str:
+    """Write seconds as the Flux standard duration with the largest unit that is at most its size.
+
+    Examples
+    --------
+    >>> format_duration(5400)
+    '1.5h'
+    >>> format_duration(0.25)
+    '250ms'
+    """
+    if seconds == 0:
+        return "0s"
+    for unit in ("d", "h", "m", "s"):
+        if seconds >= _UNITS[unit]:
+            return f"{seconds / _UNITS[unit]:.6g}{unit}"
+    return f"{seconds * 1000:.6g}ms"
