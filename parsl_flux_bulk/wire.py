@@ -65,6 +65,11 @@ class WireError(ValueError):
     """Bytes that are no message, or a frame in a place where it cannot be."""
 
 
+def too_long(what: str, length: int) -> str:
+    """Return the sentence about a payload of more than `MAX_PAYLOAD` bytes."""
+    return f"a {what} of {length} bytes is too long to send, at most {MAX_PAYLOAD} are possible: use a file"
+
+
 def encode(kind: int, slot: int = 0, id: int = 0, payload: bytes = b"") -> bytes:
     """Return one frame.
 
@@ -75,7 +80,7 @@ def encode(kind: int, slot: int = 0, id: int = 0, payload: bytes = b"") -> bytes
     """
     length = len(payload)
     if length > MAX_PAYLOAD:
-        raise WireError(f"a payload of {length} bytes is too long to send: the most is {MAX_PAYLOAD}")
+        raise WireError(too_long("payload", length))
     return HEADER.pack(kind, slot, id, length) + payload
 
 
@@ -89,7 +94,7 @@ def encode_task(slot: int, task_id: int, function_id: int, call: bytes) -> bytes
     """
     length = FUNCTION_ID_SIZE + len(call)
     if length > MAX_PAYLOAD:
-        raise WireError(f"a call of {length} bytes is too long to send: the most is {MAX_PAYLOAD}")
+        raise WireError(too_long("call", length))
     return b"".join((HEADER.pack(TASK, slot, task_id, length), FUNCTION_ID.pack(function_id), call))
 
 

@@ -1,0 +1,65 @@
+"""What a job runs that carries Python: ``python .../parsl_flux_bulk/worker.py``, by path.
+
+The environment says the rest: ``PARSL_FLUX_BULK_MODE`` is ``pool`` (a node of a worker job,
+:mod:`parsl_flux_bulk.pool`) or ``task`` (a rank of a task job, :mod:`parsl_flux_bulk.rank`), and
+:mod:`parsl_flux_bulk.channel` lists how the executor is reached.
+
+By path, so that it is this very version that runs, whatever is installed where the job runs, and so that
+nothing has to be installed there. What this file does is make room for the user's code: nothing of ours may
+stand before the user's modules on ``sys.path``, nor in the ``__main__`` that functions are rebuilt in.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+MODE = "PARSL_FLUX_BULK_MODE"
+
+
+def import_own_package() -> None:
+    """Import the package that this file belongs to, leaving no trace of it on ``sys.path``."""
+    directory = os.path.dirname(os.path.abspath(__file__))
+    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+        # The interpreter put this directory first: `import codec` would find ours, not the user's.
+        del sys.path[0]
+    sys.path.insert(0, os.path.dirname(directory))
+    try:
+        import parsl_flux_bulk  # noqa: F401  (its submodules are found through it from now on)
+    finally:
+        del sys.path[0]
+
+
+def clean_main() -> None:
+    """Give functions that are rebuilt as living in ``__main__`` an empty one.
+
+    Without a file of its own, it also keeps ``multiprocessing`` from running this script again.
+    """
+    sys.modules["__main__"] = type(sys)("__main__")
+
+
+def main() -> int:
+    """Run what the environment says; return the exit status."""
+    mode = os.environ.get(MODE)
+    import_own_package()
+    clean_main()
+    from parsl_flux_bulk.channel import ChannelLost
+
+    try:
+        if mode == "pool":
+            from parsl_flux_bulk import pool
+
+            return pool.main()
+        if mode == "task":
+            from parsl_flux_bulk import rank
+
+            return rank.main()
+    except ChannelLost as error:
+        print(f"worker.py: {error}", file=sys.stderr)
+        return 1
+    print(f"worker.py: {MODE} is {mode!r}: expected 'pool' or 'task'", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""The executor's end of the channel for tests of what runs inside jobs: a Unix socket and no thread."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from helpers import PROJECT
+
+from parsl_flux_bulk import wire
+
+LENGTH = struct.Struct("<Q")
+WORKER = PROJECT / "parsl_flux_bulk" / "worker.py"
+
+
+class Frame:
+    """One frame that a peer sent."""
+
+    def __init__(self, kind: int, slot: int, id: int, payload: bytes) -> None:
+        self.kind, self.slot, self.id, self.payload = kind, slot, id, payload
+
+    @property
+    def json(self) -> dict[str, object]:
+        return wire.decode_json(self.payload)
+
+    def __repr__(self) -> str:
+        return f"Frame({self.kind}, slot={self.slot}, id={self.id}, {self.payload[:60]!r})"
+
+
+class Peer:
+    """One connected peer; `frames` is all that it has said so far."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        connection.setblocking(False)
+        self.frames: list[Frame] = []
+        self.messages = 0
+        self.closed = False
+        self._buffer = bytearray()
+
+    def send(self, *frames: bytes) -> None:
+        """Send one message, reading meanwhile, so that neither end waits for the other."""
+        body = b"".join(frames)
+        left = memoryview(LENGTH.pack(len(body)) + body)
+        while left:
+            try:
+                left = left[self.connection.send(left) :]
+            except BlockingIOError:
+                select.select([self.connection], [self.connection], [], 10)
+                self.read()
+
+    def read(self) -> None:
+        while not self.closed:
+            try:
+                data = self.connection.recv(1 << 20)
+            except BlockingIOError:
+                break
+            except ConnectionResetError:
+                data = b""
+            self.closed = not data
+            self._buffer += data
+        while len(self._buffer) >= 8:
+            (length,) = LENGTH.unpack_from(self._buffer)
+            if len(self._buffer) < 8 + length:
+                break
+            message = bytes(self._buffer[8 : 8 + length])
+            del self._buffer[: 8 + length]
+            self.messages += 1
+            self.frames += [Frame(k, s, i, bytes(p)) for k, s, i, p in wire.frames(message)]
+
+    def until(self, condition: Callable[[], object], bound: float = 20.0, what: str = "") -> None:
+        """Read until `condition` holds; the test fails if it does not within `bound` seconds."""
+        deadline = time.monotonic() + bound
+        while True:
+            self.read()
+            if condition():
+                return
+            left = deadline - time.monotonic()
+            assert left > 0, f"not within {bound} s: {what or condition}; last frames {self.frames[-5:]}"
+            assert not self.closed, f"the peer closed before {what or condition}; frames {self.frames[-5:]}"
+            select.select([self.connection], [], [], min(left, 1.0))
+
+    def until_closed(self, bound: float = 20.0) -> None:
+        deadline = time.monotonic() + bound
+        while not self.closed:
+            assert time.monotonic() < deadline, f"still connected after {bound} s"
+            select.select([self.connection], [], [], 0.1)
+            self.read()
+
+    def of(self, *kinds: int) -> list[Frame]:
+        return [frame for frame in self.frames if frame.kind in kinds]
+
+    def get(self, kind: int, count: int = 1, bound: float = 20.0) -> list[Frame]:
+        """Wait for at least `count` frames of a kind."""
+        self.until(lambda: len(self.of(kind)) >= count, bound, f"{count} frames of kind {kind}")
+        return self.of(kind)
+
+
+class ExecutorEnd:
+    """Listens as the embedded instance does, and starts ``worker.py`` as a job would."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "channel"
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(str(self.path))
+        self.listener.listen()
+        self.listener.settimeout(20)
+        self.peers: list[Peer] = []
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.environment = {
+            **os.environ,
+            "PARSL_FLUX_BULK_CHANNEL": f"unix:{self.path}",
+            "PARSL_FLUX_BULK_TOKEN": "4711",
+        }
+
+    def start(self, mode: str, **more: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [sys.executable, str(WORKER)],
+            env={**self.environment, "PARSL_FLUX_BULK_MODE": mode, **more},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def accept(self) -> Peer:
+        """Wait for a connection and its HELLO."""
+        peer = Peer(self.listener.accept()[0])
+        self.peers.append(peer)
+        peer.get(wire.HELLO)
+        return peer
+
+    def close(self) -> None:
+        self.listener.close()
+        for peer in self.peers:
+            peer.connection.close()
+        for process in self.processes:
+            try:
+                process.communicate(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+
+
+@contextmanager
+def executor_end(directory: Path) -> Iterator[ExecutorEnd]:
+    end = ExecutorEnd(directory)
+    try:
+        yield end
+    finally:
+        end.close()
