@@ -21,7 +21,6 @@ import functools
 import os
 import re
 import string
-from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -79,9 +78,8 @@ def _apply(rule: str, result: Environment, environ: dict[str, str]) -> None:
     elif "{{" in value:
         templates[name] = value
     else:
-        known: ChainMap[str, object] = ChainMap({}, variables, environ)
         try:
-            variables[name] = string.Template(value).substitute(known)
+            variables[name] = string.Template(value).substitute({**environ, **variables})
         except KeyError as error:
             raise ValueError(f"{rule!r}: the variable {error.args[0]} is not set") from None
         except ValueError:

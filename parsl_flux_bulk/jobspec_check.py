@@ -34,7 +34,13 @@ def validate(text: str | bytes) -> dict[str, Any]:
     --------
     RFC 25, https://flux-framework.readthedocs.io/projects/flux-rfc/en/latest/spec_25.html
     """
-    text = _decode(text)
+    try:
+        return _validated(_decode(text))
+    except RecursionError:
+        raise JobspecError("nested too deeply") from None
+
+
+def _validated(text: str) -> dict[str, Any]:
     jobspec = _parse(text)
     if "\\u" in text or not text.isascii():
         check_texts(jobspec)
@@ -81,8 +87,6 @@ def _parse(text: str) -> Any:
         elif text.lstrip()[:1] not in ("{", "["):
             reason += "; Flux takes jobspecs as JSON only, so YAML has to be converted"
         raise JobspecError(reason, f"line {error.lineno} column {error.colno}") from None
-    except RecursionError:
-        raise JobspecError("nested too deeply") from None
 
 
 def _no_constant(name: str) -> NoReturn:
