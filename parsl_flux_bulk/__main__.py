@@ -1,0 +1,7 @@
+"""``python -m parsl_flux_bulk`` is the `bulksubmit` command."""
+
+import sys
+
+from parsl_flux_bulk.cli.bulksubmit import main
+
+sys.exit(main())

@@ -1,0 +1,204 @@
+"""The `bulksubmit` command: one run, and its exit status.
+
+A thin layer over :class:`parsl_flux_bulk.bulk.BulkSubmitter`. What may be typed is in
+``arguments.py``, the jobs to be are in ``work.py``, what it says is in ``report.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
+from queue import Empty, SimpleQueue
+from types import FrameType
+from typing import NoReturn, TextIO
+
+from parsl_flux_bulk.bulk import BulkSubmitter, JobFuture
+from parsl_flux_bulk.cli.arguments import parse
+from parsl_flux_bulk.cli.inputs import UnusableInput
+from parsl_flux_bulk.cli.report import SHOWN_FAILURES, Report
+from parsl_flux_bulk.cli.work import Item, Work, refuse_invalid
+from parsl_flux_bulk.errors import InstanceError, JobspecError
+from parsl_flux_bulk.instances.base import JobResult
+
+EXIT_OK, EXIT_FAILED, EXIT_UNUSABLE = 0, 1, 2
+
+HELD_JOBS = 10_000
+"""Jobs that are read before any has ended: more are read as those end, so that a million files do
+not have to fit into memory at once."""
+
+CANCEL_TIMEOUT = 10.0
+"""Seconds that jobs get to end after Ctrl-C."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    options = parse(list(sys.argv[1:] if arguments is None else arguments))
+    logging.basicConfig(
+        format="bulksubmit: %(message)s", level=logging.INFO if options.verbose else logging.WARNING
+    )
+    try:
+        return _run(options)
+    except (UnusableInput, InstanceError) as error:
+        print(f"bulksubmit: {error}", file=sys.stderr)
+        return EXIT_UNUSABLE
+    except BrokenPipeError:
+        # Nobody reads on; the jobs were cancelled on the way here. Python must not try to flush.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:  # before the first job, or after the last
+        return 128 + signal.SIGINT
+
+
+def _run(options: argparse.Namespace) -> int:
+    work = Work(options)
+    if work.repeated:
+        print(f"bulksubmit: {work.repeated} file(s) given more than once run once", file=sys.stderr)
+    if options.strict:
+        refuse_invalid(work.files)
+    with ExitStack() as stack:
+        records = stack.enter_context(_open_records(options.json)) if options.json else None
+        bulk = BulkSubmitter("local" if options.local else options.uri, max_active_jobs=options.max_active)
+        stack.callback(bulk.close, timeout=1.0)
+        bulk.start()
+        report = Report(len(work), records, sys.stdout)
+        report.say("Starting...")
+        run = Run(bulk, report)
+        with run.signals():
+            run.submit(work)
+            run.drain()
+        if run.signal is None:
+            report.finish()
+            return EXIT_FAILED if report.failed else EXIT_OK
+        run.say_interrupted(run.signal)
+        return 128 + run.signal
+
+
+def _open_records(name: str) -> TextIO:
+    try:
+        return open(name, "w", encoding="utf-8")
+    except OSError as error:
+        raise UnusableInput(f"cannot write {name!r} (--json): {error.strerror}") from error
+
+
+class Run:
+    """One run: submits, hears how jobs end, and stops at a signal.
+
+    Everything comes through one queue: futures that are done, and signals. So a signal never breaks
+    into the middle of something, and nothing is polled.
+    """
+
+    def __init__(self, bulk: BulkSubmitter, report: Report) -> None:
+        self._bulk = bulk
+        self._report = report
+        # put() may be called in a signal handler.
+        self._events: SimpleQueue[JobFuture | int] = SimpleQueue()
+        self._outstanding: set[JobFuture] = set()
+        self._not_submitted = 0
+        self.signal: int | None = None
+
+    def submit(self, work: Work) -> None:
+        """Hand over every job; stop at a signal."""
+        items = iter(work)
+        for item in items:
+            while len(self._outstanding) >= HELD_JOBS and self.signal is None:
+                self._handle(self._events.get())
+            if self.signal is not None:
+                self._pass_over(item, *items)
+                return
+            try:
+                future = item.submit(self._bulk)
+            except (JobspecError, OSError) as error:
+                self._report.invalid(item.label, error)
+                continue
+            self._report.submitted += 1
+            self._outstanding.add(future)
+            future.add_done_callback(self._put)
+        self._report.all_submitted()
+
+    def drain(self) -> None:
+        """Wait until every job has ended; after a signal, for a bounded time."""
+        deadline: float | None = None
+        while self._outstanding:
+            if self.signal is not None and deadline is None:
+                self._bulk.cancel(f"bulksubmit was ended by {signal.Signals(self.signal).name}")
+                deadline = time.monotonic() + CANCEL_TIMEOUT
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            try:
+                self._handle(self._events.get(timeout=left))
+            except Empty:
+                return
+
+    def say_interrupted(self, number: int) -> None:
+        """Say what was cancelled, and what is not known to have ended."""
+        report = self._report
+        report.finish()
+        names = sorted(future.job_name or future.label for future in self._outstanding)
+        lines = [
+            f"bulksubmit: {signal.Signals(number).name}: cancelled {report.canceled} outstanding jobs, "
+            f"of which {report.canceled_running} had started"
+        ]
+        if self._not_submitted:
+            lines.append(f"bulksubmit: {self._not_submitted} jobs were not submitted yet")
+        if names:
+            shown = " ".join(names[:SHOWN_FAILURES]) + (" ..." if len(names) > SHOWN_FAILURES else "")
+            lines.append(f"bulksubmit: {len(names)} jobs did not end within {CANCEL_TIMEOUT:g} s: {shown}")
+        print("\n".join(lines), file=sys.stderr)
+        for future in self._outstanding:
+            report.not_ended(future.label, future.job_name, "unknown")
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Within the block, signals become events; a second one ends the process at once."""
+        before = {
+            number: signal.signal(number, self._on_signal)
+            for number in SIGNALS
+            if signal.getsignal(number) != signal.SIG_IGN  # nohup's wish
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _put(self, future: Future[JobResult]) -> None:
+        assert isinstance(future, JobFuture)
+        self._events.put(future)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal is not None:
+            _die(number)
+        self.signal = number
+        self._events.put(number)
+
+    def _handle(self, event: JobFuture | int) -> None:
+        if isinstance(event, int):
+            name = signal.Signals(event).name
+            self._report.say(f"{name}: cancelling {len(self._outstanding)} jobs (again to stop at once)")
+            return
+        self._outstanding.discard(event)
+        self._report.job_ended(event, canceled_by_us=self.signal is not None)
+
+    def _pass_over(self, *items: Item) -> None:
+        self._not_submitted = len(items)
+        for item in items:
+            self._report.not_ended(item.label, "", "not-submitted")
+
+
+def _die(number: int) -> NoReturn:
+    # Nothing is flushed or joined: the threads, a lock or the terminal may be what hangs.
+    show_cursor = b"\x1b[?25h" if os.isatty(1) else b""
+    os.write(2, show_cursor + b"\nbulksubmit: stopped at once; jobs in a Flux instance may still run\n")
+    os._exit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""What there is to run: jobspec files, or copies of a command, one after another."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parsl_flux_bulk.bulk import BulkSubmitter, JobFuture, read_jobspec
+from parsl_flux_bulk.cli.arguments import RESOURCE_KEYS
+from parsl_flux_bulk.cli.inputs import STDIN, UnusableInput, find_files
+from parsl_flux_bulk.errors import JobspecError
+from parsl_flux_bulk.resources import Resources
+
+
+@dataclass(frozen=True)
+class Item:
+    """One job to be: its name in messages, and how to submit it."""
+
+    label: str
+    submit: Callable[[BulkSubmitter], JobFuture]
+
+
+class Work:
+    """The jobs to be, as many as there are and one after another."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self.files: list[Path] = []
+        self.repeated = 0
+        if not options.command:
+            self.files, self.repeated = find_files(
+                options.inputs, sys.stdin if STDIN in options.inputs else ()
+            )
+        self._resources = _resources(options)
+
+    def __len__(self) -> int:
+        return len(self.files) if self.files else self._options.copies or 1
+
+    def __iter__(self) -> Iterator[Item]:
+        if self.files:
+            return (self._of_file(path) for path in self.files)
+        return (self._of_copy(number) for number in range(1, len(self) + 1))
+
+    def _of_file(self, path: Path) -> Item:
+        return Item(str(path), lambda bulk: bulk.submit(path, urgency=self._options.urgency))
+
+    def _of_copy(self, number: int) -> Item:
+        options = self._options
+        command = " ".join(options.command)
+        label = f"{command if len(command) <= 40 else command[:39] + '…'} #{number}"
+        return Item(
+            label,
+            lambda bulk: bulk.submit_command(
+                options.command,
+                stdout=options.output,
+                stderr=options.error,
+                label=label,
+                **self._resources,
+            ),
+        )
+
+
+def _resources(options: argparse.Namespace) -> dict[str, Any]:
+    given = {
+        key: getattr(options, option) for option, key in RESOURCE_KEYS.items() if getattr(options, option)
+    }
+    resources = {**given, "urgency": options.urgency}
+    try:
+        Resources.from_specification(resources)
+    except Exception as error:  # Parsl's InvalidResourceSpecification, which is not imported for this alone
+        raise UnusableInput(str(error)) from error
+    return resources
+
+
+def refuse_invalid(files: Iterable[Path]) -> None:
+    """For --strict: raise UnusableInput if any file is no valid jobspec, naming each."""
+    wrong = []
+    for path in files:
+        try:
+            read_jobspec(path)
+        except (JobspecError, OSError) as error:
+            wrong.append(f"  {path}: {error}")
+    if wrong:
+        raise UnusableInput("\n".join([f"nothing was started: {len(wrong)} file(s) are unusable", *wrong]))
