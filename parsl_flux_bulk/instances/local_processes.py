@@ -1,0 +1,86 @@
+"""Finding the processes of the embedded instance's jobs, whatever they did to hide.
+
+The broker is a *subreaper*: an orphan among its descendants becomes its child (prctl(2)). Every
+process of a job carries ``FLUX_JOB_TMPDIR`` in the environment it started with, a path inside the
+instance's private directory, which says whose it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+PR_SET_CHILD_SUBREAPER = 36
+
+SWEEPS = 20
+"""How often a sweep over all processes is repeated at most."""
+
+_VARIABLE = b"FLUX_JOB_TMPDIR="
+
+
+def job_tmpdir(directory: str, job_id: int) -> str:
+    """A job's own scratch directory, in the instance's private one."""
+    return f"{directory}/job-{job_id}"
+
+
+def become_subreaper() -> None:
+    """Let orphans among our descendants become our children."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def children() -> list[int]:
+    """The pids of this process's children, those that ended included."""
+    me = os.getpid()
+    try:
+        with open(f"/proc/{me}/task/{me}/children") as file:
+            return [int(pid) for pid in file.read().split()]
+    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+        return [pid for pid in _all_processes() if _parent(pid) == me]
+
+
+def job_of(pid: int, directory: str) -> int | None:
+    """The job that a process belongs to, or None if that cannot be told."""
+    prefix = _VARIABLE + os.fsencode(job_tmpdir(directory, 0))[:-1]
+    for variable in _environment(pid):
+        if variable.startswith(prefix) and variable[len(prefix) :].isdigit():
+            return int(variable[len(prefix) :])
+    return None
+
+
+def kill_all_of(directory: str) -> None:
+    """SIGKILL every process of every job of an instance whose broker is dead."""
+    for _ in range(SWEEPS):  # a process may fork while we look
+        found = [pid for pid in _all_processes() if job_of(pid, directory) is not None]
+        for pid in found:
+            kill(pid, signal.SIGKILL)
+        if not found:
+            return
+
+
+def kill(pid: int, signum: int) -> None:
+    """Send a signal to a process that may be gone."""
+    try:
+        os.kill(pid, signum)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def _all_processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return file.read().split(b"\0")
+    except OSError:
+        return []
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except OSError:
+        return None
