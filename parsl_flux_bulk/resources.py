@@ -180,12 +180,12 @@ def _settle_geometry(specification: Mapping[str, object], values: dict[str, Any]
         _refuse(specification, "exclusive", "needs 'num_nodes': only whole nodes can be exclusive")
 
 
-def _refuse(specification: Mapping[str, object], key: object, reason: str) -> NoReturn:
+def _refuse(specification: Mapping[str, object], key: str, reason: str) -> NoReturn:
     from parsl.executors.errors import InvalidResourceSpecification
 
     value = _REPR.repr(dict(specification)[key])
     raise InvalidResourceSpecification(
-        {str(key)}, f"{key!r}: {value} {reason}. Valid keys: {', '.join(VALID_KEYS)}"
+        {key}, f"{key!r}: {value} {reason}. Valid keys: {', '.join(VALID_KEYS)}"
     )
 
 
