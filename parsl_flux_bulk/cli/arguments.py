@@ -67,7 +67,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         arguments, command = arguments[:where], arguments[where + 1 :]
         if not command:
             parser.error("no command after --")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     options.command = command
     if command and options.inputs:
         parser.error(f"either files or a command, not both: {options.inputs[0]!r} stands before --")

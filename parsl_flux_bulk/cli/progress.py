@@ -31,12 +31,12 @@ def open_progress(stream: TextIO) -> Progress:
     return _LiveProgress(stream) if stream.isatty() else _PlainProgress(stream)
 
 
-def bar(done: int, total: int, seconds: float, *, width: int = WIDTH, encoding: str | None = "utf-8") -> str:
+def bar(done: int, total: int, seconds: float, *, width: int = WIDTH, encoding: str | None = None) -> str:
     """The bar as text, such as ``|█████-----| 50.0% (29.4 job/s)``."""
     fraction = done / total if total else 1.0
     full = "█"
     try:
-        full.encode(encoding or "ascii")
+        full.encode(encoding or "utf-8")  # a stream without an encoding takes any text
     except (UnicodeEncodeError, LookupError):
         full = "#"
     filled = int(fraction * width)

@@ -94,7 +94,8 @@ class Report:
             exception=result.exception or None,
             note=result.note,
         )
-        self._progress.update(self.ended, self.submitted, self._seconds())
+        # What a signal cancelled is not progress.
+        self._progress.update(self.ended - self.canceled, self.submitted, self._seconds())
 
     def not_ended(self, label: str, job: str, status: str) -> None:
         """Note a job of which nothing more will be heard."""
@@ -110,7 +111,8 @@ class Report:
             return
         lines = [f"bulksubmit: {self.failed} of {self._total} jobs failed:"]
         for failure in self._failures:
-            lines.append("  " + "  ".join(filter(None, (failure.label, failure.job, failure.why))))
+            job = f" (job {failure.job})" if failure.job else ""
+            lines.append(f"  {failure.label}{job}: {failure.why}")
             lines += [f"      | {line}" for line in failure.stderr.splitlines()[-STDERR_LINES:]]
         if self.failed > len(self._failures):
             lines.append(f"  and {self.failed - len(self._failures)} more; --json FILE lists all")

@@ -1,0 +1,80 @@
+"""What may be typed after `bulksubmit`, and what is said about the rest."""
+
+from __future__ import annotations
+
+import pytest
+
+from parsl_flux_bulk.cli.arguments import RESOURCE_KEYS, parse
+from parsl_flux_bulk.cli.inputs import UnusableInput
+from parsl_flux_bulk.cli.work import Work
+from parsl_flux_bulk.resource_keys import VALID_KEYS
+from parsl_flux_bulk.version import __version__
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        parse(list(arguments))
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_everything_after_the_dashes_is_the_command() -> None:
+    options = parse(["-n", "3", "--", "prog", "-n", "7", "--", "--json", "x"])
+    assert options.copies == 3
+    assert options.command == ["prog", "-n", "7", "--", "--json", "x"]
+    assert options.json is None
+
+
+def test_files_and_options_may_be_mixed() -> None:
+    options = parse(["a.json", "--strict", "b.json", "--max-active", "5"])
+    assert (options.inputs, options.strict, options.max_active) == (["a.json", "b.json"], True, 5)
+
+
+def test_every_resource_option_sets_a_valid_key() -> None:
+    assert set(RESOURCE_KEYS.values()) <= set(VALID_KEYS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to run"),
+        (["--"], "no command after --"),
+        (["a.json", "--", "true"], "either files or a command, not both: 'a.json'"),
+        (["-n", "3", "a.json"], "-n needs a command"),
+        (["--cores-per-task", "3", "a.json"], "--cores-per-task needs a command"),
+        (["-n", "0", "--", "true"], "must be a whole number from 1 up, not '0'"),
+        (["-n", "x", "--", "true"], "must be a whole number from 1 up, not 'x'"),
+        (["--max-active", "-1", "a.json"], "must be a whole number from 1 up, not '-1'"),
+        (["--urgency", "32", "a.json"], "must be from 0 (hold) to 31 (expedite), not '32'"),
+        (["--duration", "5 min", "--", "true"], "not '5 min'"),
+        (["--uri", "nonsense", "a.json"], "must be a URI"),
+        (["--uri", "local:///x", "--local", "a.json"], "not allowed with argument"),
+        (["--stric", "a.json"], "unrecognized arguments: --stric"),
+    ],
+)
+def test_unusable_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in refusal(capsys, *arguments)
+
+
+def test_a_request_that_no_jobspec_can_hold_is_refused_before_anything_starts() -> None:
+    with pytest.raises(UnusableInput, match="num_nodes"):
+        Work(parse(["-x", "--", "true"]))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"bulksubmit {__version__}\n"
+
+
+def test_help_fits_a_terminal_and_names_every_exit_status(
+    capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 100
+    for status in ("0 ", "1 ", "2 ", "130, 143, 129"):
+        assert f"\n  {status}" in shown
