@@ -255,7 +255,7 @@ class Job:
             "exception": self.exception,
             "note": self.note,
             "started": ran,
-            "stderr": "".join(tail(path, start) for path, start in self._errors.items()),
+            "stderr": "".join(tail(path, start) for path, start in self._errors.items()).rstrip("\n"),
         }
 
 

@@ -1,0 +1,66 @@
+"""Every contract test runs over every instance: embedded, a Flux of our own, an attached Flux."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import helpers
+import pytest
+from seam import Seam
+
+from parsl_flux_bulk.instances.base import Instance
+from parsl_flux_bulk.instances.local import LocalInstance
+
+KINDS = [
+    "local",
+    pytest.param("flux-own", marks=pytest.mark.flux),
+    pytest.param("flux-attached", marks=pytest.mark.flux),
+]
+
+
+@pytest.fixture(scope="session")
+def flux_uri() -> Iterator[str]:
+    """A Flux instance that is not ours, for the whole session."""
+    with helpers.flux_instance() as uri:
+        yield uri
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which implementation of the seam a test runs on."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def new_instance(kind: str, request: pytest.FixtureRequest) -> Callable[[], Instance]:
+    """Makes instances of this kind, not started."""
+    if kind == "local":
+        return LocalInstance
+    from parsl_flux_bulk.instances.flux import FluxInstance
+
+    if kind == "flux-own":
+        return FluxInstance.own
+    uri = request.getfixturevalue("flux_uri")
+    return lambda: FluxInstance.attach(uri)
+
+
+@pytest.fixture(scope="session")
+def instance(new_instance: Callable[[], Instance]) -> Iterator[Instance]:
+    """One started instance of this kind, for all tests that leave it as it was."""
+    before = set(helpers.own_processes())
+    started = new_instance()
+    started.start()
+    ours = set(helpers.own_processes()) - before
+    helpers.LONG_LIVED.update(ours)
+    yield started
+    started.close()
+    helpers.LONG_LIVED.difference_update(ours)
+
+
+@pytest.fixture
+def seam(instance: Instance, kind: str) -> Iterator[Seam]:
+    """A fresh connection and completion of it."""
+    connection, completion = instance.connect(), instance.completion()
+    yield Seam(instance, connection, completion, kind)
+    completion.close()
+    connection.close()

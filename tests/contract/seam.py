@@ -1,0 +1,180 @@
+"""What the contract tests have in common: making jobspecs, and one instance with its two ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from parsl_flux_bulk.instances.base import (
+    Completion,
+    Connection,
+    Event,
+    Instance,
+    JobEnded,
+    JobId,
+    JobRequest,
+    JobResult,
+    PeerId,
+    PeerLost,
+    PeerMessage,
+    Refusal,
+)
+
+BOUND = 30.0
+"""Seconds after which a test has waited too long for any one thing."""
+
+
+def jobspec(
+    command: list[str],
+    *,
+    tasks: int = 1,
+    cores: int = 1,
+    gpus: int = 0,
+    nodes: int | None = None,
+    duration: float = 0,
+    cwd: str | os.PathLike[str] = "/tmp",
+    environment: Mapping[str, str] | None = None,
+    **options: object,
+) -> str:
+    """Write a jobspec (RFC 25); `environment` comes on top of this process's, `options` are the shell's."""
+    inside = [{"type": "core", "count": cores}] + ([{"type": "gpu", "count": gpus}] if gpus else [])
+    resource: dict[str, object] = {"type": "slot", "count": tasks, "label": "task", "with": inside}
+    if nodes is not None:
+        resource = {"type": "node", "count": nodes, "with": [resource]}
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("FLUX_", "PYTEST_"))}
+    system = {
+        "duration": duration,
+        "cwd": str(cwd),
+        "environment": {**ours, **(environment or {})},
+        "shell": {"options": {name.replace("_", "-"): value for name, value in options.items()}},
+    }
+    return json.dumps(
+        {
+            "version": 1,
+            "resources": [resource],
+            "tasks": [{"command": command, "slot": "task", "count": {"per_slot": 1}}],
+            "attributes": {"system": system},
+        }
+    )
+
+
+def shell(script: str, **keywords: object) -> str:
+    """A jobspec whose command is a shell script."""
+    return jobspec(["sh", "-c", script], **keywords)  # type: ignore[arg-type]
+
+
+def files(stdout: str, stderr: str | None = None, **more: object) -> dict[str, object]:
+    """The shell option ``output``."""
+    streams = {"stdout": {"type": "file", "path": stdout, **more}}
+    if stderr is not None:
+        streams["stderr"] = {"type": "file", "path": stderr, **more}
+    return {"output": streams}
+
+
+@dataclass
+class Seam:
+    """An instance with a connection and a completion, all used by the test's own thread."""
+
+    instance: Instance
+    connection: Connection
+    completion: Completion
+    kind: str
+    results: dict[JobId, JobResult] = field(default_factory=dict)
+    messages: list[tuple[PeerId, bytes]] = field(default_factory=list)
+    lost: list[PeerId] = field(default_factory=list)
+
+    def submit(self, *jobspecs: str) -> list[JobId]:
+        """Submit jobs that are not refused, and watch them."""
+        answers = self.connection.submit([JobRequest(text) for text in jobspecs])
+        ids = []
+        for answer in answers:
+            assert not isinstance(answer, Refusal), answer
+            self.completion.watch(answer)
+            ids.append(answer)
+        return ids
+
+    def run(self, *jobspecs: str) -> list[JobResult]:
+        """Submit jobs and wait for their ends."""
+        return self.wait(self.submit(*jobspecs))
+
+    def run_one(self, text: str) -> tuple[JobId, JobResult]:
+        """Submit one job and wait for its end."""
+        (job_id,) = self.submit(text)
+        return job_id, self.wait([job_id])[0]
+
+    def wait(self, job_ids: Collection[JobId], bound: float = BOUND) -> list[JobResult]:
+        """Wait for the ends of jobs."""
+        self.pump(lambda: all(job_id in self.results for job_id in job_ids), bound, "the ends of jobs")
+        return [self.results[job_id] for job_id in job_ids]
+
+    def pump(self, until: Callable[[], bool], bound: float = BOUND, what: str = "an event") -> None:
+        """Take events until `until` holds."""
+        deadline = time.monotonic() + bound
+        while not until():
+            left = deadline - time.monotonic()
+            assert left > 0, f"not within {bound} s: {what}; seen {self.results} {self.lost}"
+            for event in self.completion.poll(left):
+                self.take(event)
+
+    def take(self, event: Event) -> None:
+        """Note an event; the same end may not come twice."""
+        if isinstance(event, JobEnded):
+            assert event.job_id not in self.results, f"job {event.job_id} ended twice"
+            self.results[event.job_id] = event.result
+        elif isinstance(event, PeerMessage):
+            assert event.peer not in self.lost, "a message of a peer that was lost before"
+            self.messages.append((event.peer, event.body))
+        elif isinstance(event, PeerLost):
+            assert event.peer not in self.lost, "a peer was lost twice"
+            self.lost.append(event.peer)
+
+    def wait_file(self, path: Path, bound: float = BOUND) -> str:
+        """Wait for a job to have written a file, and return what is in it."""
+        # Polls, so that an end of the job in the meantime is taken as well.
+        deadline = time.monotonic() + bound
+        while not (path.exists() and (text := path.read_text())):
+            assert time.monotonic() < deadline, f"not within {bound} s: {path}; seen {self.results}"
+            for event in self.completion.poll(0.01):
+                self.take(event)
+        return text
+
+
+def peer_job(source: str, directory: Path, completion: Completion, **keywords: object) -> str:
+    """A jobspec of a Python process that has the channel open as ``channel``.
+
+    `source` sees ``say(bytes)``, ``hear()`` (the next message, waiting) and ``os``.
+    """
+    path = directory / "peer.py"
+    path.write_text(_PEER + source)
+    return jobspec(
+        [sys.executable, str(path)],
+        environment={
+            **completion.channel().environment,
+            "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+        },
+        **keywords,  # type: ignore[arg-type]
+    )
+
+
+_PEER = """\
+import os, signal, sys, time
+from parsl_flux_bulk import channel as channel_module
+
+channel = channel_module.connect(os.environ)
+inbox = []
+
+def say(body):
+    channel.send(body)
+
+def hear():
+    while not inbox:
+        channel.wait(30)
+        inbox.extend(channel.receive())
+    return inbox.pop(0)
+
+"""

@@ -1,0 +1,100 @@
+"""Starting and ending instances, in and out of order, and how nothing is left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import helpers
+import pytest
+from seam import Seam, jobspec, shell
+
+from parsl_flux_bulk.errors import InstanceError
+from parsl_flux_bulk.instances.base import Instance
+
+NewInstance = Callable[[], Instance]
+
+
+def test_close_before_start(new_instance: NewInstance) -> None:
+    instance = new_instance()
+    instance.close()
+    instance.close()
+    assert instance.description
+
+
+def test_close_twice(new_instance: NewInstance) -> None:
+    instance = new_instance()
+    instance.start()
+    connection, completion = instance.connect(), instance.completion()
+    for _ in range(2):
+        connection.close()
+        completion.close()
+        instance.close()
+
+
+def test_a_second_life(new_instance: NewInstance, kind: str) -> None:
+    """The leak check sees what the first one leaves."""
+    for _ in range(2):
+        instance = new_instance()
+        instance.start()
+        seam = Seam(instance, instance.connect(), instance.completion(), kind)
+        assert seam.run_one(jobspec(["true"]))[1].ok
+        seam.completion.close()
+        seam.connection.close()
+        instance.close()
+
+
+def test_closing_an_instance_of_our_own_ends_its_jobs(
+    new_instance: NewInstance, kind: str, tmp_path: Path
+) -> None:
+    if kind == "flux-attached":
+        pytest.skip("not ours to end")
+    instance = new_instance()
+    instance.start()
+    seam = Seam(instance, instance.connect(), instance.completion(), kind)
+    seam.submit(shell("echo $$ > pid; exec sleep 600", cwd=tmp_path))
+    pid = int(seam.wait_file(tmp_path / "pid"))
+    seam.completion.close()
+    seam.connection.close()
+    instance.close()
+    helpers.wait_gone([pid])
+
+
+def test_everything_raises_once_it_is_closed(new_instance: NewInstance) -> None:
+    instance = new_instance()
+    instance.start()
+    completion = instance.completion()
+    completion.close()
+    instance.close()
+    with pytest.raises(InstanceError):
+        completion.poll(0)
+
+
+def test_a_killed_user_leaves_nothing_behind(kind: str, tmp_path: Path) -> None:
+    if kind == "flux-attached":
+        pytest.skip("a running instance is not ours: the executor's own tests see to the jobs")
+    made = {
+        "local": "from parsl_flux_bulk.instances.local import LocalInstance; instance = LocalInstance()",
+        "flux-own": "from parsl_flux_bulk.instances.flux import FluxInstance; instance = FluxInstance.own()",
+    }[kind]
+    text = shell("echo $$ > pid; sleep 600 & exec sleep 600", cwd=tmp_path)
+    source = f"""
+{made}
+from parsl_flux_bulk.instances.base import JobRequest
+instance.start()
+connection = instance.connect()
+completion = instance.completion()
+completion.channel()
+connection.submit([JobRequest({text!r})])
+print("submitted", flush=True)
+completion.poll(None)
+"""
+    with helpers.script(source, tmp_path) as user:
+        assert user.stdout is not None
+        said = user.stdout.readline()
+        assert said == "submitted\n", user.communicate()
+        helpers.wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 30)
+        started = helpers.descendants(user.pid)
+        assert int((tmp_path / "pid").read_text()) in started
+        user.kill()
+        helpers.wait_gone(started, 30)

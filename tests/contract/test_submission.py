@@ -1,0 +1,88 @@
+"""Submitting: ids in order, refusals beside acceptances, what cannot be satisfied."""
+
+from __future__ import annotations
+
+import pytest
+from seam import Seam, jobspec, shell
+
+from parsl_flux_bulk.instances.base import JobRequest, JobStatus, Refusal
+
+TRUE = jobspec(["true"])
+
+
+def test_ids_come_in_the_order_of_the_requests(seam: Seam) -> None:
+    ids = seam.submit(*(shell(f"exit {code}") for code in range(8)))
+    assert len(set(ids)) == 8
+    assert [result.exit_code for result in seam.wait(ids)] == list(range(8))
+
+
+def test_nothing_to_submit_is_fine(seam: Seam) -> None:
+    assert seam.connection.submit([]) == []
+
+
+def test_one_bad_jobspec_is_refused_alone(seam: Seam) -> None:
+    requests = [JobRequest(text) for text in (TRUE, "garbage", TRUE, '{"version": 1}', TRUE)]
+    first, garbage, second, empty, third = seam.connection.submit(requests)
+    assert isinstance(garbage, Refusal)
+    assert "JSON" in garbage.reason
+    assert isinstance(empty, Refusal)
+    assert empty.reason
+    for answer in (first, second, third):
+        assert isinstance(answer, int)
+        seam.completion.watch(answer)
+        assert seam.wait([answer])[0].ok
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [{"tasks": 10_000}, {"cores": 10_000}, {"nodes": 500}, {"gpus": 3}],
+    ids=["tasks", "cores", "nodes", "gpus"],
+)
+def test_what_can_never_be_satisfied_ends_at_once_in_words(seam: Seam, request_: dict[str, int]) -> None:
+    """Allowed: a refusal, or a job that fails without having started. Not allowed: waiting."""
+    (answer,) = seam.connection.submit([JobRequest(jobspec(["true"], **request_))])  # type: ignore[arg-type]
+    if isinstance(answer, Refusal):
+        assert "unsatisfiable" in answer.reason
+        return
+    seam.completion.watch(answer)
+    (result,) = seam.wait([answer])
+    assert result.status is JobStatus.FAILED
+    assert not result.started
+    assert result.exit_code is None
+    assert result.exception
+    assert "unsatisfiable" in result.note
+
+
+def test_job_name_is_what_the_job_itself_sees(seam: Seam) -> None:
+    job_id, result = seam.run_one(shell("echo $FLUX_JOB_ID"))
+    assert result.ok
+    assert seam.connection.output(job_id)[0].strip() == seam.instance.job_name(job_id)
+
+
+def test_capacity_is_what_jobs_can_get(seam: Seam) -> None:
+    capacity = seam.connection.capacity()
+    assert capacity.nodes == 1
+    assert capacity.cores >= 1
+    (result,) = seam.run(jobspec(["true"], tasks=capacity.cores))
+    assert result.ok
+
+
+def test_a_held_job_waits_until_it_is_cancelled(seam: Seam) -> None:
+    (held,) = seam.connection.submit([JobRequest(TRUE, urgency=0)])
+    assert isinstance(held, int)
+    seam.completion.watch(held)
+    assert all(result.ok for result in seam.run(TRUE, TRUE))  # later ones pass it
+    assert held not in seam.results
+    seam.connection.cancel([held], "not needed")
+    (result,) = seam.wait([held])
+    assert result.status is JobStatus.CANCELED
+    assert not result.started
+
+
+def test_many_at_once(seam: Seam) -> None:
+    assert all(result.ok for result in seam.run(*[TRUE] * 60))
+
+
+def test_the_description_is_one_line(seam: Seam) -> None:
+    assert seam.instance.description
+    assert "\n" not in seam.instance.description
