@@ -1,0 +1,373 @@
+"""A node of a worker job: relays between the executor's channel and forked, pinned workers.
+
+::
+
+    channel ─ TASK ──> Slot ─ packets ──> Child (one call at a time)
+            <─ OUTCOME ── gathered <── pipe ──┘
+
+One process with one thread, which imports once what its children need, and forks a child when a slot gets
+its first task. It runs none of the user's code, so that it is always fit to fork a successor. It decides
+nothing: the executor says which slot runs what, and the pool says exactly what became of it. Of a child that
+died, what it had brought back is passed on; the task in its cell was running, and is blamed; everything
+else that it was given has not started, and goes back.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+from parsl_flux_bulk import binding, channel, codec, peer, wire
+from parsl_flux_bulk.child import Cells, Child
+from parsl_flux_bulk.eventloop import EventLoop
+from parsl_flux_bulk.slot import Frame, Slot, function_frame, task_frame
+from parsl_flux_bulk.stderr import StderrRelay
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+GATHER_LIMIT = 1 << 25
+"""Bytes of outcomes that one message may gather before more is read."""
+
+END_GRACE = 0.05
+"""Seconds that idle children have to end by themselves when the pool does."""
+
+LIMIT_GRACE = 5.0
+"""Seconds that a child has to end by itself after its last task."""
+
+FALSE_STARTS = 3
+"""Children that may end, one after the other, before they have even begun."""
+
+
+class PoolError(Exception):
+    """The pool cannot go on; the text is for people."""
+
+
+def main() -> int:
+    """Serve the executor until it retires us or is gone; return the exit status."""
+    environ = dict(os.environ)
+    shares = binding.bindings(environ)
+    link = channel.connect(environ)
+    link.send(peer.hello(environ, len(shares)))
+    peer.forget_environment()
+    peer.close_stdin()
+    pool = Pool(link, shares)
+    try:
+        return pool.run()
+    except PoolError as error:
+        print(f"worker.py: {error}", file=sys.stderr)
+        return 1
+    finally:
+        pool.close()
+
+
+class Pool:
+    """The event loop, and what each kind of message means.
+
+    Parameters
+    ----------
+    link
+        The channel, on which HELLO was sent.
+    shares
+        One a slot.
+    """
+
+    def __init__(self, link: channel.Channel, shares: list[binding.Binding]) -> None:
+        self._link = link
+        self._shares = shares
+        self._functions: dict[bytes, Frame] = {}
+        self._slots = [Slot(number, self._functions) for number in range(len(shares))]
+        self._cells = Cells(len(shares))
+        self._limit: int | None = None
+        self._out: list[bytes] = []
+        self._out_size = 0
+        self._to_start: list[Slot] = []
+        self._false_starts = 0
+        self._last_words: dict[Slot, float] = {}
+        self._retired = False
+        self._signal = 0
+        self._loop = EventLoop()
+        self._stderr = StderrRelay(self._loop)
+        self._wake, wake = os.pipe()
+        for end in (self._wake, wake):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        self._loop.watch(self._wake, self._reap)
+        self._loop.watch(link.fileno(), self._receive)
+
+    # -- the loop -------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Serve until RETIRE; return the exit status."""
+        while not self._retired and not self._signal:
+            self._loop.turn(self._timeout())
+            while self._to_start:
+                self._start(self._to_start.pop())
+            if self._last_words:
+                self._end_overdue()
+            self._send()
+        return 0
+
+    def close(self) -> None:
+        """End all children, and what they have started, within `END_GRACE` and a little."""
+        self._retired = True
+        for slot in self._slots:
+            slot.hang_up()
+        self._reap_until(END_GRACE)
+        for slot in self._slots:
+            if slot.pid:
+                kill_group(slot.pid)
+        self._reap_until(1.0)
+        self._link.close()
+        if self._signal:
+            signal.signal(self._signal, signal.SIG_DFL)
+            os.kill(os.getpid(), self._signal)
+
+    def _timeout(self) -> float | None:
+        own = self._link.timeout()
+        if self._last_words:
+            left = max(0.0, min(self._last_words.values()) - time.monotonic())
+            return left if own is None else min(left, own)
+        return own
+
+    def _on_signal(self, number: int, _: object) -> None:
+        self._signal = number
+
+    def _tell(self, frames: bytes) -> None:
+        self._out.append(frames)
+        self._out_size += len(frames)
+        if self._out_size > GATHER_LIMIT:
+            self._send()
+
+    def _send(self) -> None:
+        out = self._out
+        if out:
+            body = out[0] if len(out) == 1 else b"".join(out)
+            out.clear()
+            self._out_size = 0
+            self._link.send(body)
+
+    # -- what the executor says -----------------------------------------------------------------
+
+    def _receive(self) -> None:
+        slots = self._slots
+        for message in self._link.receive():
+            fed = set()
+            for kind, number, id, frame in wire.raw_frames(message):
+                if kind == wire.TASK:
+                    slots[number].waiting.append(task_frame(id, frame))
+                    fed.add(number)
+                elif kind == wire.FUNCTION:
+                    self._learn(frame)
+                elif kind == wire.FORGET:
+                    self._forget(frame)
+                elif kind == wire.RECALL:
+                    self._recall(slots[number], id)
+                elif kind == wire.KILL:
+                    self._kill(slots[number], id)
+                elif kind == wire.RETIRE:
+                    self._retired = True
+                elif kind == wire.SETUP:
+                    self._set_up(wire.decode_json(frame[wire.HEADER_SIZE :]))
+                else:
+                    raise PoolError(f"the executor sent a frame of unknown kind {kind}")
+            for number in fed:
+                self._give(slots[number])
+
+    def _set_up(self, setup: dict[str, Any]) -> None:
+        peer.set_up(setup)
+        self._limit = setup.get("tasks_per_worker")
+        for name in setup.get("preload") or ():
+            preload(name)
+
+    def _learn(self, frame: memoryview) -> None:
+        # Children import what their tasks need; this one that most functions need is better imported once.
+        if frame[wire.HEADER_SIZE : wire.HEADER_SIZE + 1] == codec.DILL:
+            preload("dill")
+        function = function_frame(wire.FUNCTION, frame)
+        self._functions[function.function_id] = function
+
+    def _forget(self, frame: memoryview) -> None:
+        forget = function_frame(wire.FORGET, frame)
+        self._functions.pop(forget.function_id, None)
+        for slot in self._slots:
+            slot.forget(forget.function_id, forget)
+
+    def _recall(self, slot: Slot, task_id: int) -> None:
+        removed = slot.remove(task_id)
+        if not task_id or (not removed and task_id in slot.given):
+            slot.take_back()
+            removed += slot.remove(task_id)
+        self._return(slot, removed)
+        self._give(slot)
+
+    def _kill(self, slot: Slot, task_id: int) -> None:
+        # What it has not taken goes back first: then nothing can start between our look and its end.
+        slot.take_back()
+        removed = slot.remove(task_id) if task_id else []
+        self._return(slot, removed)
+        self._read_outcomes(slot)
+        if slot.pid and not removed and (not task_id or task_id in slot.given):
+            slot.ending = True
+            kill_group(slot.pid)
+        else:
+            self._give(slot)
+
+    def _return(self, slot: Slot, task_ids: list[int]) -> None:
+        for task_id in task_ids:
+            self._tell(wire.encode(wire.RETURNED, slot.number, task_id))
+
+    # -- children -------------------------------------------------------------------------------
+
+    def _give(self, slot: Slot) -> None:
+        if not slot.pid:
+            if slot.waiting and slot not in self._to_start:
+                # Not now: a child must not keep the message alive that we are in the middle of.
+                self._to_start.append(slot)
+            return
+        slot.give()
+        fd = slot.socket_fileno()
+        if slot.full and not self._loop.watches(fd):
+            self._loop.watch(fd, lambda: self._has_room(slot, fd), writable=True)
+
+    def _has_room(self, slot: Slot, fd: int) -> None:
+        self._loop.unwatch(fd)
+        slot.full = False
+        self._give(slot)
+
+    def _start(self, slot: Slot) -> None:
+        self._cells.clear(slot.number)
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        outcomes, outcomes_of_child = os.pipe()
+        stderr, stderr_of_child = os.pipe()
+        share = self._shares[slot.number]
+        child = Child(
+            slot.number, share, self._cells, pair[1], outcomes_of_child, stderr_of_child, self._limit
+        )
+        gc.freeze()  # the collector would touch, and so copy, every page that is shared with the pool
+        try:
+            pid = os.fork()
+        except OSError as error:
+            raise PoolError(f"cannot fork a worker: {error}") from error
+        if not pid:
+            # What the pool holds for others is not to be held twice.
+            for other in self._slots:
+                other.waiting.clear()
+            self._functions.clear()
+            child.main()
+        try:
+            os.setpgid(pid, pid)  # by whoever of the two comes first
+        except OSError:
+            pass
+        os.close(outcomes_of_child)
+        os.close(stderr_of_child)
+        slot.attach(pid, pair, outcomes, self._limit)
+        self._loop.watch(outcomes, lambda: self._on_outcomes(slot))
+        self._stderr.attach(slot.number, stderr)
+        self._give(slot)
+
+    def _on_outcomes(self, slot: Slot) -> None:
+        self._read_outcomes(slot)
+
+    def _read_outcomes(self, slot: Slot) -> bool:
+        """Pass on what a child has brought back; return whether there may be more."""
+        whole = slot.read() if slot.pid else None
+        if whole is None:
+            if slot.closed:
+                self._loop.unwatch(slot.outcomes)
+            return False
+        if whole:
+            self._tell(whole)
+            if slot.waiting:
+                self._give(slot)
+            if self._limit is not None and slot.done >= self._limit:
+                self._last_words[slot] = time.monotonic() + LIMIT_GRACE
+        return True
+
+    def _end_overdue(self) -> None:
+        now = time.monotonic()
+        for slot, deadline in list(self._last_words.items()):
+            if now >= deadline:
+                del self._last_words[slot]
+                kill_group(slot.pid)
+
+    def _reap(self) -> None:
+        try:
+            os.read(self._wake, 4096)
+        except BlockingIOError:
+            pass
+        by_pid = {slot.pid: slot for slot in self._slots if slot.pid}
+        while by_pid:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None:
+                return
+            # While it is a zombie nobody else can have its number.
+            kill_group(ended.si_pid)
+            os.waitpid(ended.si_pid, 0)
+            slot = by_pid.pop(ended.si_pid, None)
+            if slot is not None:
+                exited = ended.si_code == os.CLD_EXITED
+                self._bury(slot, ended.si_status if exited else None, None if exited else ended.si_status)
+
+    def _reap_until(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        self._reap()
+        while any(slot.pid for slot in self._slots) and time.monotonic() < deadline:
+            poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            self._reap()
+
+    def _bury(self, slot: Slot, exit_code: int | None, signal_number: int | None) -> None:
+        """Say what became of a child's tasks, all of them."""
+        while self._read_outcomes(slot):
+            pass
+        running, started = self._cells.read(slot.number)
+        if running not in slot.given:
+            running = 0
+        stderr = self._stderr.detach(slot.number)
+        self._last_words.pop(slot, None)
+        if self._limit is not None and slot.done >= self._limit:
+            self._tell(wire.encode(wire.RECYCLED, slot.number))
+        else:
+            self._false_starts = 0 if started or slot.ending else self._false_starts + 1
+            about = {"exit_code": exit_code, "signal": signal_number, "stderr": stderr}
+            self._tell(wire.encode_json(wire.DIED, slot.number, running, about))
+            self._return(slot, [task_id for task_id in slot.given if task_id != running])
+            self._return(slot, slot.remove(0))
+        for fd in (slot.outcomes, slot.socket_fileno()):
+            self._loop.unwatch(fd)
+        slot.detach()
+        if self._false_starts >= FALSE_STARTS and not self._retired:
+            raise PoolError(f"{FALSE_STARTS} workers in a row ended before they had begun; the last: {about}")
+        self._give(slot)
+
+
+def preload(name: str) -> None:
+    """Import a module that children would import one by one; one that is not there is passed over."""
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        pass  # whoever needs it says so
+
+
+def kill_group(pid: int) -> None:
+    """SIGKILL a child, and what it has started."""
+    for kill in (os.killpg, os.kill):
+        try:
+            kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+        except PermissionError:
+            pass
+        return
