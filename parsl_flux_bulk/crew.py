@@ -1,0 +1,408 @@
+"""The dispatcher's picture of the world: jobs, the peers inside them, workers, and crews of workers.
+
+::
+
+    Crew (a shape: its waiting tasks) ── WorkerJob ── Peer (a pool) ── Worker (a slot: its queue)
+    TaskJob (one task) ── Peer (a rank)
+
+Records, with no more behaviour than keeps each of them consistent.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+from parsl_flux_bulk.instances.base import JobResult, PeerId
+from parsl_flux_bulk.ledger import Holding
+from parsl_flux_bulk.pace import Pace
+from parsl_flux_bulk.resources import Shape
+from parsl_flux_bulk.task import Task, TaskFunction
+
+FUNCTIONS_LIMIT = 512
+"""Functions that a peer is trusted to keep."""
+
+NO_LIMIT = 1 << 30
+
+
+class Job:
+    """What both kinds of job have in common.
+
+    Attributes
+    ----------
+    token : int
+        Names the job to the processes inside it.
+    holding : Holding
+        What it takes of the instance.
+    peers : dict of int to Peer
+        Those that have said hello, by rank; lost ones included.
+    size : int
+        How many peers there will be; 0 until one has said hello.
+    submitted, cancelled : bool
+        Whether we said so.
+    result : JobResult or None
+        How it ended.
+    handle : Any
+        For whoever carries out instructions.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "cancelled",
+        "handle",
+        "holding",
+        "peers",
+        "result",
+        "size",
+        "submitted",
+        "token",
+    )
+
+    def __init__(self, token: int, holding: Holding) -> None:
+        self.token = token
+        self.holding = holding
+        self.peers: dict[int, Peer] = {}
+        self.size = 0
+        self.submitted = False
+        self.cancelled = False
+        self.result: JobResult | None = None
+        self.handle: Any = None
+
+    @property
+    def connected(self) -> list[Peer]:
+        """The peers that are there."""
+        return [peer for peer in self.peers.values() if not peer.lost]
+
+    @property
+    def host(self) -> str:
+        """Where it runs, as far as is known."""
+        return next((peer.host for peer in self.peers.values()), "")
+
+
+class TaskJob(Job):
+    """A job that runs one task.
+
+    Attributes
+    ----------
+    task : Task
+    value : bytes
+        The outcome of rank 0.
+    began : float or None
+        When it got its resources, as far as we can tell.
+    """
+
+    __slots__ = ("began", "task", "value")
+
+    def __init__(self, token: int, holding: Holding, task: Task) -> None:
+        super().__init__(token, holding)
+        self.task = task
+        self.value = b""
+        self.began: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<TaskJob {self.token} of {self.task}>"
+
+
+class WorkerJob(Job):
+    """A job that starts workers of one shape.
+
+    Attributes
+    ----------
+    crew : Crew
+    slots : int
+        Workers that it starts.
+    live : int
+        Workers that the crew may count on: `slots`, less those that were lost.
+    busy : int
+        Workers that have tasks.
+    leaving : bool
+        It gets no more tasks, and its cores will be free before long.
+    retired : bool
+        Its peers have been told to end.
+    since : float
+        When it was submitted, and then when its first peer said hello.
+    idle_since : float
+        When its last task ended, if `busy` is 0.
+    idle_timer : bool
+        Whether a timer looks at `idle_since`.
+    """
+
+    __slots__ = ("busy", "crew", "idle_since", "idle_timer", "leaving", "live", "retired", "since", "slots")
+
+    def __init__(self, token: int, holding: Holding, crew: Crew, slots: int, now: float) -> None:
+        super().__init__(token, holding)
+        self.crew = crew
+        self.slots = slots
+        self.live = slots
+        self.busy = 0
+        self.leaving = False
+        self.retired = False
+        self.since = now
+        self.idle_since = now
+        self.idle_timer = False
+
+    def __repr__(self) -> str:
+        return f"<WorkerJob {self.token}: {self.slots} of {self.shape}>"
+
+    @property
+    def shape(self) -> Shape:
+        """What each of its workers has."""
+        return self.crew.shape
+
+    @property
+    def starting(self) -> bool:
+        """Whether nobody has said hello yet."""
+        return not self.peers
+
+
+class Peer:
+    """A connected process of a job: a pool of workers, or a rank of a task job.
+
+    Attributes
+    ----------
+    peer_id : PeerId
+    job : WorkerJob or TaskJob
+    rank, host, pid : what it said of itself
+    workers : list of Worker
+        By slot; none for a rank.
+    functions : dict of int to None
+        Functions that it has, the latest last.
+    lost : bool
+        It is not connected any more.
+    gone : bool
+        It, or its job, has ended: it can be given nothing.
+    finished : bool
+        A rank that has sent its outcome.
+    """
+
+    __slots__ = ("finished", "functions", "gone", "host", "job", "lost", "peer_id", "pid", "rank", "workers")
+
+    def __init__(self, peer_id: PeerId, job: WorkerJob | TaskJob, rank: int, host: str, pid: int) -> None:
+        self.peer_id = peer_id
+        self.job = job
+        self.rank = rank
+        self.host = host
+        self.pid = pid
+        self.workers: list[Worker] = []
+        self.functions: dict[int, None] = {}
+        self.lost = False
+        self.gone = False
+        self.finished = False
+
+
+class Worker:
+    """A slot of a pool.
+
+    Attributes
+    ----------
+    queue : deque of Task
+        Given and unanswered, in order: the first may be running, and, for all we know, the others.
+    size : int
+        Bytes of their calls.
+    mark : float
+        When it last ended a task, or became busy.
+    ended, function_id : int
+        Outcomes since `mark`, and the function of the last of them.
+    serving : bool
+        It may be given tasks.
+    active : bool
+        It is counted in its job's `busy`.
+    touched : bool
+        Something happened to it since the last look.
+    recalled : bool
+        All that it has not started has been asked back, and nothing given since.
+    watched : bool
+        A timer looks whether its queue stalls.
+    cancels : int
+        Cancelled tasks in its queue.
+    killing : int
+        Id of the task that we asked to kill.
+    barren : int
+        Deaths in a row with nothing to show.
+    """
+
+    __slots__ = (
+        "active",
+        "barren",
+        "cancels",
+        "crew",
+        "ended",
+        "function_id",
+        "job",
+        "killing",
+        "mark",
+        "peer",
+        "queue",
+        "recalled",
+        "serving",
+        "size",
+        "slot",
+        "touched",
+        "watched",
+    )
+
+    def __init__(self, peer: Peer, job: WorkerJob, slot: int) -> None:
+        self.peer = peer
+        self.job = job
+        self.crew = job.crew
+        self.slot = slot
+        self.queue: deque[Task] = deque()
+        self.size = 0
+        self.mark = 0.0
+        self.ended = 0
+        self.function_id = 0
+        self.serving = False
+        self.active = False
+        self.touched = False
+        self.recalled = False
+        self.watched = False
+        self.cancels = 0
+        self.killing = 0
+        self.barren = 0
+
+    def remove(self, task_id: int) -> Task | None:
+        """Take a task out of the queue, wherever in it; None if it is not there."""
+        for task in self.queue:
+            if task.task_id == task_id:
+                self.queue.remove(task)
+                self.size -= len(task.call)
+                self.cancels -= task.cancelled
+                return task
+        return None
+
+
+class Crew:
+    """All workers of one shape, and the tasks that wait for them.
+
+    Attributes
+    ----------
+    shape : Shape
+    waiting : int
+        Tasks that are PENDING here.
+    given : int
+        Tasks that workers have.
+    jobs : dict of WorkerJob to None
+        That have not ended.
+    slots : int
+        Workers to count on, whether there or starting: those of jobs that are not leaving.
+    workers : int
+        Workers that serve.
+    idle, busy : dict of Worker to None
+        The workers that serve, by whether they have tasks; ordered.
+    laden : dict of Worker to None
+        Workers that had more than one task when last given any.
+    ready : list of Worker
+        Busy ones with an outcome since the last look.
+    pace : Pace
+    barren : int
+        Jobs in a row that ended before there was a worker.
+    slot_limit : int
+        Largest number of slots for a job; the instance has refused more.
+    stopped : bool
+        It cannot have more workers than it has.
+    wished : float or None
+        Since when it has wanted more workers.
+    steal_at : float or None
+        When `steal` is due.
+    """
+
+    __slots__ = (
+        "_pending",
+        "_returned",
+        "barren",
+        "busy",
+        "given",
+        "idle",
+        "jobs",
+        "laden",
+        "pace",
+        "ready",
+        "shape",
+        "slot_limit",
+        "slots",
+        "steal_at",
+        "stopped",
+        "waiting",
+        "wished",
+    )
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self._pending: deque[Task] = deque()
+        self._returned: list[tuple[int, Task]] = []
+        self.waiting = 0
+        self.given = 0
+        self.jobs: dict[WorkerJob, None] = {}
+        self.slots = 0
+        self.idle: dict[Worker, None] = {}
+        self.busy: dict[Worker, None] = {}
+        self.laden: dict[Worker, None] = {}
+        self.ready: list[Worker] = []
+        self.pace = Pace()
+        self.barren = 0
+        self.slot_limit = NO_LIMIT
+        self.stopped = False
+        self.wished: float | None = None
+        self.steal_at: float | None = None
+
+    @property
+    def workers(self) -> int:
+        """Workers that serve."""
+        return len(self.idle) + len(self.busy)
+
+    @property
+    def outstanding(self) -> int:
+        """Tasks that have not ended."""
+        return self.waiting + self.given
+
+    def push(self, task: Task) -> None:
+        """Add a new task, behind all others."""
+        self._pending.append(task)
+        self.waiting += 1
+
+    def push_back(self, task: Task) -> None:
+        """Add a task that was given before: it goes before the new ones, in the order of ids."""
+        heapq.heappush(self._returned, (task.task_id, task))
+        self.waiting += 1
+
+    def pop(self) -> Task:
+        """Take the next task; there must be one."""
+        # Those that were cancelled are still in there: to look for them would take too long.
+        self.waiting -= 1
+        while self._returned:
+            task = heapq.heappop(self._returned)[1]
+            if not task.state:
+                return task
+        while True:
+            task = self._pending.popleft()
+            if not task.state:
+                return task
+
+    def dropped(self) -> None:
+        """A waiting task has been ended, and is to be passed over."""
+        self.waiting -= 1
+        if not self.waiting:
+            self._pending.clear()
+            self._returned.clear()
+
+    def empty(self) -> Iterator[Task]:
+        """Take all."""
+        while self.waiting:
+            yield self.pop()
+
+
+def functions_for(peer: Peer, functions: list[TaskFunction]) -> tuple[list[TaskFunction], list[int]]:
+    """Note that a peer gets functions it has not; return them, and the ids of those it can forget."""
+    known = peer.functions
+    forget: list[int] = []
+    if len(known) + len(functions) > FUNCTIONS_LIMIT:
+        in_use = {task.function.function_id for worker in peer.workers for task in worker.queue}
+        spare = len(known) - FUNCTIONS_LIMIT // 2
+        forget = [function_id for function_id in list(known)[: max(0, spare)] if function_id not in in_use]
+        for function_id in forget:
+            del known[function_id]
+    for function in functions:
+        known[function.function_id] = None
+    return functions, forget

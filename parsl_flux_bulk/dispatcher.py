@@ -1,0 +1,555 @@
+"""What runs where, and when: a pure state machine. Events in, instructions out.
+
+::
+
+    submit, cancel ────────┐                        ┌─> SubmitJob, CancelJob    to the pipeline
+    job_ended, capacity ───┤                        │
+    peer_hello, peer_lost ─┼──> Dispatcher.take ────┼─> Give, Recall, Kill, Retire   to peers
+    outcome, returned,     │     Planner (jobs)     │
+    worker_died ───────────┘     Feeder (tasks)     └─> Resolve    to futures
+
+No threads, no I/O, no clock: `take` is told the time, and `deadline` says when it is wanted next even
+if nothing happens. Events only record; `take` decides, once for all events of a batch.
+
+**No task runs twice.** A task is with one worker or task job at a time, and is taken from it only by
+the peer's word that it has not started (`returned`). When a whole peer is lost, no such word comes, and
+outcomes may have been lost on the way: then every task that it had been given ends with a
+:class:`Loss`. The first of each worker was running, as far as we know (``WORKER_LOST``); the others
+may have been (``MAYBE_STARTED``). There are few of those: :mod:`parsl_flux_bulk.pace` bounds a worker's
+queue to a few hundredths of a second of work, and what is queued behind a longer task is asked back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from parsl_flux_bulk.crew import NO_LIMIT, Crew, Peer, TaskJob, Worker, WorkerJob
+from parsl_flux_bulk.feeder import Feeder
+from parsl_flux_bulk.fleet import BARREN_LIMIT, Fleet
+from parsl_flux_bulk.instances.base import Capacity, JobResult, PeerId
+from parsl_flux_bulk.instructions import Give, Instruction, Resolve, Retire
+from parsl_flux_bulk.planner import Planner
+from parsl_flux_bulk.resources import Shape
+from parsl_flux_bulk.task import (
+    CANCELLED,
+    BareJobEnded,
+    Loss,
+    LossReason,
+    Outcome,
+    RankFailed,
+    Task,
+    TaskState,
+)
+from parsl_flux_bulk.timers import Timers
+
+GRACE = 2.0
+"""Seconds for which a peer's end waits for its job's, to learn of the exit code, or the other way
+round, to let outcomes arrive."""
+
+START_LIMIT = 3
+"""Worker jobs in a row that may end before there was a worker, before their tasks fail."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """Counts, at one moment.
+
+    Attributes
+    ----------
+    pending, running, done, failed, cancelled : int
+        Tasks: not started as far as is known; started; ended with a value; with an exception or a
+        loss; cancelled.
+    workers, busy_workers, cores : dict of Shape to int
+        Connected workers, those of them with tasks, and cores that their jobs hold.
+    worker_jobs, task_jobs : int
+        Jobs submitted and not ended.
+    """
+
+    pending: int
+    running: int
+    done: int
+    failed: int
+    cancelled: int
+    workers: dict[Shape, int]
+    busy_workers: dict[Shape, int]
+    cores: dict[Shape, int]
+    worker_jobs: int
+    task_jobs: int
+
+
+class Dispatcher:
+    """The state machine.
+
+    Parameters
+    ----------
+    is_failure : callable
+        Whether the bytes of an outcome are those of an exception.
+    tasks_per_job : int or None
+        1 gives every task a job of its own.
+    worker_idle_time : float
+        Seconds after which workers without tasks end.
+    max_active_jobs : int
+        Jobs that the pipeline keeps inside the instance; twice as many task jobs are passed on.
+    gather_time : float
+        Seconds that a shape's first job waits for more tasks to come.
+    """
+
+    def __init__(
+        self,
+        *,
+        is_failure: Callable[[bytes], bool],
+        tasks_per_job: int | None = None,
+        worker_idle_time: float = 3.0,
+        max_active_jobs: int = 32,
+        gather_time: float = 0.003,
+    ) -> None:
+        self._is_failure = is_failure
+        self._all_alone = tasks_per_job == 1
+        self._out: list[Instruction] = []
+        self._timers = Timers()
+        self._fleet = Fleet(self._out, self._timers, worker_idle_time)
+        self._feeder = Feeder(self._out, self._timers, self._fleet)
+        self._planner = Planner(
+            self._fleet, self._timers, max_active_jobs=max_active_jobs, gather_time=gather_time
+        )
+        self._peers: dict[PeerId, Peer] = {}
+        self._closed = False
+        self._done = self._failed = self._cancelled = 0
+
+    # -- instructions ------------------------------------------------------------------------------
+
+    def take(self, now: float) -> list[Instruction]:
+        """Decide on everything that happened, and return what is to be done, in this order.
+
+        Parameters
+        ----------
+        now : float
+            Seconds, of a clock that never goes back.
+        """
+        now = self._timers.advance(now)
+        self._feeder.settle(now)
+        self._timers.run()
+        if not self._closed:
+            self._decide(now)
+        self._timers.settle()
+        out = self._out.copy()
+        self._out.clear()
+        return out
+
+    def _decide(self, now: float) -> None:
+        # One decision can call for another: cores that a drained crew left are there for others.
+        for _ in range(4):
+            self._planner.plan(now)
+            self._feeder.feed(now)
+            if not self._fleet.changed or self._fleet.ledger.capacity is None:
+                return
+        self._timers.at(now, lambda _: None)
+
+    def deadline(self) -> float | None:
+        """When `take` is wanted next, even if nothing happens; None: not at all."""
+        return self._timers.deadline()
+
+    # -- events: tasks -----------------------------------------------------------------------------
+
+    def submit(self, tasks: Iterable[Task]) -> None:
+        """There are new tasks."""
+        fleet = self._fleet
+        for task in tasks:
+            shape = task.resources.shape
+            if self._closed:
+                self._resolve(task, Loss(LossReason.SHUT_DOWN))
+            elif shape is None or task.bare or self._all_alone:
+                fleet.hold(task)
+            else:
+                crew = fleet.crews.get(shape)
+                (crew or fleet.crew(shape)).push(task)
+        fleet.changed = True
+
+    def cancel(self, task: Task) -> None:
+        """A task is not wanted any more. If it is too late to stop it, its own outcome stands."""
+        if task.state == TaskState.DONE or task.cancelled:
+            return
+        task.cancelled = True
+        place = task.place
+        if isinstance(place, Worker):
+            place.cancels += 1
+            if place.peer.gone:
+                return
+            if place.queue[0] is task:
+                self._feeder.kill(place, task)
+            else:
+                self._feeder.recall_one(place, task)
+        elif isinstance(place, TaskJob) and place.submitted:
+            self._fleet.cancel(place, "its task was cancelled")
+        else:
+            if place is None:
+                self._fleet.crew(_shape(task)).dropped()
+            self._fleet.changed = True
+            self._resolve(task, CANCELLED)
+
+    # -- events: jobs ------------------------------------------------------------------------------
+
+    def job_submitted(self, job: WorkerJob | TaskJob) -> None:
+        """The instance has accepted a job."""
+
+    def job_ended(self, job: WorkerJob | TaskJob, result: JobResult) -> None:
+        """A job has ended, or was refused (then `result` has the exception "submit")."""
+        if job.token not in self._fleet.jobs:
+            return
+        self._fleet.ended(job, result)
+        if isinstance(job, TaskJob):
+            self._planner.task_job_ended(job, self._timers.now)
+            if all(peer.lost or peer.finished for peer in job.peers.values()):
+                self._conclude_task_job(job)
+            else:
+                self._timers.after(GRACE, lambda _: self._conclude_task_job(job))
+            return
+        if job.starting and not job.cancelled:
+            self._had_no_worker(job, result)
+        for peer in job.peers.values():
+            self._await_fate(peer)
+
+    def capacity(self, capacity: Capacity) -> None:
+        """What the instance has, all in all. Until this is known, nothing is submitted."""
+        fleet = self._fleet
+        fleet.ledger.capacity = capacity
+        fleet.changed = True
+        for crew in fleet.crews.values():
+            crew.slot_limit = NO_LIMIT
+            crew.stopped = False
+
+    # -- events: peers -----------------------------------------------------------------------------
+
+    def peer_hello(
+        self,
+        peer_id: PeerId,
+        token: int,
+        slots: int,
+        *,
+        host: str = "",
+        pid: int = 0,
+        rank: int = 0,
+        size: int = 1,
+    ) -> None:
+        """A process of one of our jobs has connected."""
+        job = self._fleet.jobs.get(token)
+        if peer_id in self._peers:
+            return
+        if job is None or job.cancelled or self._closed or rank in job.peers:
+            self._out.append(Retire(peer_id))
+            return
+        peer = Peer(peer_id, job, rank, host, pid)
+        self._peers[peer_id] = peer
+        job.size = max(job.size, size)
+        if isinstance(job, WorkerJob):
+            self._fleet.join(peer, job, slots)
+            return
+        job.peers[rank] = peer
+        if job.began is None:
+            job.began = self._timers.now
+        if job.task.state == TaskState.DONE:
+            self._out.append(Retire(peer_id))
+        else:
+            job.task.state = TaskState.GIVEN
+            self._out.append(Give(peer_id, 0, [job.task], [job.task.function]))
+
+    def outcome(self, peer_id: PeerId, slot: int, task_id: int, body: bytes) -> None:
+        """A task has ended."""
+        worker = self._worker(peer_id, slot)
+        if worker is None:
+            self._rank_outcome(peer_id, task_id, body)
+            return
+        queue = worker.queue
+        if queue and queue[0].task_id == task_id:
+            task = queue.popleft()
+            worker.size -= len(task.call)
+            if task.cancelled:
+                worker.cancels -= 1
+        else:
+            other = worker.remove(task_id)
+            if other is None:
+                return
+            task = other
+        worker.ended += 1
+        worker.function_id = task.function.function_id
+        if not worker.touched:
+            self._feeder.touch(worker)
+        task.state = TaskState.DONE
+        task.place = None
+        if self._is_failure(body):
+            self._failed += 1
+        else:
+            self._done += 1
+        self._out.append(Resolve(task, body))
+
+    def returned(self, peer_id: PeerId, slot: int, task_id: int) -> None:
+        """A task was given back; it has certainly not started."""
+        worker = self._worker(peer_id, slot)
+        task = worker and worker.remove(task_id)
+        if not worker or not task:
+            return
+        crew = worker.crew
+        crew.given -= 1
+        task.place = None
+        if task.cancelled:
+            self._resolve(task, CANCELLED)
+        elif self._closed:
+            self._resolve(task, Loss(LossReason.SHUT_DOWN))
+        else:
+            task.state = TaskState.PENDING
+            crew.push_back(task)
+            self._fleet.changed = True
+        self._feeder.touch(worker)
+
+    def worker_died(
+        self,
+        peer_id: PeerId,
+        slot: int,
+        task_id: int = 0,
+        *,
+        exit_code: int | None = None,
+        signal: int | None = None,
+        stderr: str = "",
+    ) -> None:
+        """A worker's process has ended, while it ran a task or (0) none; the pool starts another."""
+        worker = self._worker(peer_id, slot)
+        if worker is None:
+            return
+        job = worker.job
+        task = worker.remove(task_id) if task_id else None
+        worker.mark = self._timers.now
+        self._feeder.touch(worker)
+        if task is None:
+            worker.barren += 1
+            if worker.barren == BARREN_LIMIT:
+                loss = Loss(LossReason.NO_WORKER, exit_code, signal, stderr, job.host, job=job)
+                self._give_up(worker, loss)
+            return
+        worker.barren = job.crew.barren = 0
+        job.crew.given -= 1
+        loss = Loss(LossReason.CRASHED, exit_code, signal, stderr, worker.peer.host, job=job)
+        self._resolve(task, CANCELLED if task.cancelled else loss)
+
+    def peer_lost(self, peer_id: PeerId) -> None:
+        """A peer's connection has closed."""
+        peer = self._peers.pop(peer_id, None)
+        if peer is None:
+            return
+        self._fleet.lost(peer)
+        job = peer.job
+        if isinstance(job, WorkerJob):
+            self._await_fate(peer)
+        elif job.task.state != TaskState.DONE and not peer.finished:
+            if job.result is None:
+                self._timers.after(GRACE, lambda _: self._conclude_rank(job, peer))
+            elif all(other.lost or other.finished for other in job.peers.values()):
+                self._conclude_task_job(job)
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """No more tasks are to come: workers end as soon as they have nothing to do."""
+        self._fleet.idle_time = 0.0
+        for job in self._worker_jobs():
+            if not (job.busy or job.leaving or job.starting or job.crew.waiting):
+                self._fleet.retire(job)
+
+    def shutdown(self) -> None:
+        """End everything now: every task that has not ended is lost, every job is to end."""
+        if self._closed:
+            return
+        self._closed = True
+        loss = Loss(LossReason.SHUT_DOWN)
+        for crew in self._fleet.crews.values():
+            for task in crew.empty():
+                self._resolve(task, loss)
+        for held in self._fleet.held:
+            if held.task.state != TaskState.DONE:
+                self._resolve(held.task, loss)
+        self._fleet.held.clear()
+        for peer in list(self._peers.values()):
+            self._lose_queues(peer, loss, loss)
+        for job in list(self._fleet.jobs.values()):
+            if isinstance(job, WorkerJob):
+                for peer in job.peers.values():
+                    self._lose_queues(peer, loss, loss)
+                if not job.busy and job.connected:
+                    self._fleet.retire(job)
+                    continue
+            elif job.task.state != TaskState.DONE:
+                self._resolve(job.task, loss)
+            self._fleet.cancel(job, "the executor is being shut down")
+
+    def status(self) -> Status:
+        """Count."""
+        fleet = self._fleet
+        crews = fleet.crews.values()
+        jobs = list(self._worker_jobs())
+        running = sum(job.busy for job in jobs)
+        own = sum(job.task.state != TaskState.DONE for job in fleet.task_jobs)
+        unanswered = sum(crew.outstanding for crew in crews) - sum(w.ended for w in self._feeder.touched)
+        return Status(
+            pending=unanswered - running + sum(job.task.state != TaskState.DONE for job in fleet.held),
+            running=running + own,
+            done=self._done,
+            failed=self._failed,
+            cancelled=self._cancelled,
+            workers={crew.shape: crew.workers for crew in crews if crew.jobs},
+            busy_workers={crew.shape: len(crew.busy) for crew in crews if crew.jobs},
+            cores={crew.shape: sum(job.holding.cores for job in crew.jobs) for crew in crews if crew.jobs},
+            worker_jobs=len(jobs),
+            task_jobs=len(fleet.task_jobs),
+        )
+
+    # -- helpers -----------------------------------------------------------------------------------
+
+    def _worker_jobs(self) -> list[WorkerJob]:
+        return [job for crew in self._fleet.crews.values() for job in crew.jobs]
+
+    def _worker(self, peer_id: PeerId, slot: int) -> Worker | None:
+        peer = self._peers.get(peer_id)
+        if peer is None or slot >= len(peer.workers):
+            return None
+        return peer.workers[slot]
+
+    def _resolve(self, task: Task, outcome: Outcome) -> None:
+        task.state = TaskState.DONE
+        task.place = None
+        if outcome is CANCELLED:
+            self._cancelled += 1
+        elif self._is_good(outcome):
+            self._done += 1
+        else:
+            self._failed += 1
+        self._out.append(Resolve(task, outcome))
+
+    def _is_good(self, outcome: Outcome) -> bool:
+        if isinstance(outcome, bytes):
+            return not self._is_failure(outcome)
+        return isinstance(outcome, BareJobEnded) and outcome.result.ok
+
+    # -- task jobs ---------------------------------------------------------------------------------
+
+    def _rank_outcome(self, peer_id: PeerId, task_id: int, body: bytes) -> None:
+        peer = self._peers.get(peer_id)
+        if peer is None or not isinstance(peer.job, TaskJob) or peer.finished:
+            return
+        job, task = peer.job, peer.job.task
+        if task.task_id != task_id or task.state == TaskState.DONE:
+            return
+        peer.finished = True
+        if peer.rank == 0:
+            job.value = body
+        if job.size > 1 and self._is_failure(body):
+            self._resolve(task, RankFailed(peer.rank, body))
+            self._fleet.cancel(job, f"rank {peer.rank} failed")
+        elif len(job.peers) == job.size and all(other.finished for other in job.peers.values()):
+            self._resolve(task, job.value)
+
+    def _conclude_rank(self, job: TaskJob, peer: Peer) -> None:
+        """A rank was lost, and its job goes on: not for long."""
+        if job.task.state == TaskState.DONE or job.result is not None:
+            return
+        loss = Loss(LossReason.WORKER_LOST, host=peer.host, rank=peer.rank, job=job)
+        self._resolve(job.task, CANCELLED if job.task.cancelled else loss)
+        self._fleet.cancel(job, f"rank {peer.rank} was lost")
+
+    def _conclude_task_job(self, job: TaskJob) -> None:
+        """A task job has ended, and nothing more will be heard from its ranks."""
+        for peer in job.peers.values():
+            self._forget(peer)
+        task, result = job.task, job.result
+        if task.state == TaskState.DONE or result is None:
+            return
+        if task.cancelled:
+            self._resolve(task, CANCELLED)
+        elif task.bare:
+            self._resolve(task, BareJobEnded(job, result))
+        else:
+            lost = [peer for peer in job.peers.values() if not peer.finished]
+            host = lost[0].host if lost else job.host
+            reason = LossReason.REFUSED if _refused(result) else LossReason.JOB_ENDED
+            rank = lost[0].rank if len(lost) == 1 else None
+            self._resolve(task, _loss(reason, job, host=host, rank=rank))
+
+    # -- losses of workers -------------------------------------------------------------------------
+
+    def _await_fate(self, peer: Peer) -> None:
+        """A peer, or its job, has ended: blame when both have, or after a while."""
+        if peer.lost and peer.job.result is not None:
+            self._conclude(peer)
+        else:
+            self._timers.after(GRACE, lambda _: self._conclude(peer))
+
+    def _conclude(self, peer: Peer) -> None:
+        """Nothing more will be heard from a pool."""
+        self._forget(peer)
+        first = _loss(LossReason.WORKER_LOST, peer.job, host=peer.host)
+        self._lose_queues(peer, first, replace(first, reason=LossReason.MAYBE_STARTED))
+
+    def _forget(self, peer: Peer) -> None:
+        if self._peers.get(peer.peer_id) is peer:
+            del self._peers[peer.peer_id]
+
+    def _lose_queues(self, peer: Peer, first: Loss, others: Loss) -> None:
+        for worker in peer.workers:
+            loss = first
+            worker.crew.given -= len(worker.queue)
+            for task in worker.queue:
+                self._resolve(task, CANCELLED if task.cancelled else loss)
+                loss = others
+            worker.queue.clear()
+            worker.size = worker.cancels = 0
+
+    def _had_no_worker(self, job: WorkerJob, result: JobResult) -> None:
+        """A worker job ended, or was refused, before anyone said hello."""
+        crew = job.crew
+        if not _refused(result):
+            self._strike(crew, _loss(LossReason.NO_WORKER, job))
+        elif crew.slots:
+            crew.stopped = True
+        elif job.slots > 1 and result.exception != "instance-lost":
+            # What was too large may be possible in part.
+            crew.slot_limit = job.slots // 2
+        else:
+            self._fail_waiting(crew, _loss(LossReason.REFUSED, job))
+
+    def _give_up(self, worker: Worker, loss: Loss) -> None:
+        self._fleet.bench(worker)
+        job = worker.job
+        if all(other.barren >= BARREN_LIMIT for peer in job.peers.values() for other in peer.workers):
+            self._fleet.drain(job, "its workers cannot start")
+            self._strike(job.crew, loss)
+
+    def _strike(self, crew: Crew, loss: Loss) -> None:
+        crew.barren += 1
+        if crew.barren < START_LIMIT:
+            return
+        crew.barren = 0
+        if crew.workers:
+            crew.stopped = True
+        else:
+            self._fail_waiting(crew, loss)
+
+    def _fail_waiting(self, crew: Crew, loss: Loss) -> None:
+        for task in crew.empty():
+            self._resolve(task, loss)
+
+
+def _shape(task: Task) -> Shape:
+    shape = task.resources.shape
+    assert shape is not None
+    return shape
+
+
+def _refused(result: JobResult) -> bool:
+    # "submit": not accepted; "alloc": accepted, but it can never run.
+    return not result.started and result.exception in ("submit", "alloc", "instance-lost")
+
+
+def _loss(reason: LossReason, job: WorkerJob | TaskJob, *, host: str = "", rank: int | None = None) -> Loss:
+    result = job.result
+    if result is None:
+        return Loss(reason, host=host, rank=rank, job=job)
+    return Loss(reason, result.exit_code, result.signal, result.stderr, host, rank, job, result)

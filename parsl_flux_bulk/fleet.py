@@ -1,0 +1,270 @@
+"""Jobs and workers come, serve, leave: the acts; when they are due is decided elsewhere.
+
+Everything here keeps four counts in step: what a crew can count on (`Crew.slots`), who in it can be
+given tasks (`Crew.idle`, `Crew.busy`), who has any (`WorkerJob.busy`), and what the jobs hold.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from parsl_flux_bulk.crew import Crew, Peer, TaskJob, Worker, WorkerJob
+from parsl_flux_bulk.instances.base import JobResult
+from parsl_flux_bulk.instructions import CancelJob, Instruction, Recall, Retire, SubmitJob
+from parsl_flux_bulk.ledger import Ledger
+from parsl_flux_bulk.resources import Shape
+from parsl_flux_bulk.task import Task
+from parsl_flux_bulk.timers import Timers
+
+RETIRE_BOUND = 15.0
+"""Seconds after which a job that was told to end is cancelled."""
+
+
+class Fleet:
+    """All jobs that have not ended, and the crews.
+
+    Attributes
+    ----------
+    crews : dict of Shape to Crew
+    held : deque of TaskJob
+        Not submitted yet.
+    jobs : dict of int to WorkerJob or TaskJob
+        Submitted and not ended, by token.
+    task_jobs : dict of TaskJob to None
+        Submitted and not ended.
+    ledger : Ledger
+    idle_time : float
+        Seconds after which a worker job without tasks ends.
+    changed : bool
+        Something happened that may call for other jobs than there are.
+    """
+
+    def __init__(self, out: list[Instruction], timers: Timers, idle_time: float) -> None:
+        self.crews: dict[Shape, Crew] = {}
+        self.held: deque[TaskJob] = deque()
+        self.jobs: dict[int, WorkerJob | TaskJob] = {}
+        self.task_jobs: dict[TaskJob, None] = {}
+        self.ledger = Ledger()
+        self.idle_time = idle_time
+        self.changed = False
+        self._out = out
+        self._timers = timers
+        self._last_token = 0
+
+    def crew(self, shape: Shape) -> Crew:
+        """The crew of a shape."""
+        crew = self.crews.get(shape)
+        if crew is None:
+            crew = self.crews[shape] = Crew(shape)
+        return crew
+
+    # -- jobs come and go --------------------------------------------------------------------------
+
+    def hold(self, task: Task) -> None:
+        """Make a task job, to be submitted when there is room."""
+        self._last_token += 1
+        job = TaskJob(self._last_token, self.ledger.of_task(task.resources), task)
+        task.place = job
+        self.held.append(job)
+        self.changed = True
+
+    def launch_task(self, job: TaskJob) -> None:
+        """Submit a task job."""
+        # The capacity may have become known, or another one, since it was made.
+        job.holding = self.ledger.of_task(job.task.resources)
+        job.submitted = True
+        self.jobs[job.token] = job
+        self.task_jobs[job] = None
+        self.ledger.add(job.holding, task=True)
+        self._out.append(SubmitJob(job))
+
+    def launch_workers(self, crew: Crew, slots: int) -> WorkerJob:
+        """Submit a job of so many workers."""
+        self._last_token += 1
+        holding = self.ledger.of_workers(crew.shape, slots)
+        job = WorkerJob(self._last_token, holding, crew, slots, self._timers.now)
+        job.submitted = True
+        self.jobs[job.token] = job
+        crew.jobs[job] = None
+        crew.slots += slots
+        self.ledger.add(holding, task=False)
+        self._out.append(SubmitJob(job))
+        return job
+
+    def ended(self, job: WorkerJob | TaskJob, result: JobResult) -> None:
+        """A job has ended: it holds nothing any more, and its workers cannot be given anything."""
+        job.result = result
+        del self.jobs[job.token]
+        self.ledger.remove(job.holding, task=isinstance(job, TaskJob))
+        if isinstance(job, TaskJob):
+            self.task_jobs.pop(job, None)
+        else:
+            self._leave(job)
+            self.ledger.stays(job)
+            job.crew.jobs.pop(job, None)
+        for peer in job.peers.values():
+            self._dismiss(peer)
+        self.changed = True
+
+    def cancel(self, job: WorkerJob | TaskJob, reason: str) -> None:
+        """Cancel a job, if it makes sense still."""
+        if not job.cancelled and job.result is None:
+            job.cancelled = True
+            self._out.append(CancelJob(job, reason))
+
+    # -- peers come and go -------------------------------------------------------------------------
+
+    def join(self, peer: Peer, job: WorkerJob, slots: int) -> None:
+        """The pool of a worker job's node is there."""
+        now = self._timers.now
+        if job.starting:
+            job.since = now
+        job.peers[peer.rank] = peer
+        peer.workers = [Worker(peer, job, slot) for slot in range(slots)]
+        self.changed = True
+        if job.leaving:
+            if not job.busy:
+                self.retire(job)
+            return
+        for worker in peer.workers:
+            self._serve(worker)
+        if not job.busy:
+            self.note_idle(job, now)
+
+    def lost(self, peer: Peer) -> None:
+        """A peer is not connected any more."""
+        peer.lost = True
+        self.changed = True
+        self._dismiss(peer)
+        job = peer.job
+        if not isinstance(job, WorkerJob) or job.leaving:
+            return
+        if job.connected or len(job.peers) < job.size:
+            lost = min(job.live, len(peer.workers))
+            job.live -= lost
+            job.crew.slots -= lost
+        else:
+            self._leave(job)
+            self._end_by(job)
+
+    def _dismiss(self, peer: Peer) -> None:
+        """A peer, or its job, is gone: its workers serve no more; their queues stay as they are."""
+        peer.gone = True
+        for worker in peer.workers:
+            self.bench(worker)
+            if worker.active:
+                worker.active = False
+                worker.job.busy -= 1
+
+    # -- workers serve, or do not ------------------------------------------------------------------
+
+    def _serve(self, worker: Worker) -> None:
+        if worker.serving or worker.barren >= BARREN_LIMIT or worker.peer.gone:
+            return
+        worker.serving = True
+        crew = worker.crew
+        (crew.busy if worker.queue else crew.idle)[worker] = None
+
+    def bench(self, worker: Worker) -> None:
+        """Give a worker no more tasks, for now."""
+        if worker.serving:
+            worker.serving = False
+            crew = worker.crew
+            crew.idle.pop(worker, None)
+            crew.busy.pop(worker, None)
+            crew.laden.pop(worker, None)
+
+    def recall(self, worker: Worker) -> None:
+        """Ask back what a worker has not started."""
+        worker.recalled = True
+        worker.crew.laden.pop(worker, None)
+        self._out.append(Recall(worker.peer.peer_id, worker.slot))
+
+    # -- worker jobs leave, or stay after all ------------------------------------------------------
+
+    def _leave(self, job: WorkerJob) -> None:
+        if not job.leaving:
+            job.leaving = True
+            job.crew.slots -= job.live
+            self.ledger.leaves(job)
+
+    def drain(self, job: WorkerJob, reason: str) -> None:
+        """Let a job end as soon as what it runs has: now, if that is nothing."""
+        if job.leaving:
+            return
+        self._leave(job)
+        self.changed = True
+        if job.starting:
+            self.cancel(job, reason)
+            return
+        for peer in job.peers.values():
+            for worker in peer.workers:
+                self.bench(worker)
+                if len(worker.queue) > 1 and not worker.recalled and not peer.gone:
+                    self.recall(worker)
+        if not job.busy:
+            self.retire(job)
+
+    def keep(self, job: WorkerJob) -> None:
+        """A job that was drained is not needed elsewhere after all."""
+        job.leaving = False
+        job.crew.slots += job.live
+        self.ledger.stays(job)
+        for peer in job.peers.values():
+            for worker in peer.workers:
+                self._serve(worker)
+
+    def can_keep(self, job: WorkerJob) -> bool:
+        """Whether it leaves, but could still stay."""
+        return (
+            job.leaving
+            and not (job.retired or job.cancelled)
+            and job.result is None
+            and any(not peer.gone for peer in job.peers.values())
+        )
+
+    def retire(self, job: WorkerJob) -> None:
+        """Tell a job without tasks to end."""
+        self._leave(job)
+        self.changed = True
+        if not job.connected:
+            self.cancel(job, "its workers are not needed any more")
+        for peer in job.connected:
+            for worker in peer.workers:
+                self.bench(worker)
+            self._out.append(Retire(peer.peer_id))
+        if not job.retired:
+            job.retired = True
+            self._end_by(job)
+
+    def _end_by(self, job: WorkerJob) -> None:
+        """Cancel a job if it does not end by itself before long."""
+        self._timers.after(RETIRE_BOUND, lambda _: self.cancel(job, "it was told to end, and has not"))
+
+    def note_idle(self, job: WorkerJob, now: float) -> None:
+        """The last task of a job has ended."""
+        if job.leaving:
+            if not job.retired and not job.starting and job.result is None:
+                self.retire(job)
+            return
+        job.idle_since = now
+        if self.held or len(self.crews) > 1:
+            self.changed = True
+        if not job.idle_timer:
+            job.idle_timer = True
+            self._timers.at(now + self.idle_time, lambda now: self._look_idle(job, now))
+
+    def _look_idle(self, job: WorkerJob, now: float) -> None:
+        job.idle_timer = False
+        if job.busy or job.leaving:
+            return
+        due = job.idle_since + self.idle_time
+        if now >= due:
+            self.retire(job)
+        else:
+            job.idle_timer = True
+            self._timers.at(due, lambda now: self._look_idle(job, now))
+
+
+BARREN_LIMIT = 3
+"""Deaths in a row, none of them of a task, after which a worker is given up."""

@@ -1,0 +1,363 @@
+"""Which jobs there should be: task jobs against workers, and one shape against another.
+
+A job is submitted when there is room for it beside those that were submitted before, counting as room
+what leaving worker jobs hold; so what a job waits for inside the instance is already on its way out.
+To make room, worker jobs are *drained*: they get no more tasks, and end with those that they run.
+
+*Task jobs against workers.* Task jobs go first, and drain what stands in their way. When that has kept
+tasks of a shape waiting for `QUANTUM`, it is the workers' turn: no more draining, until they have had
+as much as the task jobs took meanwhile, and no less than `QUANTUM`. Nothing waits for its turn while
+nobody else wants the cores. Task jobs stay in the order in which they came.
+
+*One shape against another.* Each gets cores in proportion to those that its tasks ask for, and one
+worker at least. A shape without any worker drains another that has more than its share, or, if none
+has, one that has had a worker for `QUANTUM`: where there are more shapes than cores they take turns.
+
+*How many, how soon.* A first job starts almost at once, with a worker for every task there is by then;
+`gather_time` lets the first tasks of a flood come together in one job instead of two, and yet a single
+task never blocks more than its own cores. More follow as demand at least doubles, or lasts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from parsl_flux_bulk.crew import Crew, TaskJob, WorkerJob
+from parsl_flux_bulk.fleet import Fleet
+from parsl_flux_bulk.ledger import Holding
+from parsl_flux_bulk.timers import Timers
+
+QUANTUM = 1.0
+"""Seconds; the shortest turn."""
+
+START_COST = 0.05
+"""Seconds of waiting work for which a further worker is worth starting."""
+
+_ADVANCE = 2
+"""Task jobs that may wait inside the instance, where nobody else waits and how short they are is unknown."""
+
+
+class Planner:
+    """Decides which jobs to submit and which to drain.
+
+    Parameters
+    ----------
+    max_active_jobs : int
+        Twice as many task jobs may be submitted and not ended.
+    gather_time : float
+        Seconds that a shape's first job waits for more tasks to come.
+    """
+
+    def __init__(self, fleet: Fleet, timers: Timers, *, max_active_jobs: int, gather_time: float) -> None:
+        self._fleet = fleet
+        self._ledger = fleet.ledger
+        self._timers = timers
+        self._max_task_jobs = 2 * max_active_jobs
+        self._gather_time = gather_time
+        self._look_at: float | None = None
+        self._pressing_since: float | None = None
+        """Since when task jobs have had what waiting tasks of some shape want."""
+        self._workers_turn = False
+        self._turn_ends: float | None = None
+        self._owed = 0.0
+        """Seconds of the whole instance that task jobs have had meanwhile."""
+        self._ends = [0, 0]
+        self._ends_second = 0
+
+    def plan(self, now: float) -> None:
+        """Bring the jobs in line with what there is to do."""
+        fleet = self._fleet
+        if self._look_at is not None and now >= self._look_at:
+            self._look_at = None
+            fleet.changed = True
+        if not fleet.changed or self._ledger.capacity is None:
+            return
+        fleet.changed = False
+        self._note_begun(now)
+        if fleet.held and self._task_jobs_first(now):
+            self._submit_task_jobs(now, may_drain=True)
+        self._grow(now)
+        if fleet.held:
+            self._submit_task_jobs(now, may_drain=False)
+        self._keep_what_is_not_needed_elsewhere()
+
+    def task_job_ended(self, job: TaskJob, now: float) -> None:
+        """Keep account of what task jobs had, and of how many end in a second."""
+        if job.began is not None and self._crews_that_wait():
+            self._owed += (now - job.began) * min(1.0, job.holding.cores / self._ledger.total.cores)
+        second = int(now)
+        if second != self._ends_second:
+            self._ends = [self._ends[1] if second == self._ends_second + 1 else 0, 0]
+            self._ends_second = second
+        self._ends[1] += 1
+
+    def _look(self, when: float) -> None:
+        """Plan again then, whatever happens."""
+        if self._look_at is None or when < self._look_at:
+            self._look_at = when
+            self._timers.at(when, lambda _: None)
+
+    def _crews_that_wait(self) -> list[Crew]:
+        return [crew for crew in self._fleet.crews.values() if crew.waiting]
+
+    # -- task jobs ---------------------------------------------------------------------------------
+
+    def _task_jobs_first(self, now: float) -> bool:
+        """Whether task jobs may take what workers have or want."""
+        waiting = self._crews_that_wait()
+        if not waiting:
+            self._end_turn()
+            return True
+        if self._workers_turn and self._turn_ends is None and any(crew.workers for crew in waiting):
+            self._turn_ends = now + max(QUANTUM, self._owed)
+            self._owed = 0.0
+        if self._turn_ends is not None:
+            if now < self._turn_ends:
+                self._look(self._turn_ends)
+                return False
+            self._end_turn()
+            return True
+        if self._workers_turn:
+            return False
+        if self._pressing_since is not None:
+            end = self._pressing_since + QUANTUM
+            if now < end:
+                self._look(end)
+            elif any(map(self._deprived, waiting)):
+                self._workers_turn = True
+                return self._task_jobs_first(now)
+        return True
+
+    def _end_turn(self) -> None:
+        self._workers_turn = False
+        self._turn_ends = None
+        self._pressing_since = None
+        self._owed = 0.0
+
+    def _deprived(self, crew: Crew) -> bool:
+        """Whether a crew would have more workers if the instance were its own."""
+        most = self._ledger.slots_in_all(crew.shape)
+        return crew.waiting > 0 and crew.slots < min(crew.outstanding, most)
+
+    def _submit_task_jobs(self, now: float, *, may_drain: bool) -> None:
+        held = self._fleet.held
+        while held and len(self._fleet.task_jobs) < self._max_task_jobs:
+            job = held[0]
+            if job.task.state:
+                held.popleft()
+                continue
+            job.holding = need = self._ledger.of_task(job.task.resources)
+            deprived = any(map(self._deprived, self._crews_that_wait()))
+            if self._ledger.possible(need):  # else the instance says why not
+                if not may_drain and deprived:
+                    return
+                if not self._fits(need) and not self._may_wait_inside():
+                    if not (may_drain and self._make_room(need)):
+                        return
+                    deprived = True
+            if deprived and self._pressing_since is None:
+                self._pressing_since = now
+                self._look(now + QUANTUM)
+            held.popleft()
+            self._fleet.launch_task(job)
+
+    def _fits(self, need: Holding) -> bool:
+        room = self._ledger.room
+        if need.cores > room.cores or need.gpus > room.gpus:
+            return False
+        return not need.nodes or need.nodes <= self._ledger.free_nodes(len(self._occupied()))
+
+    def _occupied(self) -> dict[object, list[WorkerJob]]:
+        """Worker jobs that are not leaving, by node; one whose node is not known counts as a node."""
+        nodes: dict[object, list[WorkerJob]] = {}
+        for crew in self._fleet.crews.values():
+            for job in crew.jobs:
+                if not job.leaving:
+                    nodes.setdefault(job.host or job, []).append(job)
+        return nodes
+
+    def _may_wait_inside(self) -> bool:
+        """Whether a task job may be submitted though others are in its way: so as many as end in a second."""
+        # Those inside the instance are ahead of any worker that is wanted later.
+        if any(crew.jobs or crew.waiting for crew in self._fleet.crews.values()):
+            return False
+        ledger = self._ledger
+        if not ledger.task_cores:
+            return True
+        behind = ledger.overcommitted * ledger.task_jobs / ledger.task_cores
+        return behind < max(_ADVANCE, sum(self._ends))
+
+    def _make_room(self, need: Holding) -> bool:
+        """Drain worker jobs so that `need` fits; none at all if it would not then either."""
+        room = self._ledger.room
+        cores, gpus = need.cores - room.cores, need.gpus - room.gpus
+        occupied = self._occupied()
+        nodes = need.nodes - self._ledger.free_nodes(len(occupied)) if need.nodes else 0
+        groups = list(occupied.values())
+        if nodes <= 0:
+            groups = [[job] for jobs in groups for job in jobs]
+        groups.sort(key=lambda jobs: (sum(job.busy for job in jobs), sum(job.holding.cores for job in jobs)))
+        chosen: list[list[WorkerJob]] = []
+        for jobs in groups:
+            if cores <= 0 and gpus <= 0 and nodes <= 0:
+                break
+            chosen.append(jobs)
+            cores, gpus, nodes = _less(jobs, cores, gpus, nodes, 1)
+        if cores > 0 or gpus > 0 or nodes > 0:
+            return False
+        for jobs in reversed(chosen):
+            # Small ones were taken first; those that came later may have made some unnecessary.
+            back = _less(jobs, cores, gpus, nodes, -1)
+            if max(back) <= 0:
+                cores, gpus, nodes = back
+                continue
+            for job in jobs:
+                self._fleet.drain(job, "its cores are needed by a larger task")
+        return True
+
+    def _note_begun(self, now: float) -> None:
+        if self._fleet.task_jobs and self._ledger.overcommitted <= 0:
+            # Newest first: all before the first that is known to have begun have begun as well.
+            for job in reversed(self._fleet.task_jobs):
+                if job.began is not None:
+                    break
+                job.began = now
+
+    def _keep_what_is_not_needed_elsewhere(self) -> None:
+        """Stop draining where everything submitted fits as it is."""
+        ledger = self._ledger
+        if not ledger.leaving_cores or ledger.overcommitted > 0 or ledger.gpus > ledger.total.gpus:
+            return
+        crews = self._crews_that_wait()
+        leaving = [job for crew in crews for job in crew.jobs if self._fleet.can_keep(job)]
+        if not leaving:
+            return
+        if ledger.task_nodes:
+            jobs = (job for crew in self._fleet.crews.values() for job in crew.jobs)
+            if ledger.free_nodes(len({job.host or job for job in jobs})) < 0:
+                return
+        for job in leaving:
+            self._fleet.keep(job)
+
+    # -- workers -----------------------------------------------------------------------------------
+
+    def _grow(self, now: float) -> None:
+        waiting = self._crews_that_wait()
+        if not waiting:
+            return
+        shares = self._shares()
+        # Those who have nothing first.
+        for crew in sorted(waiting, key=lambda crew: crew.slots > 0):
+            missing = self._wanted(crew, shares[crew]) - crew.slots
+            if not crew.slots:
+                crew.stopped = False
+            if missing <= 0 or crew.stopped:
+                crew.wished = None
+            elif self._is_worth_it(crew, missing, now):
+                missing = self._start(crew, missing)
+                if missing and self._take_from_others(crew, missing, shares, now):
+                    self._start(crew, missing)
+                    self._fleet.changed = True
+
+    def _shares(self) -> dict[Crew, float]:
+        """Cores for each crew, in proportion to what its tasks ask for."""
+        ledger = self._ledger
+        most = max(0, ledger.total.cores - ledger.task_cores)
+        demands = {
+            crew: float(min(crew.outstanding, ledger.slots_in_all(crew.shape)) * crew.shape.cores)
+            for crew in self._fleet.crews.values()
+        }
+        total = sum(demands.values())
+        if total <= most:
+            return demands
+        return {crew: most * demand / total for crew, demand in demands.items()}
+
+    def _wanted(self, crew: Crew, share: float) -> int:
+        most = self._ledger.slots_in_all(crew.shape)
+        return min(crew.outstanding, most, max(1, int(share / crew.shape.cores + 1e-9)))
+
+    def _is_worth_it(self, crew: Crew, missing: int, now: float) -> bool:
+        """Whether to start more workers now; if not, it has been seen to that we look again."""
+        if crew.wished is None:
+            crew.wished = now
+        if crew.slots:
+            # A doubling each time keeps the jobs few; so does waiting for those that are starting.
+            if missing < crew.slots and any(job.starting for job in crew.jobs):
+                return False
+            if crew.workers and crew.pace.mean:
+                work = crew.waiting * crew.pace.mean / crew.workers
+                due = crew.wished + START_COST
+                if work < START_COST and now < due:
+                    self._look(due)
+                    return False
+        due = crew.wished + self._gather_time
+        if crew.slots + missing < self._ledger.slots_in_all(crew.shape) and now < due:
+            self._look(due)
+            return False
+        return True
+
+    def _start(self, crew: Crew, missing: int) -> int:
+        """Submit jobs for as many workers as there is room for; return how many are still missing."""
+        ledger = self._ledger
+        while missing > 0:
+            slots = min(missing, crew.slot_limit, ledger.slots_per_node(crew.shape))
+            fitting = ledger.slots_that_fit(crew.shape)
+            if not ledger.possible(ledger.of_workers(crew.shape, 1)):
+                fitting = 0 if crew.slots else 1  # the instance says why not
+            slots = min(slots, fitting)
+            if slots < 1:
+                break
+            self._fleet.launch_workers(crew, slots)
+            missing -= slots
+            crew.wished = None
+        return missing
+
+    def _take_from_others(self, crew: Crew, missing: int, shares: dict[Crew, float], now: float) -> bool:
+        """Drain jobs of other crews, as far as that is due; whether there is room for a worker now."""
+        starving = not crew.slots
+        if not starving and missing * 4 < crew.slots + missing:
+            return False
+        surplus = {other: other.slots * other.shape.cores - shares[other] for other in shares}
+        victims: list[WorkerJob] = []
+        later: list[float] = []
+        room = self._ledger.room
+        cores, gpus = crew.shape.cores - room.cores, crew.shape.gpus - room.gpus
+        others = sorted(self._others(crew), key=lambda job: (job.busy > 0, -surplus[job.crew], job.holding))
+        for job in others:
+            if cores <= 0 and gpus <= 0:
+                break
+            other = job.crew
+            useless = (cores <= 0 or not job.holding.cores) and (gpus <= 0 or not job.holding.gpus)
+            if useless:
+                continue
+            idle = not job.busy and not other.waiting and not job.starting
+            due = job.since + QUANTUM
+            if idle or (starving and surplus[other] > 0) or (now >= due and (starving or surplus[other] > 0)):
+                victims.append(job)
+                surplus[other] -= job.holding.cores
+                cores, gpus, _ = _less([job], cores, gpus, 0, 1)
+            elif starving or surplus[other] > 0:
+                later.append(due)
+        if cores > 0 or gpus > 0:
+            # Otherwise, their tasks may have become fewer by then.
+            self._look(min(later, default=now + QUANTUM))
+            return False
+        for job in victims:
+            self._fleet.drain(job, "its cores are needed by tasks of another shape")
+        return True
+
+    def _others(self, crew: Crew) -> Iterable[WorkerJob]:
+        return (
+            job
+            for other in self._fleet.crews.values()
+            if other is not crew
+            for job in other.jobs
+            if not job.leaving
+        )
+
+
+def _less(jobs: list[WorkerJob], cores: int, gpus: int, nodes: int, sign: int) -> tuple[int, int, int]:
+    """What is missing still once these jobs, which are all of a node, are gone; or back, if sign is -1."""
+    cores -= sign * sum(job.holding.cores for job in jobs)
+    gpus -= sign * sum(job.holding.gpus for job in jobs)
+    return cores, gpus, nodes - sign
