@@ -14,6 +14,8 @@ _LENGTH = struct.Struct("<Q")
 _READ_SIZE = 1 << 18
 _READ_BUDGET = 1 << 22
 """Bytes that one `receive` takes at most, so that one fast sender does not starve the others."""
+LONGEST_WAIT = 86400.0
+"""Seconds that a selector is asked to wait at most: epoll_wait(2) counts milliseconds in an int."""
 _VECTORS = 64
 """Buffers handed to one sendmsg(2); the system's own limit is IOV_MAX, 1024."""
 

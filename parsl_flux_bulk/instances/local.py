@@ -46,7 +46,7 @@ from parsl_flux_bulk.instances.base import (
     PeerId,
     Refusal,
 )
-from parsl_flux_bulk.instances.framing import FramedSocket, frame
+from parsl_flux_bulk.instances.framing import LONGEST_WAIT, FramedSocket, frame
 from parsl_flux_bulk.instances.local_jobspec import Machine, Unsatisfiable, plan_job
 from parsl_flux_bulk.instances.local_peers import SOCKET_PATH_LIMIT, PeerServer
 from parsl_flux_bulk.instances.local_stdio import spool_paths
@@ -250,7 +250,7 @@ class LocalCompletion:
         """Wait for events; see :meth:`.base.Completion.poll`."""
         self._check()
         self._send_watches()
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else time.monotonic() + min(timeout, LONGEST_WAIT)
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             for key, _ in self._selector.select(0 if self._events else left):

@@ -15,6 +15,7 @@ as stdin.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import json
 import os
@@ -29,7 +30,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from parsl_flux_bulk.instances import local_processes as processes
-from parsl_flux_bulk.instances.framing import FramedSocket
+from parsl_flux_bulk.instances.framing import LONGEST_WAIT, FramedSocket
 from parsl_flux_bulk.instances.local_job import Job, StartFailed
 from parsl_flux_bulk.instances.local_jobspec import JobPlan
 from parsl_flux_bulk.instances.local_queue import Allocator, JobQueue
@@ -96,11 +97,11 @@ class Broker:
         register(self._control, selectors.EVENT_READ, self._on_control)
         # A child that the user's process forked keeps our control socket open; the pidfd knows.
         try:
-            register(os.pidfd_open(owner), selectors.EVENT_READ, self._close)
-        except ProcessLookupError:
-            self._close()
-        except (OSError, AttributeError):  # a kernel before 5.3
+            register(processes.process_handle(owner), selectors.EVENT_READ, self._close)
+        except OSError:  # an old kernel: what remains is the end of the control socket
             pass
+        if os.getppid() != owner:
+            self._close()
 
     def run(self) -> None:
         """Serve until the owner closes or ends."""
@@ -180,8 +181,8 @@ class Broker:
                 job.start([self._cpus[core] for core in job.cores], gpus, self.selector)
             except StartFailed as failure:
                 job.fail("exec", str(failure), failure.exit_code)
-            except OSError as error:
-                job.fail("exec", f"cannot start: {error}", 1)
+            except Exception as error:  # one strange job must not end all the others
+                job.fail("exec", f"cannot start: {type(error).__name__}: {error}", 1)
             self._jobs_of.update(dict.fromkeys(job.tasks, job))
             if job.exception:
                 job.kill(signal.SIGKILL)
@@ -209,7 +210,7 @@ class Broker:
         code = job.task_ended(pid, status)
         if not job.tasks:
             self._ended(job)
-        elif code and job.plan.exit_on_error:
+        elif first and code and job.plan.exit_on_error:
             note = f"task {rank} ended with {code}, and exit-on-error is set"
             self._end_early(job, "exec", note, signal.SIGTERM, code)
         elif first and job.plan.exit_timeout is not None:
@@ -236,7 +237,7 @@ class Broker:
             except OSError:
                 continue
             if not length:
-                os.unlink(path)
+                _unlink(path)
             size += length
         if size:
             self._outputs.append((job_id, size))
@@ -247,8 +248,7 @@ class Broker:
             oldest, length = self._outputs.popleft()
             self._output_bytes -= length
             for path in spool_paths(self._directory, oldest):
-                if os.path.exists(path):
-                    os.unlink(path)
+                _unlink(path)
 
     # -- time ----------------------------------------------------------------------------------------
 
@@ -259,7 +259,9 @@ class Broker:
     def _until_next_timer(self) -> float | None:
         while self._timers and self._timers[0][2] not in self._running:
             heapq.heappop(self._timers)
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        if not self._timers:
+            return None
+        return min(max(0.0, self._timers[0][0] - time.monotonic()), LONGEST_WAIT)
 
     def _run_timers(self) -> None:
         while self._timers and self._timers[0][0] <= time.monotonic():
@@ -369,6 +371,11 @@ class Client:
 
     def _send(self, message: dict[str, Any]) -> None:
         self._link.send(json.dumps(message).encode())
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)
 
 
 def _ended_child() -> int | None:

@@ -119,7 +119,10 @@ class Job:
                 values = self._template_values(rank)
                 stdio = self._open(files, values)
                 if not usable and rank == 0:
-                    os.write(stdio[2], f"cannot enter directory {self.plan.cwd}; going to {cwd}\n".encode())
+                    os.write(
+                        stdio[2],
+                        f"cannot enter directory {self.plan.cwd}; going to {cwd}\n".encode(errors="replace"),
+                    )
                 if self.plan.affinity != "off":
                     # The task inherits it. Set in the child it would cost the fast path (vfork) of
                     # subprocess; set after the start it would come too late.

@@ -309,20 +309,22 @@ def _name(system: Mapping[str, Any], command: list[str]) -> str:
 
 
 def _streams(options: Mapping[str, Any]) -> tuple[list[Any] | None, list[Any] | None]:
-    output = _mapping(options.get("output", {}), "attributes.system.shell.options.output")
-    stdout, stderr = (_stream(output.get(name), name) for name in ("stdout", "stderr"))
-    # As Flux: without a place of its own, stderr goes where stdout goes.
-    return stdout, stdout if stderr is None and "type" not in (output.get("stderr") or {}) else stderr
+    """Standard output and error, the latter with the former's settings where it has none; flux-shell(7)."""
+    where = "attributes.system.shell.options.output"
+    output = _mapping(options.get("output", {}), where)
+    stdout = _mapping(output.get("stdout", {}), f"{where}.stdout")
+    stderr = {**stdout, **_mapping(output.get("stderr", {}), f"{where}.stderr")}
+    append = output.get("mode") == "append"
+    return _stream(stdout, append, f"{where}.stdout"), _stream(stderr, append, f"{where}.stderr")
 
 
-def _stream(option: Any, name: str) -> list[Any] | None:
-    where = f"attributes.system.shell.options.output.{name}"
-    if option is None or _mapping(option, where).get("type", "kvs") == "kvs":
+def _stream(option: Mapping[str, Any], append: bool, where: str) -> list[Any] | None:
+    kind = option.get("type", "file" if "path" in option else "kvs")
+    if kind == "kvs":
         return None
-    if option["type"] != "file":
-        raise JobspecError(f"must be 'file' or 'kvs', not {option['type']!r}", f"{where}.type")
-    path = _text(option.get("path"), f"{where}.path")
-    return [path, option.get("mode") == "append", bool(option.get("label", False))]
+    if kind != "file":
+        raise JobspecError(f"must be 'file' or 'kvs', not {kind!r}", f"{where}.type")
+    return [_text(option.get("path"), f"{where}.path"), append, bool(option.get("label", False))]
 
 
 def _input(options: Mapping[str, Any]) -> str:
@@ -334,7 +336,8 @@ def _input(options: Mapping[str, Any]) -> str:
 
 
 def _affinity(option: Any) -> str:
-    return option if option in ("off", "per-task") else "on"
+    last = option.split(",")[-1] if isinstance(option, str) else ""  # "verbose,per-task"
+    return last if last in ("off", "per-task") else "on"
 
 
 def _rlimits(options: Mapping[str, Any]) -> dict[str, int]:
@@ -357,8 +360,12 @@ def _signal(options: Mapping[str, Any]) -> list[float] | None:
     option = options.get("signal")
     if not option:
         return None
+    where = "attributes.system.shell.options.signal"
     values = option if isinstance(option, dict) else {}
-    return [float(values.get("signum", 10)), float(values.get("timeleft", 60.0))]
+    number = _positive(values.get("signum", 10), f"{where}.signum")
+    if number > 64:
+        raise JobspecError(f"must be the number of a signal, not {number}", f"{where}.signum")
+    return [number, _duration(values.get("timeleft", 60.0), f"{where}.timeleft")]
 
 
 # -- values ------------------------------------------------------------------------------------------

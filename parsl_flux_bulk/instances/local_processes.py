@@ -12,6 +12,7 @@ import os
 import signal
 
 PR_SET_CHILD_SUBREAPER = 36
+SYS_PIDFD_OPEN = 434  # the same on every architecture that Flux runs on
 
 SWEEPS = 20
 """How often a sweep over all processes is repeated at most."""
@@ -27,6 +28,23 @@ def job_tmpdir(directory: str, job_id: int) -> str:
 def become_subreaper() -> None:
     """Let orphans among our descendants become our children."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def process_handle(pid: int) -> int:
+    """Return a descriptor that becomes readable when a process ends; pidfd_open(2).
+
+    Raises
+    ------
+    OSError
+        There is no such process, or the kernel is older than 5.3.
+    """
+    if hasattr(os, "pidfd_open"):
+        return os.pidfd_open(pid)
+    # Python built on an old system lacks the function, which the kernel may have all the same.
+    descriptor: int = ctypes.CDLL(None, use_errno=True).syscall(SYS_PIDFD_OPEN, pid, 0)
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return descriptor
 
 
 def children() -> list[int]:

@@ -19,6 +19,8 @@ STDERR_BYTES = 4096
 """How much of a failed job's standard error travels with its result."""
 
 _PIPE_READ = 1 << 16
+_PIPE_READS = 16
+"""So many reads empty the largest pipe that an unprivileged process may have, 1 MiB; pipe(7)."""
 _TEMPLATE = re.compile(r"\{\{([a-z0-9._]+)\}\}")
 
 
@@ -154,8 +156,10 @@ class LabelledPipe:
 
     def close(self) -> None:
         """Copy the rest, and close."""
-        while self._copy():
-            pass
+        # No more than a pipe holds: somebody may still write, without end.
+        for _ in range(_PIPE_READS):
+            if not self._copy():
+                break
         if self._rest:
             self._write(self._label + self._rest)
         if self._selector is not None:

@@ -68,9 +68,11 @@ def shell(script: str, **keywords: object) -> str:
     return jobspec(["sh", "-c", script], **keywords)  # type: ignore[arg-type]
 
 
-def files(stdout: str, stderr: str | None = None, **more: object) -> dict[str, object]:
+def files(
+    stdout: str, stderr: str | None = None, mode: str = "truncate", **more: object
+) -> dict[str, object]:
     """The shell option ``output``."""
-    streams = {"stdout": {"type": "file", "path": stdout, **more}}
+    streams: dict[str, object] = {"mode": mode, "stdout": {"type": "file", "path": stdout, **more}}
     if stderr is not None:
         streams["stderr"] = {"type": "file", "path": stderr, **more}
     return {"output": streams}
