@@ -26,7 +26,7 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _MAX_ID = 2**31 - 1
-_MAX_HOST_NUMBER = 2**25
+_MAX_HOSTS = 2**20
 
 
 class _Token(NamedTuple):
@@ -116,24 +116,35 @@ def _is_idset(text: str) -> bool:
 
 
 def _is_hostlist(text: str) -> bool:
-    depth = 0
+    # As Flux reads it: what follows the first pair of brackets of a host is an ordinary suffix.
+    for host in _split_hosts(text):
+        _, opening, rest = host.partition("[")
+        numbers, closing, _ = rest.partition("]")
+        if not opening and "]" in host:
+            return False
+        if opening and not (closing and all(map(_is_host_range, numbers.split(",")))):
+            return False
+    return True
+
+
+def _split_hosts(text: str) -> list[str]:
+    """Split at commas and blanks outside of brackets."""
+    hosts, depth = [""], 0
     for char in text:
         depth += (char == "[") - (char == "]")
-        if depth not in (0, 1):
-            return False
-    return depth == 0 and all(
-        _is_host_range(element)
-        for brackets in re.findall(r"\[([^\]]*)\]", text)
-        for element in brackets.split(",")
-    )
+        if depth == 0 and char in ", \t":
+            hosts.append("")
+        else:
+            hosts[-1] += char
+    return hosts
 
 
 def _is_host_range(element: str) -> bool:
-    match = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", element, re.ASCII)
+    match = re.fullmatch(r"\s*([0-9]+)(?:-([0-9]*))?", element, re.ASCII)
     if match is None:
         return False
     low, high = int(match[1]), int(match[2] or match[1])
-    return low <= high < _MAX_HOST_NUMBER
+    return 0 <= high - low < _MAX_HOSTS
 
 
 def _tokens(text: str) -> list[_Token]:

@@ -120,7 +120,11 @@ GOOD = [
     Good({"dependency": {"scheme": "begin-time", "value": "7.5"}}, ("--dependency=begin-time:7.5",)),
     Good({"dependency": "string:a?x=1&y=2.5&z=a&z=b"}, ("--dependency=string:a?x=1&y=2.5&z=a&z=b",)),
     # -- environment
-    Good({"environment": {"ONE": "1", "TWO": "$x {{y}}"}}, ("--env=ONE=1",), {f"{SYS}.environment.ONE": "1"}),
+    Good(
+        {"environment": {"ONE": "1", "TWO": "x y"}},
+        ("--env=ONE=1", "--env=TWO=x y"),
+        {f"{SYS}.environment.ONE": "1"},
+    ),
     Good({"environment": {"GONE_1": None}}, ("--env=-GONE_1",)),
     Good({"environment": ["-GONE_*", "-/KEPT$/"]}, ("--env=-GONE_*", "--env=-/KEPT$/")),
     Good({"environment": ["-*", "KEPT", "/GONE/"]}, ("--env=-*", "--env=KEPT", "--env=/GONE/")),
