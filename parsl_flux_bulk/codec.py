@@ -4,8 +4,8 @@ A *function* travels apart from its calls, so that it travels once. Every payloa
 byte that says how to read the rest:
 
 ====  =====================================================================================
-``P``  pickle, protocol 5
-``D``  dill, for what pickle cannot carry: lambdas, closures, whatever lives in ``__main__``
+``P``  pickle, protocol 5; functions that it could not find by their name are carried whole
+``D``  dill, for what that cannot carry: classes of ``__main__``, recursive closures
 ``F``  Parsl's serializer facade, used only if the user registered a serializer with it
 ====  =====================================================================================
 
@@ -25,9 +25,10 @@ every import is thousands of file-system calls.
 from __future__ import annotations
 
 import io
+import marshal
 import pickle
 import sys
-from types import FunctionType
+from types import CellType, FunctionType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,35 +43,90 @@ _PROTOCOL = 5
 
 
 class _InMain(Exception):
-    """Something of ``__main__`` was met, which pickle would only name, not carry."""
+    """A class of ``__main__`` was met, which pickle would only name, not carry."""
 
 
 class _Pickler(pickle.Pickler):
-    """Plain pickle that stops at functions and classes of ``__main__``."""
+    """Pickle that carries functions whole where their name does not lead to them.
+
+    That is so for every Parsl app, whose name leads to what decorated it. Dill does the same, but to
+    import it costs a worker more than everything else together.
+    """
 
     def reducer_override(self, obj: Any) -> Any:
         kind = type(obj)
-        if (kind is FunctionType or issubclass(kind, type)) and obj.__module__ == "__main__":
+        if kind is FunctionType:
+            return NotImplemented if _found_by_name(obj) else _reduce_function(obj)
+        if issubclass(kind, type) and obj.__module__ == "__main__":
             raise _InMain
         return NotImplemented
 
 
-class _ResultPickler(pickle.Pickler):
-    """Plain pickle for the way back: a class of the user's ``__main__`` is named *and* carried.
+class _ResultPickler(_Pickler):
+    """For the way back: a class of the user's ``__main__`` is named *and* carried.
 
     The user's script has the real class, and ``except MyError`` or ``isinstance`` there must see
     that one, not a copy of a copy.
     """
 
     def reducer_override(self, obj: Any) -> Any:
-        kind = type(obj)
-        if kind is FunctionType and obj.__module__ == "__main__":
-            raise _InMain
-        if issubclass(kind, type) and obj.__module__ == "__main__":
+        if issubclass(type(obj), type) and obj.__module__ == "__main__":
             import dill
 
             return _class_of_main, (obj.__qualname__, dill.dumps(obj))
-        return NotImplemented
+        return super().reducer_override(obj)
+
+
+def _found_by_name(function: FunctionType) -> bool:
+    if function.__module__ == "__main__":
+        return False
+    found: Any = sys.modules.get(function.__module__)
+    for part in function.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is function
+
+
+def _reduce_function(function: FunctionType) -> Any:
+    cells = function.__closure__
+    state = (
+        sys.version_info[:2],
+        marshal.dumps(function.__code__),
+        function.__module__,
+        function.__name__,
+        function.__qualname__,
+        function.__doc__,
+        function.__defaults__,
+        function.__kwdefaults__,
+        None if cells is None else tuple(cell.cell_contents for cell in cells),
+        function.__dict__,
+    )
+    return _make_function, state
+
+
+def _make_function(
+    version: tuple[int, int],
+    code: bytes,
+    module: str,
+    name: str,
+    qualname: str,
+    doc: str | None,
+    defaults: tuple[Any, ...] | None,
+    kwdefaults: dict[str, Any] | None,
+    contents: tuple[Any, ...] | None,
+    attributes: dict[str, Any],
+) -> FunctionType:
+    """Make a function again; its globals are those of the module of that name here, as with dill."""
+    if version != sys.version_info[:2]:
+        here = ".".join(map(str, sys.version_info[:2]))
+        raise ValueError(f"the function {name} comes from Python {'.'.join(map(str, version))}, and this is {here}")
+    if module not in sys.modules:
+        __import__(module)
+    cells = None if contents is None else tuple(map(CellType, contents))
+    function = FunctionType(marshal.loads(code), vars(sys.modules[module]), name, defaults, cells)
+    function.__kwdefaults__ = kwdefaults
+    function.__module__, function.__qualname__, function.__doc__ = module, qualname, doc
+    function.__dict__.update(attributes)
+    return function
 
 
 def _class_of_main(qualname: str, carried: bytes) -> Any:

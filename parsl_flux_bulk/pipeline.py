@@ -160,6 +160,11 @@ class Pipeline:
         return self._instance.description
 
     @property
+    def max_active_jobs(self) -> int | None:
+        """Bound on the jobs inside the instance; None until it is known."""
+        return self._submitter.max_active_jobs
+
+    @property
     def waiting_jobs(self) -> int:
         """Jobs that wait on our side."""
         return self._submitter.backlog

@@ -14,7 +14,15 @@ from collections.abc import Callable
 from typing import Protocol
 
 from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost
-from parsl_flux_bulk.instances.base import Capacity, Connection, JobId, JobRequest, JobResult, JobStatus, Refusal
+from parsl_flux_bulk.instances.base import (
+    Capacity,
+    Connection,
+    JobId,
+    JobRequest,
+    JobResult,
+    JobStatus,
+    Refusal,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +101,7 @@ class Submitter:
         self._accepted = accepted
         self._dropped = dropped
         self._lost = lost
-        self._max_active = max_active_jobs
+        self.max_active_jobs = max_active_jobs
         self._changed = threading.Condition()
         self._pending: deque[Job] = deque()
         self._cancels: deque[tuple[Job, str]] = deque()
@@ -150,8 +158,8 @@ class Submitter:
             connection = self._connect()
             try:
                 capacity = connection.capacity()
-                if self._max_active is None:
-                    self._max_active = max(MIN_ACTIVE_JOBS, 2 * capacity.cores)
+                if self.max_active_jobs is None:
+                    self.max_active_jobs = max(MIN_ACTIVE_JOBS, 2 * capacity.cores)
                 self._opened(capacity)
                 while self._next(connection):
                     pass
@@ -173,12 +181,12 @@ class Submitter:
 
     def _take(self) -> tuple[list[Job], list[tuple[Job, str]], bool]:
         """Sleep until there is something to do, then take all of it."""
-        assert self._max_active is not None
+        assert self.max_active_jobs is not None
         with self._changed:
-            while not (self._closed or self._cancels or (self._pending and self._active < self._max_active)):
+            while not (self._closed or self._cancels or (self._pending and self._active < self.max_active_jobs)):
                 self._changed.wait()
             batch: list[Job] = []
-            room = min(self._max_active - self._active, BATCH_LIMIT)
+            room = min(self.max_active_jobs - self._active, BATCH_LIMIT)
             while self._pending and len(batch) < room:
                 job = self._pending.popleft()
                 if not job.dropped:

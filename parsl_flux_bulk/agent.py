@@ -1,0 +1,371 @@
+"""The executor's part inside the completion thread.
+
+It carries events to the dispatcher (tasks from `submit`, frames from peers, ends of jobs), and the
+dispatcher's instructions out: jobs to the pipeline, frames to peers, outcomes to futures. It decides
+nothing itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from parsl_flux_bulk import codec, wire
+from parsl_flux_bulk.dispatcher import Dispatcher
+from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost
+from parsl_flux_bulk.instances.base import Capacity, ChannelAddress, JobResult, PeerId
+from parsl_flux_bulk.instructions import CancelJob, Give, Kill, Recall, Resolve, Retire, SubmitJob
+from parsl_flux_bulk.jobbuilder import JobBuilder, WorkerSettings
+from parsl_flux_bulk.losses import error_of_loss
+from parsl_flux_bulk.pipeline import Job
+from parsl_flux_bulk.task import CANCELLED, BareJobEnded, Loss, RankFailed, Task
+
+if TYPE_CHECKING:
+    from parsl_flux_bulk.crew import TaskJob, WorkerJob
+    from parsl_flux_bulk.dispatcher import Status
+    from parsl_flux_bulk.pipeline import Pipeline
+
+logger = logging.getLogger(__name__)
+
+REPORT_PERIOD = 60.0
+"""Seconds between two lines of the log about a busy executor."""
+
+
+class TaskFuture(Future[Any]):
+    """An executor's future, whose task can be cancelled while it runs, too.
+
+    Attributes
+    ----------
+    parsl_executor_task_id : int
+        As Parsl logs it beside its own task id.
+    """
+
+    def __init__(self, agent: TaskAgent, task_id: int) -> None:
+        super().__init__()
+        self.parsl_executor_task_id = task_id
+        self._agent: TaskAgent | None = agent
+        self._task: Task | None = None
+
+    def cancel(self) -> bool:
+        """Cancel: a task that waits is dropped, one that runs is ended with its process or job.
+
+        Returns
+        -------
+        bool
+            False if it had ended already.
+        """
+        if self.cancelled():
+            return True
+        if not super().cancel():
+            return False
+        # Tells those who wait for several futures at once.
+        self.set_running_or_notify_cancel()
+        agent, task = self._agent, self._task
+        if agent is not None and task is not None:
+            agent.cancel(task)
+        return True
+
+    def bind(self, task: Task) -> None:
+        """Say which task this is the future of."""
+        self._task = task
+
+    def release(self) -> None:
+        """Let go of the task, which lets go of its arguments."""
+        self._agent = self._task = None
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReport:
+    """How an executor stands.
+
+    Attributes
+    ----------
+    tasks : Status
+        Tasks by state, and workers and cores by shape.
+    active_jobs, waiting_jobs : int
+        Jobs inside the instance, and on our side.
+    instance : str
+    """
+
+    tasks: Status
+    active_jobs: int
+    waiting_jobs: int
+    instance: str
+
+
+class TaskAgent:
+    """See :class:`~parsl_flux_bulk.completion.Agent`; `put`, `cancel` and `status` are for any thread."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._settings = settings
+        self._inbox: deque[Task] = deque()
+        self._cancels: deque[Task] = deque()
+        self._pipeline: Pipeline | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._builder: JobBuilder | None = None
+        self._send: Callable[[PeerId, bytes], None] | None = None
+        self._setup = wire.encode_json(wire.SETUP, 0, 0, settings.setup())
+        self._error: Exception | None = None
+        self._reported = time.monotonic()
+
+    def bind(self, pipeline: Pipeline) -> None:
+        """Say where jobs go."""
+        self._pipeline = pipeline
+
+    # -- any thread ---------------------------------------------------------------------------
+
+    def put(self, task: Task) -> None:
+        """Enqueue a task, and wake the completion thread.
+
+        Raises
+        ------
+        InstanceLost, ExecutorClosed
+        """
+        if self._error is not None:
+            raise type(self._error)(*self._error.args)
+        assert self._pipeline is not None
+        self._inbox.append(task)
+        self._pipeline.wake()
+        if self._error is not None:
+            self._fail_inbox(self._error)
+
+    def cancel(self, task: Task) -> None:
+        """End a task whose future was cancelled."""
+        self._cancels.append(task)
+        if self._pipeline is not None:
+            self._pipeline.wake()
+
+    def close(self) -> None:
+        """End every task, worker and job; the completion thread does it soon."""
+        if self._pipeline is not None:
+            self._pipeline.call_soon(lambda: self._end(ExecutorClosed("the executor was shut down")))
+
+    def finish(self) -> None:
+        """Fail whatever is left, once the completion thread has ended."""
+        self._end(ExecutorClosed("the executor was shut down"))
+
+    def status(self) -> StatusReport | None:
+        """How it stands; None until the instance is up."""
+        if self._dispatcher is None or self._pipeline is None:
+            return None
+        return StatusReport(
+            self._dispatcher.status(),
+            self._pipeline.active_jobs,
+            self._pipeline.waiting_jobs,
+            self._pipeline.description,
+        )
+
+    # -- the completion thread ------------------------------------------------------------------
+
+    def opened(self, capacity: Capacity, channel: ChannelAddress, send: Callable[[PeerId, bytes], None]) -> None:
+        self._send = send
+        self._builder = JobBuilder(self._settings, channel.environment)
+        assert self._pipeline is not None and self._pipeline.max_active_jobs is not None
+        self._dispatcher = Dispatcher(
+            is_failure=codec.is_failure,
+            tasks_per_job=self._settings.tasks_per_job,
+            worker_idle_time=self._settings.worker_idle_time,
+            max_active_jobs=self._pipeline.max_active_jobs,
+        )
+        self._dispatcher.capacity(capacity)
+
+    def message(self, peer: PeerId, body: bytes) -> None:
+        dispatcher = self._dispatcher
+        assert dispatcher is not None
+        for kind, slot, id, payload in wire.frames(body):
+            if kind == wire.OUTCOME:
+                dispatcher.outcome(peer, slot, id, bytes(payload))
+            elif kind == wire.RETURNED:
+                dispatcher.returned(peer, slot, id)
+            elif kind == wire.HELLO:
+                about = wire.decode_json(payload)
+                assert self._send is not None
+                self._send(peer, self._setup)
+                dispatcher.peer_hello(peer, id, slot, **wire.decode_json(payload))
+            elif kind == wire.DIED:
+                dispatcher.worker_died(peer, slot, id, **wire.decode_json(payload))
+
+    def peer_lost(self, peer: PeerId) -> None:
+        assert self._dispatcher is not None
+        self._dispatcher.peer_lost(peer)
+
+    def turn(self) -> None:
+        dispatcher = self._dispatcher
+        if dispatcher is None:
+            return
+        if self._inbox:
+            dispatcher.submit(_drain(self._inbox))
+        while self._cancels:
+            dispatcher.cancel(self._cancels.popleft())
+        self._carry_out(dispatcher)
+        now = time.monotonic()
+        if now - self._reported > REPORT_PERIOD:
+            self._report(now)
+
+    def deadline(self) -> float | None:
+        return None if self._dispatcher is None else self._dispatcher.deadline()
+
+    def lost(self, error: InstanceLost) -> None:
+        self._end(error)
+
+    # -- a job's listener -------------------------------------------------------------------------
+
+    def _submit(self, job: WorkerJob | TaskJob) -> None:
+        assert self._builder is not None and self._pipeline is not None
+        try:
+            submitted = Job(self._builder.request(job), _Listener(self, job))
+            job.handle = JobHandle(submitted)
+            self._pipeline.submit(submitted)
+        except Exception as error:
+            self._job_ended(job, JobBuilder.refusal(error))
+
+    def _job_submitted(self, job: WorkerJob | TaskJob, submitted: Job) -> None:
+        assert self._dispatcher is not None and self._pipeline is not None
+        job.handle.name = self._pipeline.job_name(submitted)
+        logger.debug("%r is job %s", job, job.handle.name)
+
+    def _job_ended(self, job: WorkerJob | TaskJob, result: JobResult) -> None:
+        assert self._builder is not None and self._dispatcher is not None
+        stderr = self._builder.collect_output(job, failed=not result.ok)
+        if stderr and not result.stderr:
+            result = replace(result, stderr=stderr)
+        self._dispatcher.job_ended(job, result)
+
+    # -- instructions -------------------------------------------------------------------------------
+
+    def _carry_out(self, dispatcher: Dispatcher) -> None:
+        """Carry out instructions until there are none; messages to one peer travel together."""
+        while instructions := dispatcher.take(time.monotonic()):
+            outgoing: dict[PeerId, list[bytes]] = {}
+            resolved: list[Resolve] = []
+            for instruction in instructions:
+                kind = type(instruction)
+                if kind is Resolve:
+                    resolved.append(instruction)
+                elif kind is SubmitJob:
+                    self._submit(instruction.job)
+                elif kind is CancelJob:
+                    assert self._pipeline is not None
+                    self._pipeline.cancel(instruction.job.handle.job, instruction.reason)
+                else:
+                    outgoing.setdefault(instruction.peer, []).extend(_frames(instruction))
+            assert self._send is not None
+            for peer, parts in outgoing.items():
+                self._send(peer, b"".join(parts))
+            # Futures last: their callbacks run here, while the workers run what they were just sent.
+            for instruction in resolved:
+                self._resolve(instruction.task, instruction.outcome)
+
+    def _resolve(self, task: Task, outcome: Any) -> None:
+        result, error = self._read(task, outcome)
+        _set(task.future, result, error)
+
+    def _read(self, task: Task, outcome: Any) -> tuple[Any, BaseException | None]:
+        if type(outcome) is bytes:
+            return codec.read_outcome(outcome)
+        if self._error is not None:
+            return None, self._error
+        if outcome is CANCELLED:
+            return None, ExecutorClosed("the task was cancelled")
+        if isinstance(outcome, RankFailed):
+            _, error = codec.read_outcome(outcome.body)
+            return None, _on_rank(error, outcome.rank)
+        if isinstance(outcome, Loss):
+            return None, error_of_loss(task, outcome, self._settings.output)
+        assert isinstance(outcome, BareJobEnded)
+        raise NotImplementedError
+
+    def _end(self, error: Exception) -> None:
+        if self._error is None:
+            self._error = error
+        if self._dispatcher is not None:
+            self._dispatcher.shutdown()
+            self._carry_out(self._dispatcher)
+        self._fail_inbox(self._error)
+
+    def _fail_inbox(self, error: Exception) -> None:
+        while self._inbox:
+            try:
+                task = self._inbox.popleft()
+            except IndexError:
+                return
+            _set(task.future, None, error)
+
+    def _report(self, now: float) -> None:
+        self._reported = now
+        logger.info("%s: %s", self._settings.label, self.status())
+
+
+class JobHandle:
+    """What the agent keeps with the dispatcher's record of a job: the pipeline's, and its name."""
+
+    __slots__ = ("job", "name")
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.name = ""
+
+
+class _Listener:
+    """Carries what the pipeline says of one job to the agent."""
+
+    __slots__ = ("_agent", "_job")
+
+    def __init__(self, agent: TaskAgent, job: WorkerJob | TaskJob) -> None:
+        self._agent = agent
+        self._job = job
+
+    def job_submitted(self, job: Job) -> None:
+        self._agent._job_submitted(self._job, job)
+
+    def job_ended(self, job: Job, result: JobResult) -> None:
+        self._agent._job_ended(self._job, result)
+
+
+def _drain(inbox: deque[Task]) -> Iterator[Task]:
+    while inbox:
+        yield inbox.popleft()
+
+
+def _frames(instruction: Any) -> list[bytes]:
+    kind = type(instruction)
+    if kind is Give:
+        slot = instruction.slot
+        parts = [wire.encode(wire.FORGET, 0, function_id) for function_id in instruction.forget]
+        parts += [wire.encode(wire.FUNCTION, 0, f.function_id, f.payload) for f in instruction.functions]
+        parts += [wire.encode_task(slot, t.task_id, t.function.function_id, t.call) for t in instruction.tasks]
+        return parts
+    if kind is Recall:
+        return [wire.encode(wire.RECALL, instruction.slot, instruction.task_id)]
+    if kind is Kill:
+        return [wire.encode(wire.KILL, instruction.slot, instruction.task_id)]
+    assert kind is Retire
+    return [wire.encode(wire.RETIRE)]
+
+
+def _set(future: Future[Any] | None, result: Any, error: BaseException | None) -> None:
+    assert isinstance(future, TaskFuture)
+    future.release()
+    try:
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+    except InvalidStateError:
+        pass  # cancelled meanwhile
+
+
+def _on_rank(error: BaseException | None, rank: int) -> BaseException | None:
+    if error is not None:
+        note = f"raised on rank {rank}"
+        if hasattr(error, "add_note"):
+            error.add_note(note)
+        else:  # Python 3.10
+            error.__notes__ = [*getattr(error, "__notes__", []), note]
+    return error

@@ -1,0 +1,222 @@
+"""Parsl's face: FluxBulkExecutor turns calls into tasks. No loops, and no Flux, are here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import uuid
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import typeguard
+from parsl.executors.base import ParslExecutor
+from parsl.monitoring.radios.base import RadioConfig
+from parsl.monitoring.radios.filesystem import FilesystemRadio
+from parsl.utils import RepresentationMixin
+
+from parsl_flux_bulk.agent import TaskAgent, TaskFuture
+from parsl_flux_bulk.calls import FunctionTable, serialise_call
+from parsl_flux_bulk.errors import ExecutorClosed
+from parsl_flux_bulk.instances.choose import choose_instance
+from parsl_flux_bulk.jobbuilder import WorkerSettings
+from parsl_flux_bulk.pipeline import Pipeline
+from parsl_flux_bulk.resources import Resources
+from parsl_flux_bulk.task import Task
+
+if TYPE_CHECKING:
+    from parsl_flux_bulk.agent import StatusReport
+
+logger = logging.getLogger(__name__)
+
+SHUTDOWN_GRACE = 2.0
+"""Seconds that workers get at shutdown to end by themselves before their jobs are cancelled."""
+
+
+class FluxBulkExecutor(ParslExecutor, RepresentationMixin):
+    """Run Parsl apps through Flux: floods of small tasks and large MPI or GPU ones alike.
+
+    By default, invocations whose ``parsl_resource_specification`` names nothing but
+    ``cores_per_task`` and ``gpus_per_task`` share warm Python workers, and every other one becomes
+    a Flux job of its own. The valid keys are in ``docs/resources.md``.
+
+    Parameters
+    ----------
+    label : str
+        Name of this executor, unique in a Parsl configuration.
+    instance : None, str or Instance
+        Where jobs run: ``"local"`` for this machine, ``"flux"`` for a Flux instance of our own, a
+        URI for a running one (``local://…``, ``ssh://…``), or None to choose: the instance in
+        ``FLUX_URI``, else one of our own where there is a ``flux`` command, else this machine.
+    tasks_per_job : int or None
+        1 makes every invocation a job of its own; None lets small ones share warm workers.
+    max_active_jobs : int or None
+        Bound on the jobs inside the instance at any time; None chooses one by its size.
+    working_dir : str or None
+        Directory for the output of jobs and workers, on a file system that the nodes share; None
+        means one named as the label below Parsl's run directory.
+    environment : dict or None
+        Variables to add to the environment of every job.
+    python : str or None
+        Python interpreter of the workers; None means this one.
+    storage_access : list of Staging or None
+        Parsl's data staging providers.
+    remote_monitoring_radio : RadioConfig or None
+        How tasks report to Parsl's monitoring; None means over the shared file system.
+    worker_idle_time : float
+        Seconds after which a worker without work ends; at once when others wait for its cores.
+    tasks_per_worker : int or None
+        Replace a worker process after so many tasks, for user code that leaks memory.
+
+    Raises
+    ------
+    ValueError
+        From the constructor, for a number out of its range.
+    InstanceUnavailable
+        From `start`, if the instance can be neither reached nor started.
+    """
+
+    @typeguard.typechecked
+    def __init__(
+        self,
+        label: str = "FluxBulkExecutor",
+        # An Instance is a protocol, which typeguard would check member by member.
+        instance: str | object | None = None,
+        tasks_per_job: int | None = None,
+        max_active_jobs: int | None = None,
+        working_dir: str | None = None,
+        environment: dict[str, str] | None = None,
+        python: str | None = None,
+        storage_access: list[Any] | None = None,
+        remote_monitoring_radio: RadioConfig | None = None,
+        worker_idle_time: int | float = 3.0,
+        tasks_per_worker: int | None = None,
+    ) -> None:
+        super().__init__()
+        if tasks_per_job not in (None, 1):
+            raise ValueError(f"tasks_per_job must be 1 or None, not {tasks_per_job}")
+        for name, value in (("max_active_jobs", max_active_jobs), ("tasks_per_worker", tasks_per_worker)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, or None, not {value}")
+        if worker_idle_time < 0:
+            raise ValueError(f"worker_idle_time is in seconds and must not be negative, not {worker_idle_time}")
+        self.label = label
+        self.instance = instance
+        self.tasks_per_job = tasks_per_job
+        self.max_active_jobs = max_active_jobs
+        self.working_dir = working_dir
+        self.environment = environment
+        self.python = python
+        self.storage_access = storage_access
+        self.remote_monitoring_radio = remote_monitoring_radio or FilesystemRadio()
+        self.worker_idle_time = worker_idle_time
+        self.tasks_per_worker = tasks_per_worker
+        self._lock = threading.Lock()
+        self._functions = FunctionTable()
+        self._last_task_id = 0
+        self._agent: TaskAgent | None = None
+        self._pipeline: Pipeline | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        """Attach to the instance or start it; a second call does nothing."""
+        super().start()
+        with self._lock:
+            if self._pipeline is not None:
+                return
+            self._closed = False
+            agent = TaskAgent(self._settings())
+            pipeline = Pipeline(
+                choose_instance(self.instance),  # type: ignore[arg-type]
+                max_active_jobs=self.max_active_jobs,
+                name=self.label,
+                agent=agent,
+            )
+            agent.bind(pipeline)
+            pipeline.start()
+            self._agent, self._pipeline = agent, pipeline
+
+    def _settings(self) -> WorkerSettings:
+        directory = self.working_dir or os.path.join(self.run_dir, self.label)
+        # Two executors, or two runs, may share a working directory.
+        output = os.path.join(os.path.abspath(directory), f"jobs-{uuid.uuid4().hex[:8]}")
+        os.makedirs(output, exist_ok=True)
+        return WorkerSettings(
+            label=self.label,
+            python=self.python or sys.executable,
+            output=output,
+            cwd=os.getcwd(),
+            environment={**os.environ, **(self.environment or {})},
+            sys_path=_own_sys_path() if self.python in (None, sys.executable) else (),
+            tasks_per_job=self.tasks_per_job,
+            tasks_per_worker=self.tasks_per_worker,
+            worker_idle_time=float(self.worker_idle_time),
+        )
+
+    def submit(
+        self, func: Callable[..., Any], resource_specification: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Future[Any]:
+        """Run ``func(*args, **kwargs)`` with the given resources.
+
+        Returns
+        -------
+        Future
+            Ends with the result, with the exception that `func` raised, or with an error of
+            :mod:`parsl_flux_bulk.errors`. Cancelling it ends a running task too.
+
+        Raises
+        ------
+        parsl.executors.errors.InvalidResourceSpecification
+            Names the key, its value, and what would be right.
+        CallNotSerializable
+            Names the argument that cannot travel.
+        ExecutorClosed, InstanceLost
+            Before `start`, after `shutdown`, or when the instance is gone.
+        """
+        resources = Resources.from_specification(resource_specification)
+        function = self._functions.get(func)
+        call = serialise_call(function.name, args, kwargs)
+        # What takes long is done: only check, enqueue and wake happen under the lock.
+        with self._lock:
+            agent = self._agent
+            if agent is None:
+                when = "after shutdown" if self._closed else "before start"
+                raise ExecutorClosed(f"executor {self.label!r}: no tasks can be submitted {when}")
+            self._last_task_id += 1
+            future = TaskFuture(agent, self._last_task_id)
+            task = Task(self._last_task_id, resources, function, call, future)
+            future.bind(task)
+            agent.put(task)
+        return future
+
+    def shutdown(self) -> None:
+        """End every job and worker, and the instance if it is ours; bounded in time.
+
+        Tasks that have not ended are cancelled. A second call, or one before `start`, does nothing.
+        """
+        with self._lock:
+            agent, pipeline = self._agent, self._pipeline
+            self._agent = self._pipeline = None
+            self._closed = True
+        if agent is not None and pipeline is not None:
+            agent.close()
+            pipeline.close(grace=SHUTDOWN_GRACE)
+            agent.finish()
+        super().shutdown()
+
+    def status_report(self) -> StatusReport | None:
+        """Tasks by state, workers and cores by shape, jobs inside the instance; None unless started."""
+        agent = self._agent
+        return None if agent is None else agent.status()
+
+
+def _own_sys_path() -> tuple[str, ...]:
+    """Where this process finds modules beyond its interpreter's own: the script's directory, say.
+
+    Modules beside the user's script are then importable in workers, as they are in the script.
+    """
+    prefixes = (sys.prefix, sys.base_prefix)
+    entries = (os.path.abspath(entry) for entry in sys.path)
+    return tuple(entry for entry in entries if not entry.startswith(prefixes) and os.path.isdir(entry))
