@@ -8,13 +8,12 @@ nothing itself.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from parsl_flux_bulk import codec, wire
 from parsl_flux_bulk.dispatcher import Dispatcher
@@ -27,6 +26,7 @@ from parsl_flux_bulk.pipeline import Job
 from parsl_flux_bulk.task import CANCELLED, BareJobEnded, Loss, RankFailed, Task
 
 if TYPE_CHECKING:
+    from parsl_flux_bulk.calls import Function
     from parsl_flux_bulk.crew import TaskJob, WorkerJob
     from parsl_flux_bulk.dispatcher import Status
     from parsl_flux_bulk.pipeline import Pipeline
@@ -163,7 +163,9 @@ class TaskAgent:
 
     # -- the completion thread ------------------------------------------------------------------
 
-    def opened(self, capacity: Capacity, channel: ChannelAddress, send: Callable[[PeerId, bytes], None]) -> None:
+    def opened(
+        self, capacity: Capacity, channel: ChannelAddress, send: Callable[[PeerId, bytes], None]
+    ) -> None:
         self._send = send
         self._builder = JobBuilder(self._settings, channel.environment)
         assert self._pipeline is not None and self._pipeline.max_active_jobs is not None
@@ -184,7 +186,6 @@ class TaskAgent:
             elif kind == wire.RETURNED:
                 dispatcher.returned(peer, slot, id)
             elif kind == wire.HELLO:
-                about = wire.decode_json(payload)
                 assert self._send is not None
                 self._send(peer, self._setup)
                 dispatcher.peer_hello(peer, id, slot, **wire.decode_json(payload))
@@ -245,12 +246,11 @@ class TaskAgent:
             outgoing: dict[PeerId, list[bytes]] = {}
             resolved: list[Resolve] = []
             for instruction in instructions:
-                kind = type(instruction)
-                if kind is Resolve:
+                if isinstance(instruction, Resolve):
                     resolved.append(instruction)
-                elif kind is SubmitJob:
+                elif isinstance(instruction, SubmitJob):
                     self._submit(instruction.job)
-                elif kind is CancelJob:
+                elif isinstance(instruction, CancelJob):
                     assert self._pipeline is not None
                     self._pipeline.cancel(instruction.job.handle.job, instruction.reason)
                 else:
@@ -259,8 +259,8 @@ class TaskAgent:
             for peer, parts in outgoing.items():
                 self._send(peer, b"".join(parts))
             # Futures last: their callbacks run here, while the workers run what they were just sent.
-            for instruction in resolved:
-                self._resolve(instruction.task, instruction.outcome)
+            for resolve in resolved:
+                self._resolve(resolve.task, resolve.outcome)
 
     def _resolve(self, task: Task, outcome: Any) -> None:
         result, error = self._read(task, outcome)
@@ -333,19 +333,22 @@ def _drain(inbox: deque[Task]) -> Iterator[Task]:
         yield inbox.popleft()
 
 
-def _frames(instruction: Any) -> list[bytes]:
-    kind = type(instruction)
-    if kind is Give:
+def _frames(instruction: Give | Recall | Kill | Retire) -> list[bytes]:
+    if isinstance(instruction, Give):
         slot = instruction.slot
         parts = [wire.encode(wire.FORGET, 0, function_id) for function_id in instruction.forget]
-        parts += [wire.encode(wire.FUNCTION, 0, f.function_id, f.payload) for f in instruction.functions]
-        parts += [wire.encode_task(slot, t.task_id, t.function.function_id, t.call) for t in instruction.tasks]
+        parts += [
+            wire.encode(wire.FUNCTION, 0, f.function_id, cast("Function", f).payload)
+            for f in instruction.functions
+        ]
+        parts += [
+            wire.encode_task(slot, t.task_id, t.function.function_id, t.call) for t in instruction.tasks
+        ]
         return parts
-    if kind is Recall:
+    if isinstance(instruction, Recall):
         return [wire.encode(wire.RECALL, instruction.slot, instruction.task_id)]
-    if kind is Kill:
+    if isinstance(instruction, Kill):
         return [wire.encode(wire.KILL, instruction.slot, instruction.task_id)]
-    assert kind is Retire
     return [wire.encode(wire.RETIRE)]
 
 
@@ -367,5 +370,5 @@ def _on_rank(error: BaseException | None, rank: int) -> BaseException | None:
         if hasattr(error, "add_note"):
             error.add_note(note)
         else:  # Python 3.10
-            error.__notes__ = [*getattr(error, "__notes__", []), note]
+            setattr(error, "__notes__", [*getattr(error, "__notes__", []), note])  # noqa: B010
     return error

@@ -86,8 +86,7 @@ class FunctionTable:
             return known[1]
         made = self._serialise(function)
         try:
-            # The callback must not hold the table itself.
-            reference = weakref.ref(function, lambda _, known=self._known, key=key: known.pop(key, None))
+            reference = weakref.ref(function, _forgetter(self._known, key))
         except TypeError:
             return made
         with self._lock:
@@ -107,6 +106,14 @@ class FunctionTable:
                 "let it import and open inside its body what cannot travel"
             ) from error
         return Function(next(self._ids), payload, name)
+
+
+def _forgetter(known: dict[int, Any], key: int) -> Callable[[object], None]:
+    # A function of its own, so that it holds the dictionary alone and not the table.
+    def forget(_: object) -> None:
+        known.pop(key, None)
+
+    return forget
 
 
 def serialise_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:

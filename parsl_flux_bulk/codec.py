@@ -118,7 +118,9 @@ def _make_function(
     """Make a function again; its globals are those of the module of that name here, as with dill."""
     if version != sys.version_info[:2]:
         here = ".".join(map(str, sys.version_info[:2]))
-        raise ValueError(f"the function {name} comes from Python {'.'.join(map(str, version))}, and this is {here}")
+        raise ValueError(
+            f"the function {name} comes from Python {'.'.join(map(str, version))}, and this is {here}"
+        )
     if module not in sys.modules:
         __import__(module)
     cells = None if contents is None else tuple(map(CellType, contents))
@@ -155,7 +157,8 @@ def dumps(obj: object, pickler: type[pickle.Pickler] = _Pickler) -> bytes:
     except Exception:
         import dill
 
-        return DILL + dill.dumps(obj, protocol=_PROTOCOL)
+        body: bytes = dill.dumps(obj, protocol=_PROTOCOL)
+        return DILL + body
     return buffer.getvalue()
 
 
@@ -222,8 +225,8 @@ def function_failure(error: BaseException) -> bytes:
 
 def _unreadable(what: str, error: BaseException) -> bytes:
     return NOT_SERIALIZABLE + pickle.dumps(
-        f"the {what} cannot be deserialised in the worker ({type(error).__name__}: {error}); modules that the "
-        "call needs must be importable there"
+        f"the {what} cannot be deserialised in the worker ({type(error).__name__}: {error}); modules that "
+        "the call needs must be importable there"
     )
 
 
@@ -328,7 +331,9 @@ def read_outcome(outcome: bytes) -> tuple[Any, BaseException | None]:
         try:
             return loads(body), None
         except Exception as error:
-            lost = NotSerializable(f"the result cannot be deserialised here ({type(error).__name__}: {error})")
+            lost = NotSerializable(
+                f"the result cannot be deserialised here ({type(error).__name__}: {error})"
+            )
             lost.__cause__ = error
             return None, lost
     if kind == RAISED:
@@ -360,7 +365,11 @@ def _unpickled(record: dict[str, Any]) -> BaseException:
         else:
             if isinstance(error, Exception):
                 return error
-            why = "only subclasses of Exception are raised here" if isinstance(error, BaseException) else "it is none"
+            why = (
+                "only subclasses of Exception are raised here"
+                if isinstance(error, BaseException)
+                else "it is none"
+            )
     lines = [f'  File "{file}", line {line}, in {name}' for file, name, line, _ in record["frames"]]
     return RemoteError(
         f"{record['type']}: {record['text']} (this exception cannot be rebuilt here: {why})",

@@ -34,7 +34,9 @@ logger = logging.getLogger(__name__)
 class Agent(Protocol):
     """What the executor does inside the completion thread."""
 
-    def opened(self, capacity: Capacity, channel: ChannelAddress, send: Callable[[PeerId, bytes], None]) -> None:
+    def opened(
+        self, capacity: Capacity, channel: ChannelAddress, send: Callable[[PeerId, bytes], None]
+    ) -> None:
         """Everything is up; called first, once."""
 
     def message(self, peer: PeerId, body: bytes) -> None:

@@ -101,7 +101,9 @@ class FluxBulkExecutor(ParslExecutor, RepresentationMixin):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, or None, not {value}")
         if worker_idle_time < 0:
-            raise ValueError(f"worker_idle_time is in seconds and must not be negative, not {worker_idle_time}")
+            raise ValueError(
+                f"worker_idle_time is in seconds and must not be negative, not {worker_idle_time}"
+            )
         self.label = label
         self.instance = instance
         self.tasks_per_job = tasks_per_job

@@ -85,7 +85,9 @@ class JobBuilder:
             return self._request(job, resources, "pool", per_node=True)
         return self._request(job, job.task.resources, "task", per_node=False)
 
-    def _request(self, job: WorkerJob | TaskJob, resources: Resources, mode: str, *, per_node: bool) -> JobRequest:
+    def _request(
+        self, job: WorkerJob | TaskJob, resources: Resources, mode: str, *, per_node: bool
+    ) -> JobRequest:
         stdout, stderr = self._paths(job)
         environment = {
             **self._environment,

@@ -183,7 +183,9 @@ class Submitter:
         """Sleep until there is something to do, then take all of it."""
         assert self.max_active_jobs is not None
         with self._changed:
-            while not (self._closed or self._cancels or (self._pending and self._active < self.max_active_jobs)):
+            while not (
+                self._closed or self._cancels or (self._pending and self._active < self.max_active_jobs)
+            ):
                 self._changed.wait()
             batch: list[Job] = []
             room = min(self.max_active_jobs - self._active, BATCH_LIMIT)

@@ -55,7 +55,14 @@ STDERR_TAIL_LINES = 20
 CHANNEL_VARIABLE = "PARSL_FLUX_BULK_CHANNEL"
 """In the environment of every job of an executor, and of no other: unique to it."""
 
-_LOST = {errno.ECONNRESET, errno.EPIPE, errno.ECONNREFUSED, errno.ENOTCONN, errno.ESHUTDOWN, errno.EHOSTUNREACH}
+_LOST = {
+    errno.ECONNRESET,
+    errno.EPIPE,
+    errno.ECONNREFUSED,
+    errno.ENOTCONN,
+    errno.ESHUTDOWN,
+    errno.EHOSTUNREACH,
+}
 _LOST_HINT = "its broker ended, or the allocation that it ran in is over"
 _RESULT_STATUS = {1: JobStatus.COMPLETED, 2: JobStatus.FAILED, 4: JobStatus.CANCELED, 8: JobStatus.TIMEOUT}
 
@@ -144,8 +151,8 @@ class FluxInstance:
         flux = shutil.which("flux")
         if flux is None:
             raise InstanceUnavailable(
-                "cannot start a Flux instance: no `flux` command on PATH. Load the site's flux module, install "
-                "flux-core (conda-forge, Spack), or use instance='local'."
+                "cannot start a Flux instance: no `flux` command on PATH. Load the site's flux module, "
+                "install flux-core (conda-forge, Spack), or use instance='local'."
             )
         with tempfile.TemporaryFile() as stderr:
             self._broker = subprocess.Popen(
@@ -174,7 +181,11 @@ class FluxInstance:
                     pipe.close()
                 stderr.seek(0)
                 said = stderr.read().decode(errors="replace").strip()
-                why = f"exited with status {code}" if code is not None else f"was not ready within {START_TIMEOUT:g} s"
+                why = (
+                    f"exited with status {code}"
+                    if code is not None
+                    else f"was not ready within {START_TIMEOUT:g} s"
+                )
                 raise InstanceUnavailable(f"`{flux} start` {why}: {said or 'it printed nothing'}")
 
 
@@ -281,7 +292,9 @@ class FluxCompletion:
         try:
             _, success, message = future.get_status()
         except OSError as error:
-            self._end(job_id, JobResult(JobStatus.FAILED, exception="wait", note=error.strerror or str(error)))
+            self._end(
+                job_id, JobResult(JobStatus.FAILED, exception="wait", note=error.strerror or str(error))
+            )
             return
         if success:
             self._end(job_id, JobResult(JobStatus.COMPLETED, exit_code=0))
@@ -316,7 +329,13 @@ class FluxCompletion:
         self._end(
             job_id,
             JobResult(
-                result.status, result.exit_code, result.signal, result.exception, result.note, result.started, tail
+                result.status,
+                result.exit_code,
+                result.signal,
+                result.exception,
+                result.note,
+                result.started,
+                tail,
             ),
         )
 
@@ -405,7 +424,9 @@ class FluxCompletion:
     def send(self, peer: PeerId, body: bytes) -> None:
         message = self._peers.get(peer)
         if message is not None:
-            self._lib.flux_respond_raw(self._handle.handle, message.handle, self._ffi.from_buffer(body), len(body))
+            self._lib.flux_respond_raw(
+                self._handle.handle, message.handle, self._ffi.from_buffer(body), len(body)
+            )
 
     def _on_open(self, _handle: Any, _watcher: Any, message: Any, _args: Any) -> None:
         peer = self._sender(message)
@@ -463,8 +484,8 @@ def _import_flux() -> None:
         import flux.job  # noqa: F401
     except ImportError as error:
         raise InstanceUnavailable(
-            f"Flux's Python bindings cannot be imported ({error}). Install the ones of the same version as "
-            "flux-core: pip install 'parsl-flux-bulk[flux]' 'flux-python==VERSION' (`flux version` prints it)."
+            f"Flux's Python bindings cannot be imported ({error}). Install the ones of the same version "
+            "as flux-core: pip install 'parsl-flux-bulk[flux]' 'flux-python==VERSION' (see `flux version`)."
         ) from error
 
 
@@ -478,8 +499,8 @@ def _refuse_guest(handle: Any) -> None:
     owner = int(handle.attr_get("security.owner"))
     if owner != os.getuid():
         raise InstanceUnavailable(
-            f"this Flux instance belongs to user id {owner}, and guests (you are {os.getuid()}) may not submit "
-            "waitable jobs. Get an instance of your own: run under `flux alloc` or `flux batch`."
+            f"this Flux instance belongs to user id {owner}, and guests (you are {os.getuid()}) may not "
+            "submit waitable jobs. Get an instance of your own: run under `flux alloc` or `flux batch`."
         )
 
 
@@ -493,7 +514,9 @@ def _capacity(handle: Any) -> Capacity:
 
 def _raise_if_lost(error: OSError) -> None:
     if error.errno in _LOST:
-        raise InstanceLost(f"lost the connection to Flux ({error.strerror or error}): {_LOST_HINT}") from error
+        raise InstanceLost(
+            f"lost the connection to Flux ({error.strerror or error}): {_LOST_HINT}"
+        ) from error
 
 
 def _refusal(error: OSError | ValueError) -> Refusal:
