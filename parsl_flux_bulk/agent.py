@@ -112,7 +112,8 @@ class TaskAgent:
         self._send: Callable[[PeerId, bytes], None] | None = None
         self._setup = wire.encode_json(wire.SETUP, 0, 0, settings.setup())
         self._error: Exception | None = None
-        self._reported = time.monotonic()
+        self._outstanding = 0
+        self._reported = 0.0
 
     def bind(self, pipeline: Pipeline) -> None:
         """Say where jobs go."""
@@ -201,16 +202,29 @@ class TaskAgent:
         if dispatcher is None:
             return
         if self._inbox:
-            dispatcher.submit(_drain(self._inbox))
+            if not self._outstanding:
+                self._reported = time.monotonic()
+            dispatcher.submit(self._drain_inbox())
         while self._cancels:
             dispatcher.cancel(self._cancels.popleft())
         self._carry_out(dispatcher)
-        now = time.monotonic()
-        if now - self._reported > REPORT_PERIOD:
-            self._report(now)
+        if self._outstanding and time.monotonic() >= self._reported + REPORT_PERIOD:
+            self._reported = time.monotonic()
+            logger.info("%s: %s", self._settings.label, self.status())
+
+    def _drain_inbox(self) -> Iterator[Task]:
+        while self._inbox:
+            self._outstanding += 1
+            yield self._inbox.popleft()
 
     def deadline(self) -> float | None:
-        return None if self._dispatcher is None else self._dispatcher.deadline()
+        if self._dispatcher is None:
+            return None
+        deadline = self._dispatcher.deadline()
+        if self._outstanding:
+            report = self._reported + REPORT_PERIOD
+            return report if deadline is None else min(deadline, report)
+        return deadline
 
     def lost(self, error: InstanceLost) -> None:
         self._end(error)
@@ -263,6 +277,7 @@ class TaskAgent:
                 self._resolve(resolve.task, resolve.outcome)
 
     def _resolve(self, task: Task, outcome: Any) -> None:
+        self._outstanding -= 1
         result, error = self._read(task, outcome)
         _set(task.future, result, error)
 
@@ -297,10 +312,6 @@ class TaskAgent:
                 return
             _set(task.future, None, error)
 
-    def _report(self, now: float) -> None:
-        self._reported = now
-        logger.info("%s: %s", self._settings.label, self.status())
-
 
 class JobHandle:
     """What the agent keeps with the dispatcher's record of a job: the pipeline's, and its name."""
@@ -326,11 +337,6 @@ class _Listener:
 
     def job_ended(self, job: Job, result: JobResult) -> None:
         self._agent._job_ended(self._job, result)
-
-
-def _drain(inbox: deque[Task]) -> Iterator[Task]:
-    while inbox:
-        yield inbox.popleft()
 
 
 def _frames(instruction: Give | Recall | Kill | Retire) -> list[bytes]:
