@@ -15,7 +15,7 @@ An *outcome* is one byte, and what it says:
 ``R``  a result: a payload as above
 ``E``  an exception that the task raised: the pickled chain of :func:`_describe`
 ``N``  something could not be serialised or deserialised in the worker: a pickled sentence
-``X``  the task called ``sys.exit``: a pickled exit status
+``X``  the task called ``sys.exit``: its exit status and what it said, pickled
 ====  =====================================================================================
 
 The worker must not import Parsl, nor dill before a payload needs it: on a node full of workers,
@@ -40,6 +40,12 @@ PICKLE, DILL, FACADE = b"P", b"D", b"F"
 RESULT, RAISED, NOT_SERIALIZABLE, EXITED = b"R", b"E", b"N", b"X"
 
 _PROTOCOL = 5
+
+_CHAIN_LIMIT = 50
+"""Causes and contexts of one exception that travel: a retry loop may chain thousands."""
+
+_FRAMES_LIMIT = 200
+"""Frames of one traceback that travel, the first and the last: endless recursion leaves a thousand."""
 
 
 class _InMain(Exception):
@@ -236,10 +242,11 @@ def raised(error: BaseException) -> bytes:
     return RAISED + pickle.dumps(_describe(error, traceback.tb_next if traceback else None, set()))
 
 
-def _exit_status(code: object) -> int:
+def _exit_status(code: object) -> tuple[int, str]:
+    """The status that a process would exit with, and what it would print."""
     if code is None:
-        return 0
-    return code if isinstance(code, int) else 1
+        return 0, ""
+    return (int(code), "") if isinstance(code, int) else (1, _text_of(code))
 
 
 def _describe(error: BaseException, traceback: TracebackType | None, seen: set[int]) -> dict[str, Any]:
@@ -251,10 +258,11 @@ def _describe(error: BaseException, traceback: TracebackType | None, seen: set[i
         module = traceback.tb_frame.f_globals.get("__name__", "")
         frames.append((code.co_filename, code.co_name, traceback.tb_lineno, module))
         traceback = traceback.tb_next
+    del frames[_FRAMES_LIMIT // 2 : -_FRAMES_LIMIT // 2]
     linked: dict[str, Any] = {}
     for link in ("__cause__", "__context__"):
         other = getattr(error, link)
-        if other is not None and id(other) not in seen:
+        if other is not None and id(other) not in seen and len(seen) < _CHAIN_LIMIT:
             linked[link] = _describe(other, other.__traceback__, seen)
     return {
         "pickled": _pickled(error),
@@ -301,9 +309,9 @@ def _rebuild_without_init(
     return error
 
 
-def _text_of(error: BaseException) -> str:
+def _text_of(said: object) -> str:
     try:
-        return str(error)
+        return str(said)
     except Exception:
         return "(its own text cannot be made)"
 
@@ -324,24 +332,30 @@ def read_outcome(outcome: bytes) -> tuple[Any, BaseException | None]:
     (result, None) or (None, exception)
         NotSerializable, RemoteError and TaskCrashed tell of what is not the task's own exception.
     """
+    kind, body = outcome[:1], memoryview(outcome)[1:]
+    try:
+        if kind == RESULT:
+            return loads(body), None
+        if kind == RAISED:
+            return None, _rebuild(pickle.loads(body))
+    except BaseException as error:  # the user's own code ran, and this thread serves every task
+        from parsl_flux_bulk.errors import NotSerializable
+
+        what = "result" if kind == RESULT else "exception"
+        lost = NotSerializable(f"the {what} cannot be deserialised here ({type(error).__name__}: {error})")
+        lost.__cause__ = error
+        return None, lost
+    return None, _complaint(kind, pickle.loads(body))
+
+
+def _complaint(kind: bytes, said: Any) -> BaseException:
     from parsl_flux_bulk.errors import NotSerializable, TaskCrashed
 
-    kind, body = outcome[:1], memoryview(outcome)[1:]
-    if kind == RESULT:
-        try:
-            return loads(body), None
-        except Exception as error:
-            lost = NotSerializable(
-                f"the result cannot be deserialised here ({type(error).__name__}: {error})"
-            )
-            lost.__cause__ = error
-            return None, lost
-    if kind == RAISED:
-        return None, _rebuild(pickle.loads(body))
-    if kind == EXITED:
-        status = pickle.loads(body)
-        return None, TaskCrashed(f"the task called sys.exit({status}) instead of returning", exit_code=status)
-    return None, NotSerializable(pickle.loads(body))
+    if kind == NOT_SERIALIZABLE:
+        return NotSerializable(said)
+    status, text = said
+    call = f"sys.exit({text!r}), so exit status {status}," if text else f"sys.exit({status})"
+    return TaskCrashed(f"the task called {call} instead of returning", exit_code=status)
 
 
 def _rebuild(record: dict[str, Any]) -> BaseException:
