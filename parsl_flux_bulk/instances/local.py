@@ -21,19 +21,14 @@ import itertools
 import json
 import os
 import selectors
-import shutil
 import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable, JobspecError
-from parsl_flux_bulk.instances import local_broker, local_processes
+from parsl_flux_bulk.errors import InstanceLost, JobspecError
 from parsl_flux_bulk.instances.base import (
     Capacity,
     ChannelAddress,
@@ -48,14 +43,10 @@ from parsl_flux_bulk.instances.base import (
 )
 from parsl_flux_bulk.instances.framing import LONGEST_WAIT, FramedSocket, frame
 from parsl_flux_bulk.instances.local_jobspec import Machine, Unsatisfiable, plan_job
-from parsl_flux_bulk.instances.local_peers import SOCKET_PATH_LIMIT, PeerServer
+from parsl_flux_bulk.instances.local_machine import gpu_names, physical_cores
+from parsl_flux_bulk.instances.local_owner import BrokerProcess
+from parsl_flux_bulk.instances.local_peers import PeerServer
 from parsl_flux_bulk.instances.local_stdio import spool_paths
-
-START_BOUND = 30.0
-"""Seconds that the broker has to come up."""
-
-CLOSE_BOUND = local_broker.END_BOUND + 5.0
-"""Seconds that the broker has to end everything."""
 
 _COMPLETED = JobResult(JobStatus.COMPLETED, exit_code=0)
 
@@ -97,7 +88,7 @@ class LocalInstance:
         self._cores = [there[number % len(there)] for number in range(wanted)]
         self._gpus = gpus
         self._working_dir = working_dir
-        self._broker: _BrokerProcess | None = None
+        self._broker: BrokerProcess | None = None
         self._machine: Machine | None = None
         self._channels = itertools.count()
         self._lock = threading.Lock()
@@ -122,7 +113,7 @@ class LocalInstance:
                 return
             working_dir = os.path.abspath(self._working_dir or os.getcwd())
             self._machine = Machine(socket.gethostname(), len(self._cores), self._gpus, working_dir)
-            self._broker = _BrokerProcess(self._cores, gpu_names(self._gpus))
+            self._broker = BrokerProcess(self._cores, gpu_names(self._gpus))
 
     def connect(self) -> LocalConnection:
         """Open a connection."""
@@ -134,7 +125,7 @@ class LocalInstance:
         broker, _ = self._started()
         return LocalCompletion(broker, f"{broker.directory}/channel-{next(self._channels)}")
 
-    def _started(self) -> tuple[_BrokerProcess, Machine]:
+    def _started(self) -> tuple[BrokerProcess, Machine]:
         if self._broker is None or self._machine is None:
             raise InstanceLost(f"{self.description}: not started, or closed")
         return self._broker, self._machine
@@ -154,7 +145,7 @@ class LocalInstance:
 class LocalConnection:
     """Submits and cancels; see :class:`parsl_flux_bulk.instances.base.Connection`."""
 
-    def __init__(self, broker: _BrokerProcess, machine: Machine) -> None:
+    def __init__(self, broker: BrokerProcess, machine: Machine) -> None:
         self._broker = broker
         self._machine = machine
         self._sock = broker.connect()
@@ -225,7 +216,7 @@ class LocalConnection:
 class LocalCompletion:
     """Hears how jobs ended, and serves their processes; see :class:`.base.Completion`."""
 
-    def __init__(self, broker: _BrokerProcess, channel_path: str) -> None:
+    def __init__(self, broker: BrokerProcess, channel_path: str) -> None:
         self._broker = broker
         self._channel_path = channel_path
         self._peers: PeerServer | None = None
@@ -327,156 +318,6 @@ class LocalCompletion:
     def _on_wake(self) -> None:
         os.eventfd_read(self._wake_fd)
         self._woken = True
-
-
-class _BrokerProcess:
-    """The broker: its process, its control socket and its private directory."""
-
-    def __init__(self, cores: list[list[int]], gpus: list[str] | None) -> None:
-        self.directory = _private_directory()
-        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._end = ""
-        self._lock = threading.Lock()
-        try:
-            self._process = self._start(theirs)
-            self._configure(cores, gpus)
-        except BaseException:
-            shutil.rmtree(self.directory, ignore_errors=True)
-            self._control.close()
-            self._log.close()
-            raise
-        finally:
-            theirs.close()
-
-    def _start(self, control: socket.socket) -> subprocess.Popen[bytes]:
-        if not sys.executable:
-            raise InstanceUnavailable(
-                "the embedded instance needs a Python interpreter: sys.executable is empty"
-            )
-        root = str(Path(__file__).resolve().parents[2])
-        program = f"import sys; sys.path.append({root!r}); from {local_broker.__name__} import main; main()"
-        try:
-            return subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", program],
-                stdin=control.fileno(), stdout=self._log, stderr=self._log, start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            raise InstanceUnavailable(f"cannot start the embedded instance's broker: {error}") from error
-
-    def _configure(self, cores: list[list[int]], gpus: list[str] | None) -> None:
-        configuration = {"cores": cores, "gpus": gpus, "directory": self.directory, "owner": os.getpid()}
-        self._control.settimeout(START_BOUND)
-        try:
-            self._control.send(json.dumps(configuration).encode())
-            ready = self._control.recv(16)
-        except OSError as error:
-            ready = str(error).encode()
-        if ready != b"ready":
-            self._process.kill()
-            self._process.wait()
-            said = self._log_tail() or ready.decode(errors="replace") or "it said nothing"
-            raise InstanceUnavailable(
-                f"the embedded instance's broker ({sys.executable}) did not start: {said}"
-            )
-        self._control.settimeout(None)
-
-    def connect(self) -> socket.socket:
-        """Return a new stream socket to the broker."""
-        ours, theirs = socket.socketpair()
-        try:
-            socket.send_fds(self._control, [b"connect"], [theirs.fileno()])
-        except OSError as error:
-            ours.close()
-            raise self.lost() from error
-        finally:
-            theirs.close()
-        return ours
-
-    def check(self) -> None:
-        """Raise InstanceLost if the broker has ended."""
-        if self._end or self._process.poll() is not None:
-            raise self.lost()
-
-    def lost(self) -> InstanceLost:
-        """The error to raise where the broker does not answer; its jobs are dead after this."""
-        with self._lock:
-            if not self._end:
-                self._end = self._bury()
-        return InstanceLost(self._end)
-
-    def _bury(self) -> str:
-        """Make sure that all is dead, and say how it ended."""
-        self._process.kill()  # it closed a socket, so it has ended or is about to
-        status = self._process.wait()
-        local_processes.kill_all_of(self.directory)
-        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        log = self._log_tail()
-        self._clean_up()
-        return f"the embedded instance's broker (pid {self._process.pid}) {how}" + (f": {log}" if log else "")
-
-    def _log_tail(self) -> str:
-        self._log.seek(0)
-        return self._log.read().decode(errors="replace").strip()[-2000:]
-
-    def close(self) -> None:
-        """End the broker, which kills what still runs."""
-        with self._lock:
-            if self._end:
-                return
-            self._end = "the embedded instance is closed"
-            with contextlib.suppress(OSError):
-                self._control.send(b"close")
-            try:
-                self._process.wait(CLOSE_BOUND)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-                local_processes.kill_all_of(self.directory)
-            self._clean_up()
-
-    def _clean_up(self) -> None:
-        self._control.close()
-        self._log.close()
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def physical_cores() -> list[list[int]]:
-    """The CPUs that this process may use, those of one physical core together."""
-    usable = os.sched_getaffinity(0)
-    cores: dict[str, list[int]] = {}
-    for cpu in sorted(usable):
-        try:
-            siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
-        except OSError:
-            siblings = str(cpu)
-        cores.setdefault(siblings.strip(), []).append(cpu)
-    return list(cores.values())
-
-
-def gpu_names(count: int) -> list[str] | None:
-    """The names of the first `count` GPUs; None for none."""
-    if not count:
-        return None
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return [str(number) for number in range(count)]
-    names = [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
-    if count > len(names):
-        raise InstanceUnavailable(f"gpus={count}: CUDA_VISIBLE_DEVICES={visible!r} names {len(names)}")
-    return names[:count]
-
-
-def _private_directory() -> str:
-    for parent in (tempfile.gettempdir(), "/tmp"):
-        try:
-            directory = tempfile.mkdtemp(prefix="flux-bulk-", dir=parent)
-        except OSError as error:
-            raise InstanceUnavailable(f"cannot make a directory in {parent}: {error}; set TMPDIR") from error
-        if len(os.fsencode(directory)) + len("/channel-0000") <= SOCKET_PATH_LIMIT:
-            return directory
-        os.rmdir(directory)  # too deep for the path of a Unix socket
-    raise InstanceUnavailable("the path of the temporary directory is too long for a Unix socket; set TMPDIR")
 
 
 def _result(fields: dict[str, Any] | None) -> JobResult:

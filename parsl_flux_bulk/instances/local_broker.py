@@ -15,7 +15,6 @@ as stdin.
 
 from __future__ import annotations
 
-import contextlib
 import heapq
 import json
 import os
@@ -25,35 +24,24 @@ import shutil
 import signal
 import socket
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 from parsl_flux_bulk.instances import local_processes as processes
 from parsl_flux_bulk.instances.framing import LONGEST_WAIT, FramedSocket
 from parsl_flux_bulk.instances.local_job import Job, StartFailed
 from parsl_flux_bulk.instances.local_jobspec import JobPlan
+from parsl_flux_bulk.instances.local_kept import KeptOutput, KeptResults, Result
 from parsl_flux_bulk.instances.local_queue import Allocator, JobQueue
-from parsl_flux_bulk.instances.local_stdio import spool_paths
 
 KILL_GRACE = 5.0
 """Seconds between the first signal to a job that must end and SIGKILL."""
-
-KEPT_RESULTS = 10_000
-"""Results kept after they were reported, for another `watch`; unreported ones all stay."""
-
-KEPT_OUTPUT_JOBS = 10_000
-KEPT_OUTPUT_BYTES = 256 << 20
-"""Output kept of ended jobs: that of the last so many, and so many bytes, whichever is less."""
 
 END_BOUND = 10.0
 """Seconds that the broker spends at most on seeing everything dead at its own end."""
 
 CONTROL_SIZE = 1 << 16
 """Bytes of a control message at most; the first one, the configuration, is the largest."""
-
-Result: TypeAlias = dict[str, Any] | None
-"""Fields of a JobResult; None for the usual one, exit status 0."""
 
 
 class Broker:
@@ -73,10 +61,8 @@ class Broker:
         self._timers: list[tuple[float, int, int, Callable[[], None]]] = []  # when, serial, job, what
         self._serial = 0
         self._watchers: dict[int, list[Client]] = {}
-        self._unreported: dict[int, Result] = {}
-        self._reported: OrderedDict[int, Result] = OrderedDict()
-        self._outputs: deque[tuple[int, int]] = deque()  # job, bytes
-        self._output_bytes = 0
+        self._results = KeptResults()
+        self._output = KeptOutput(self._directory)
         self._closing = False
         self.selector = selectors.DefaultSelector()
         self.touched: set[Client] = set()
@@ -148,10 +134,8 @@ class Broker:
     def watch(self, client: Client, job_ids: list[int]) -> None:
         """Report the end of jobs to `client`, now or later."""
         for job_id in job_ids:
-            if job_id in self._unreported:
-                self._report(client, job_id, self._unreported.pop(job_id))
-            elif job_id in self._reported:
-                client.ended.append((job_id, self._reported[job_id]))
+            if job_id in self._results:
+                client.ended.append((job_id, self._results.take(job_id)))
             elif job_id in self._running or job_id in self._queue:
                 self._watchers.setdefault(job_id, []).append(client)
             else:
@@ -163,13 +147,6 @@ class Broker:
         """A client is gone: report nothing more to it."""
         for job_id in [job_id for job_id, watchers in self._watchers.items() if client in watchers]:
             self._watchers[job_id].remove(client)
-
-    def _report(self, client: Client, job_id: int, result: Result) -> None:
-        client.ended.append((job_id, result))
-        self.touched.add(client)
-        self._reported[job_id] = result
-        if len(self._reported) > KEPT_RESULTS:
-            self._reported.popitem(last=False)
 
     # -- jobs ----------------------------------------------------------------------------------------
 
@@ -222,33 +199,11 @@ class Broker:
         result = job.finish()
         if self._running.pop(job.id, None) is not None:
             self._allocator.free(job)
-            self._keep_output(job.id)
-        watchers = self._watchers.pop(job.id, [])
-        if not watchers:
-            self._unreported[job.id] = result
-        for client in watchers:
-            self._report(client, job.id, result)
-
-    def _keep_output(self, job_id: int) -> None:
-        size = 0
-        for path in spool_paths(self._directory, job_id):
-            try:
-                length = os.stat(path).st_size
-            except OSError:
-                continue
-            if not length:
-                _unlink(path)
-            size += length
-        if size:
-            self._outputs.append((job_id, size))
-            self._output_bytes += size
-        while len(self._outputs) > KEPT_OUTPUT_JOBS or (
-            len(self._outputs) > 1 and self._output_bytes > KEPT_OUTPUT_BYTES
-        ):
-            oldest, length = self._outputs.popleft()
-            self._output_bytes -= length
-            for path in spool_paths(self._directory, oldest):
-                _unlink(path)
+            self._output.add(job.id)
+        self._results.add(job.id, result)
+        for client in self._watchers.pop(job.id, []):
+            client.ended.append((job.id, self._results.take(job.id)))
+            self.touched.add(client)
 
     # -- time ----------------------------------------------------------------------------------------
 
@@ -371,11 +326,6 @@ class Client:
 
     def _send(self, message: dict[str, Any]) -> None:
         self._link.send(json.dumps(message).encode())
-
-
-def _unlink(path: str) -> None:
-    with contextlib.suppress(OSError):
-        os.unlink(path)
 
 
 def _ended_child() -> int | None:

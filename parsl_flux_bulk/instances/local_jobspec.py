@@ -11,15 +11,30 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from parsl_flux_bulk.errors import JobspecError
-
-DEFAULT_EXIT_TIMEOUT = 30.0
-"""Seconds that the other tasks of a job have after the first one ended; flux-shell(1)."""
+from parsl_flux_bulk.instances.local_options import (
+    DEFAULT_EXIT_TIMEOUT,
+    affinity,
+    exit_timeout,
+    input_path,
+    output_streams,
+    rlimits,
+    warning_signal,
+)
+from parsl_flux_bulk.instances.local_values import (
+    count,
+    duration,
+    kind,
+    mapping,
+    only,
+    positive,
+    strings,
+    text,
+)
 
 _OF_ANOTHER_INSTANCE = (
     "FLUX_URI",
@@ -31,9 +46,6 @@ _OF_ANOTHER_INSTANCE = (
     "PMI_SIZE",
 )
 """A jobspec made inside a Flux job may carry these; here they would lead to the wrong instance."""
-
-_DURATION = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)(ms|s|m|h|d)?", re.IGNORECASE)
-_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, None: 1.0}
 
 
 class Unsatisfiable(Exception):
@@ -48,15 +60,6 @@ class Machine:
     cores: int
     gpus: int
     working_dir: str = "/"
-
-
-@dataclass(frozen=True)
-class Stream:
-    """A file that the standard output or error of a job's tasks goes to."""
-
-    path: str
-    append: bool = False
-    label: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,35 +121,35 @@ def plan_job(jobspec: str, machine: Machine, urgency: int = 16) -> JobPlan:
     if not 0 <= urgency <= 31:
         raise JobspecError(f"urgency must be 0 to 31, not {urgency}")
     system = _system(spec)
-    options = _mapping(system.get("shell", {}), "attributes.system.shell").get("options", {})
-    options = _mapping(options, "attributes.system.shell.options")
+    options = mapping(system.get("shell", {}), "attributes.system.shell").get("options", {})
+    options = mapping(options, "attributes.system.shell.options")
     request = _resources(spec.get("resources"))
     _check_fit(request, machine)
     _check_conditions(system, machine)
     command, ntasks = _tasks(spec.get("tasks"), request.slots)
     ntasks, tasks_per_core = _per_resource(options.get("per-resource"), ntasks)
-    stdout, stderr = _streams(options)
+    stdout, stderr = output_streams(options)
     return JobPlan(
         command=command,
         environment=_environment(system),
-        cwd=_text(system.get("cwd", machine.working_dir), "attributes.system.cwd"),
+        cwd=_directory(system, machine),
         name=_name(system, command),
         cores=request.slots * request.cores,
         gpus=request.slots * request.gpus,
         exclusive=request.exclusive,
         ntasks=ntasks,
         tasks_per_core=tasks_per_core,
-        duration=_duration(system.get("duration", 0), "attributes.system.duration"),
-        affinity=_affinity(options.get("cpu-affinity")),
-        gpu_affinity=_affinity(options.get("gpu-affinity")),
-        stdin=_input(options),
+        duration=duration(system.get("duration", 0), "attributes.system.duration"),
+        affinity=affinity(options.get("cpu-affinity")),
+        gpu_affinity=affinity(options.get("gpu-affinity")),
+        stdin=input_path(options),
         stdout=stdout,
         stderr=stderr,
-        rlimits=_rlimits(options),
-        env_expand=_strings(options.get("env-expand", {}), "attributes.system.shell.options.env-expand"),
-        exit_timeout=_exit_timeout(options),
+        rlimits=rlimits(options),
+        env_expand=strings(options.get("env-expand", {}), "attributes.system.shell.options.env-expand"),
+        exit_timeout=exit_timeout(options),
         exit_on_error=bool(options.get("exit-on-error", False)),
-        signal=_signal(options),
+        signal=warning_signal(options),
         urgency=urgency,
     )
 
@@ -162,7 +165,7 @@ def _load(jobspec: str) -> Mapping[str, Any]:
     except RecursionError as error:
         raise JobspecError("not a jobspec: nested too deeply") from error
     if not isinstance(spec, dict):
-        raise JobspecError(f"a jobspec is a JSON object, not {_kind(spec)}")
+        raise JobspecError(f"a jobspec is a JSON object, not {kind(spec)}")
     for key in ("version", "resources", "tasks", "attributes"):
         if key not in spec:
             raise JobspecError(f"the key '{key}' is missing")
@@ -172,8 +175,8 @@ def _load(jobspec: str) -> Mapping[str, Any]:
 
 
 def _system(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    attributes = _mapping(spec["attributes"], "attributes")
-    return _mapping(attributes.get("system", {}), "attributes.system")
+    attributes = mapping(spec["attributes"], "attributes")
+    return mapping(attributes.get("system", {}), "attributes.system")
 
 
 @dataclass(frozen=True)
@@ -186,16 +189,16 @@ class _Request:
 
 
 def _resources(resources: Any) -> _Request:
-    vertex, where = _only(resources, "resources"), "resources[0]"
+    vertex, where = only(resources, "resources"), "resources[0]"
     nodes, exclusive = 1, False
     if vertex.get("type") == "node":
-        nodes = _count(vertex, where)
+        nodes = count(vertex, where)
         exclusive = vertex.get("exclusive") is True
-        vertex, where = _only(vertex.get("with"), f"{where}.with"), f"{where}.with[0]"
+        vertex, where = only(vertex.get("with"), f"{where}.with"), f"{where}.with[0]"
     if vertex.get("type") != "slot":
         found = vertex.get("type")
         raise JobspecError(f"the type must be 'slot' (or 'node' over 'slot'), not {found!r}", where)
-    slots = _count(vertex, where)
+    slots = count(vertex, where)
     exclusive = exclusive or vertex.get("exclusive") is True
     parts = vertex.get("with")
     if not isinstance(parts, list) or not parts:
@@ -203,10 +206,10 @@ def _resources(resources: Any) -> _Request:
     amounts: dict[str, int] = {}
     for index, part in enumerate(parts):
         at = f"{where}.with[{index}]"
-        kind = _mapping(part, at).get("type")
+        kind = mapping(part, at).get("type")
         if kind not in ("core", "gpu") or kind in amounts:
             raise JobspecError(f"must be one 'core' and at most one 'gpu', not {kind!r}", at)
-        amounts[kind] = _count(part, at)
+        amounts[kind] = count(part, at)
     if "core" not in amounts:
         raise JobspecError("a slot needs at least one 'core'", f"{where}.with")
     return _Request(nodes, slots, amounts["core"], amounts.get("gpu", 0), exclusive)
@@ -264,7 +267,7 @@ def _meets(constraint: Any, machine: Machine) -> bool:
 
 
 def _tasks(tasks: Any, slots: int) -> tuple[list[str], int]:
-    task = _only(tasks, "tasks")
+    task = only(tasks, "tasks")
     command = task.get("command")
     if isinstance(command, str):
         command = [command]
@@ -272,11 +275,11 @@ def _tasks(tasks: Any, slots: int) -> tuple[list[str], int]:
         raise JobspecError("must be a list of one or more strings", "tasks[0].command")
     if not command[0] or any("\0" in word for word in command):
         raise JobspecError("the program's name is empty, or a word has a NUL byte", "tasks[0].command")
-    count = _mapping(task.get("count", {"per_slot": 1}), "tasks[0].count")
+    count = mapping(task.get("count", {"per_slot": 1}), "tasks[0].count")
     if list(count) == ["per_slot"]:
-        return command, _positive(count["per_slot"], "tasks[0].count.per_slot") * slots
+        return command, positive(count["per_slot"], "tasks[0].count.per_slot") * slots
     if list(count) == ["total"]:
-        return command, _positive(count["total"], "tasks[0].count.total")
+        return command, positive(count["total"], "tasks[0].count.total")
     raise JobspecError("must have one key, 'per_slot' or 'total'", "tasks[0].count")
 
 
@@ -285,7 +288,7 @@ def _per_resource(option: Any, ntasks: int) -> tuple[int, int]:
     where = "attributes.system.shell.options.per-resource"
     if option is None:
         return ntasks, 0
-    count = _positive(_mapping(option, where).get("count", 1), f"{where}.count")
+    count = positive(mapping(option, where).get("count", 1), f"{where}.count")
     if option.get("type") == "node":
         return count, 0
     if option.get("type") == "core":
@@ -294,132 +297,17 @@ def _per_resource(option: Any, ntasks: int) -> tuple[int, int]:
 
 
 def _environment(system: Mapping[str, Any]) -> dict[str, str]:
-    environment = _strings(system.get("environment", {}), "attributes.system.environment")
+    environment = strings(system.get("environment", {}), "attributes.system.environment")
     for name in _OF_ANOTHER_INSTANCE:
         environment.pop(name, None)
     return environment
 
 
+def _directory(system: Mapping[str, Any], machine: Machine) -> str:
+    directory = text(system.get("cwd", machine.working_dir), "attributes.system.cwd")
+    return os.path.join(machine.working_dir, directory)
+
+
 def _name(system: Mapping[str, Any], command: list[str]) -> str:
-    job = _mapping(system.get("job", {}), "attributes.system.job")
-    return _text(job.get("name", os.path.basename(command[0])), "attributes.system.job.name")
-
-
-# -- shell options -----------------------------------------------------------------------------------
-
-
-def _streams(options: Mapping[str, Any]) -> tuple[list[Any] | None, list[Any] | None]:
-    """Standard output and error, the latter with the former's settings where it has none; flux-shell(7)."""
-    where = "attributes.system.shell.options.output"
-    output = _mapping(options.get("output", {}), where)
-    stdout = _mapping(output.get("stdout", {}), f"{where}.stdout")
-    stderr = {**stdout, **_mapping(output.get("stderr", {}), f"{where}.stderr")}
-    append = output.get("mode") == "append"
-    return _stream(stdout, append, f"{where}.stdout"), _stream(stderr, append, f"{where}.stderr")
-
-
-def _stream(option: Mapping[str, Any], append: bool, where: str) -> list[Any] | None:
-    kind = option.get("type", "file" if "path" in option else "kvs")
-    if kind == "kvs":
-        return None
-    if kind != "file":
-        raise JobspecError(f"must be 'file' or 'kvs', not {kind!r}", f"{where}.type")
-    return [_text(option.get("path"), f"{where}.path"), append, bool(option.get("label", False))]
-
-
-def _input(options: Mapping[str, Any]) -> str:
-    where = "attributes.system.shell.options.input"
-    stdin = _mapping(_mapping(options.get("input", {}), where).get("stdin", {}), f"{where}.stdin")
-    if stdin.get("type", "service") != "file":
-        return ""
-    return _text(stdin.get("path"), f"{where}.stdin.path")
-
-
-def _affinity(option: Any) -> str:
-    last = option.split(",")[-1] if isinstance(option, str) else ""  # "verbose,per-task"
-    return last if last in ("off", "per-task") else "on"
-
-
-def _rlimits(options: Mapping[str, Any]) -> dict[str, int]:
-    where = "attributes.system.shell.options.rlimit"
-    limits = _mapping(options.get("rlimit", {}), where)
-    for name, value in limits.items():
-        if not isinstance(value, int):
-            raise JobspecError(f"must be a whole number, not {_kind(value)}", f"{where}.{name}")
-    return dict(limits)
-
-
-def _exit_timeout(options: Mapping[str, Any]) -> float | None:
-    value = options.get("exit-timeout", DEFAULT_EXIT_TIMEOUT)
-    if value == "none":
-        return None
-    return _duration(value, "attributes.system.shell.options.exit-timeout")
-
-
-def _signal(options: Mapping[str, Any]) -> list[float] | None:
-    option = options.get("signal")
-    if not option:
-        return None
-    where = "attributes.system.shell.options.signal"
-    values = option if isinstance(option, dict) else {}
-    number = _positive(values.get("signum", 10), f"{where}.signum")
-    if number > 64:
-        raise JobspecError(f"must be the number of a signal, not {number}", f"{where}.signum")
-    return [number, _duration(values.get("timeleft", 60.0), f"{where}.timeleft")]
-
-
-# -- values ------------------------------------------------------------------------------------------
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
-
-
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise JobspecError(f"must be an object, not {_kind(value)}", where)
-    return value
-
-
-def _strings(value: Any, where: str) -> dict[str, str]:
-    for name, text in _mapping(value, where).items():
-        if not isinstance(text, str) or "\0" in text:
-            raise JobspecError("must be a string without NUL bytes", f"{where}.{name}")
-        if not name or "=" in name or "\0" in name:
-            raise JobspecError(f"{name!r} is not the name of a variable", where)
-    return dict(value)
-
-
-def _only(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, list) or len(value) != 1:
-        found = f"{len(value)}" if isinstance(value, list) else _kind(value)
-        raise JobspecError(f"must be a list of exactly one object (jobspec V1, RFC 25), not {found}", where)
-    return _mapping(value[0], f"{where}[0]")
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise JobspecError("must be a string, not empty, without NUL bytes", where)
-    return value
-
-
-def _count(vertex: Mapping[str, Any], where: str) -> int:
-    return _positive(vertex.get("count"), f"{where}.count")
-
-
-def _positive(value: Any, where: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise JobspecError(f"must be a whole number of at least 1, not {json.dumps(value)}", where)
-    return value
-
-
-def _duration(value: Any, where: str) -> float:
-    """Seconds, from a number or a Flux standard duration (RFC 23)."""
-    if isinstance(value, str):
-        match = _DURATION.fullmatch(value)
-        if match:
-            return float(match[1]) * _SECONDS[match[2].lower() if match[2] else None]
-    elif isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e12:
-        return float(value)
-    raise JobspecError(f"must be seconds, or a duration such as '1.5h' (RFC 23), not {value!r}", where)
+    job = mapping(system.get("job", {}), "attributes.system.job")
+    return text(job.get("name", os.path.basename(command[0])), "attributes.system.job.name")

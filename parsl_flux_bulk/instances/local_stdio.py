@@ -12,7 +12,8 @@ import re
 import selectors
 from collections.abc import Callable, Mapping
 
-from parsl_flux_bulk.instances.local_jobspec import JobPlan, Stream
+from parsl_flux_bulk.instances.local_jobspec import JobPlan
+from parsl_flux_bulk.instances.local_options import Stream
 
 STDERR_LINES = 20
 STDERR_BYTES = 4096

@@ -16,9 +16,10 @@ import pytest
 from seam import Seam, files, jobspec, peer_job, shell
 
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
-from parsl_flux_bulk.instances import local_broker
+from parsl_flux_bulk.instances import local_broker, local_kept
 from parsl_flux_bulk.instances.base import JobRequest, JobStatus, Refusal
-from parsl_flux_bulk.instances.local import LocalInstance, physical_cores
+from parsl_flux_bulk.instances.local import LocalInstance
+from parsl_flux_bulk.instances.local_machine import physical_cores
 
 CORES = len(physical_cores())
 AFFINITY = [sys.executable, "-c", "import os; print(*sorted(os.sched_getaffinity(0)))"]
@@ -371,8 +372,8 @@ def test_output_is_kept_within_bounds(seam: Seam) -> None:
     seam.wait(ids)
     # Those without output leave nothing.
     assert sorted(path.name for path in spool.iterdir()) == [f"{job_id}.out" for job_id in ids[:5]]
-    assert local_broker.KEPT_OUTPUT_JOBS == 10_000
-    size = local_broker.KEPT_OUTPUT_BYTES // 2 + 1
+    assert local_kept.KEPT_OUTPUT_JOBS == 10_000
+    size = local_kept.KEPT_OUTPUT_BYTES // 2 + 1
     first, second = (seam.run_one(shell(f"truncate -s {size} /proc/self/fd/1"))[0] for _ in range(2))
     assert not (spool / f"{first}.out").exists()
     assert (spool / f"{second}.out").stat().st_size == size
