@@ -1,0 +1,179 @@
+"""What tasks call in the tests of the executor. Workers import this module, so: standard library only."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+from typing import Any
+
+
+class Planned(Exception):
+    """An exception like any other."""
+
+
+class Unreadable(Exception):
+    """Pickles without complaint, and fails wherever it is read."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, Unreadable.Bomb())
+
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return int, ("no number",)
+
+
+# -- what ends well ------------------------------------------------------------------------------------
+
+
+def double(x: Any) -> Any:
+    return x * 2
+
+
+def nothing() -> None:
+    pass
+
+
+def whoami() -> tuple[str, int]:
+    return socket.gethostname(), os.getpid()
+
+
+def environment(*names: str) -> dict[str, str | None]:
+    return {name: os.environ.get(name) for name in names}
+
+
+def cwd() -> str:
+    return os.getcwd()
+
+
+def modules(*names: str) -> list[str]:
+    """Which of these the worker has imported."""
+    return [name for name in names if name in sys.modules]
+
+
+def interpreter() -> str:
+    return sys.executable
+
+
+def affinity() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
+
+
+def size_of(data: bytes) -> int:
+    return len(data)
+
+
+def zeros(size: int) -> bytes:
+    return bytes(size)
+
+
+def say(out: str, err: str) -> None:
+    print(out)
+    print(err, file=sys.stderr)
+
+
+# -- what ends badly -----------------------------------------------------------------------------------
+
+
+def fail(text: str) -> None:
+    raise Planned(text)
+
+
+def fail_with_cause(text: str) -> None:
+    try:
+        fail("the cause")
+    except Planned as cause:
+        raise ValueError(text) from cause
+
+
+def fail_unreadably(text: str) -> None:
+    raise Unreadable(text)
+
+
+def unpicklable_result() -> Any:
+    return (i for i in range(3))
+
+
+def exit_process(status: int, text: str = "") -> None:
+    print(text, file=sys.stderr, flush=True)
+    os._exit(status)
+
+
+def sys_exit(code: object) -> None:
+    sys.exit(code)  # type: ignore[arg-type]
+
+
+def segfault() -> None:
+    ctypes.string_at(0)
+
+
+def kill_self(number: int = signal.SIGKILL) -> None:
+    os.kill(os.getpid(), number)
+
+
+# -- what takes time, and says so ------------------------------------------------------------------------
+
+
+def append(path: str, line: str) -> None:
+    """Append a line in one piece, whoever else does so too."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.write(descriptor, f"{line}\n".encode())
+    os.close(descriptor)
+
+
+def mark(path: str, seconds: float = 0.0) -> int:
+    """Write down this process's number, take some time, return the number."""
+    append(path, str(os.getpid()))
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def mark_number(path: str, number: int, seconds: float = 0.0) -> int:
+    """Write down which call this is and in which process, take some time, return the number."""
+    append(path, f"{number} {os.getpid()}")
+    if seconds:
+        time.sleep(seconds)
+    return number
+
+
+def mark_time(path: str, seconds: float = 0.0) -> float:
+    """Write down and return when this began, in seconds since boot."""
+    began = time.monotonic()
+    append(path, repr(began))
+    time.sleep(seconds)
+    return began
+
+
+def wait_for_file(path: str, bound: float = 60.0) -> bool:
+    """Wait until a file exists."""
+    deadline = time.monotonic() + bound
+    while not os.path.exists(path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return os.path.exists(path)
+
+
+# -- on several ranks ------------------------------------------------------------------------------------
+
+
+def rank(path: str) -> tuple[int, int]:
+    """Write down and return this rank and the number of all."""
+    here = int(os.environ["FLUX_TASK_RANK"])
+    append(path, str(here))
+    return here, int(os.environ["FLUX_JOB_SIZE"])
+
+
+def fail_on_rank(failing: int) -> int:
+    here = int(os.environ["FLUX_TASK_RANK"])
+    if here == failing:
+        raise Planned(f"on {here}")
+    return here
+
+
+def exit_on_rank(failing: int, status: int) -> int:
+    here = int(os.environ["FLUX_TASK_RANK"])
+    if here == failing:
+        os._exit(status)
+    return here
