@@ -46,7 +46,7 @@ def estimate(seed: int, throws: int) -> float:
 
 
 @parsl.python_app
-def mean(values: Sequence[float]) -> float:
+def mean(*values: float) -> float:
     """Average what other apps returned."""
     return sum(values) / len(values)
 
@@ -63,7 +63,7 @@ def run_pipeline(directory: Path, *, local: bool) -> None:
     with parsl.load(Config(executors=[executor], run_dir=str(directory / "runinfo"))):
         estimates = [estimate(seed, throws=20_000) for seed in range(16)]
         result = parsl.File(str(directory / "pi.txt"))
-        write(mean(estimates), outputs=[result]).result(timeout=120)
+        write(mean(*estimates), outputs=[result]).result(timeout=120)
         print(
             "demo: 16 python apps -> 1 python app -> 1 bash app:", Path(result.filepath).read_text().strip()
         )

@@ -15,12 +15,12 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
-from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import NoReturn, TextIO
 
 from parsl_flux_bulk.bulk import BulkSubmitter, JobFuture
 from parsl_flux_bulk.cli.arguments import parse
+from parsl_flux_bulk.cli.inbox import Inbox
 from parsl_flux_bulk.cli.inputs import UnusableInput
 from parsl_flux_bulk.cli.report import SHOWN_FAILURES, Report
 from parsl_flux_bulk.cli.work import Item, Work, refuse_invalid
@@ -92,15 +92,14 @@ def _open_records(name: str) -> TextIO:
 class Run:
     """One run: submits, hears how jobs end, and stops at a signal.
 
-    Everything comes through one queue: futures that are done, and signals. So a signal never breaks
-    into the middle of something, and nothing is polled.
+    A signal sets a flag, and wakes who waits. So it never breaks into the middle of something, and
+    nothing is polled.
     """
 
     def __init__(self, bulk: BulkSubmitter, report: Report) -> None:
         self._bulk = bulk
         self._report = report
-        # put() may be called in a signal handler.
-        self._events: SimpleQueue[JobFuture | int] = SimpleQueue()
+        self._ended: Inbox[JobFuture] = Inbox()
         self._outstanding: set[JobFuture] = set()
         self._not_submitted = 0
         self.signal: int | None = None
@@ -110,7 +109,7 @@ class Run:
         items = iter(work)
         for item in items:
             while len(self._outstanding) >= HELD_JOBS and self.signal is None:
-                self._handle(self._events.get())
+                self._take(None)
             if self.signal is not None:
                 self._pass_over(item, *items)
                 return
@@ -129,13 +128,14 @@ class Run:
         deadline: float | None = None
         while self._outstanding:
             if self.signal is not None and deadline is None:
-                self._bulk.cancel(f"bulksubmit was ended by {signal.Signals(self.signal).name}")
+                name = signal.Signals(self.signal).name
+                self._report.say(f"{name}: cancelling {len(self._outstanding)} jobs (again to stop at once)")
+                self._bulk.cancel(f"bulksubmit was ended by {name}")
                 deadline = time.monotonic() + CANCEL_TIMEOUT
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            try:
-                self._handle(self._events.get(timeout=left))
-            except Empty:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
                 return
+            self._take(left)
 
     def say_interrupted(self, number: int) -> None:
         """Say what was cancelled, and what is not known to have ended."""
@@ -157,35 +157,34 @@ class Run:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Within the block, signals become events; a second one ends the process at once."""
+        """Within the block, a signal is noted; a second one ends the process at once."""
         before = {
             number: signal.signal(number, self._on_signal)
             for number in SIGNALS
             if signal.getsignal(number) != signal.SIG_IGN  # nohup's wish
         }
         try:
-            yield
+            with self._ended:
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _put(self, future: Future[JobResult]) -> None:
         assert isinstance(future, JobFuture)
-        self._events.put(future)
+        self._ended.put(future)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self.signal is not None:
             _die(number)
         self.signal = number
-        self._events.put(number)
 
-    def _handle(self, event: JobFuture | int) -> None:
-        if isinstance(event, int):
-            name = signal.Signals(event).name
-            self._report.say(f"{name}: cancelling {len(self._outstanding)} jobs (again to stop at once)")
-            return
-        self._outstanding.discard(event)
-        self._report.job_ended(event, canceled_by_us=self.signal is not None)
+    def _take(self, timeout: float | None) -> None:
+        """Wait for one more job to end, for the time to be over, or for a signal."""
+        future = self._ended.get(timeout)
+        if future is not None:
+            self._outstanding.discard(future)
+            self._report.job_ended(future, canceled_by_us=self.signal is not None)
 
     def _pass_over(self, *items: Item) -> None:
         self._not_submitted = len(items)
