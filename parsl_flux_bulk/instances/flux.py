@@ -292,10 +292,8 @@ class FluxCompletion:
         try:
             _, success, message = future.get_status()
         except OSError as error:
-            self._end(
-                job_id, JobResult(JobStatus.FAILED, exception="wait", note=error.strerror or str(error))
-            )
-            return
+            # Somebody who waits for any job at all got the answer that was ours; the result stands.
+            success, message = False, error.strerror or str(error)
         if success:
             self._end(job_id, JobResult(JobStatus.COMPLETED, exit_code=0))
             return
@@ -310,7 +308,7 @@ class FluxCompletion:
         except OSError:
             # Our own instance forgets finished jobs; what the wait said is then all there is.
             result = _result({}, note)
-        if not result.started:
+        if result.ok or not result.started:
             del self._waits[job_id]
             self._end(job_id, result)
             return
