@@ -220,6 +220,9 @@ class TaskAgent:
     def deadline(self) -> float | None:
         if self._dispatcher is None:
             return None
+        if self._inbox or self._cancels:
+            # They came in after `turn` looked, while the thread was awake: nobody was woken for them.
+            return 0.0
         deadline = self._dispatcher.deadline()
         if self._outstanding:
             report = self._reported + REPORT_PERIOD

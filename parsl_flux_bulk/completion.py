@@ -49,7 +49,11 @@ class Agent(Protocol):
         """Act on what has come in; called after every batch of events."""
 
     def deadline(self) -> float | None:
-        """When `turn` is wanted even if nothing happens, in ``time.monotonic()`` seconds."""
+        """When `turn` is wanted even if nothing happens, in ``time.monotonic()`` seconds.
+
+        Asked just before the thread sleeps, with wake-ups working again: what `turn` has not seen yet,
+        and nobody was woken for, must be answered with the past.
+        """
 
     def lost(self, error: InstanceLost) -> None:
         """The instance is gone: fail everything. The thread ends after this."""

@@ -1,0 +1,74 @@
+"""The agent asks for a turn whenever something waits for it, however it came in."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from parsl_flux_bulk.agent import TaskAgent, TaskFuture
+from parsl_flux_bulk.calls import FunctionTable, serialise_call
+from parsl_flux_bulk.instances.base import Capacity, ChannelAddress
+from parsl_flux_bulk.jobbuilder import WorkerSettings
+from parsl_flux_bulk.resources import Resources
+from parsl_flux_bulk.task import Task
+
+
+class SilentPipeline:
+    """A pipeline whose completion thread is awake, so that nobody is woken."""
+
+    max_active_jobs = 1
+    description = "none"
+    active_jobs = waiting_jobs = 0
+
+    def __init__(self):
+        self.jobs = []
+
+    def wake(self):
+        pass
+
+    def submit(self, job):
+        self.jobs.append(job)
+
+
+@pytest.fixture
+def agent(tmp_path):
+    here = str(tmp_path)
+    settings = WorkerSettings(label="a", python="python", output=here, cwd=here, environment={})
+    agent = TaskAgent(settings)
+    agent.bind(SilentPipeline())
+    agent.opened(Capacity(nodes=1, cores=1, gpus=0), ChannelAddress(), lambda peer, body: None)
+    return agent
+
+
+def make_task(agent):
+    future = TaskFuture(agent, 1)
+    function = FunctionTable().get(len)
+    task = Task(1, Resources.from_specification({}), function, serialise_call("len", ("abc",), {}), future)
+    future.bind(task)
+    return task
+
+
+def wants_a_turn(agent):
+    deadline = agent.deadline()
+    return deadline is not None and deadline <= time.monotonic()
+
+
+def test_a_task_that_came_in_while_the_thread_was_awake_gets_a_turn(agent):
+    agent.turn()
+    assert not wants_a_turn(agent)
+    agent.put(make_task(agent))
+    assert wants_a_turn(agent)
+    agent.turn()
+    assert not wants_a_turn(agent)
+
+
+def test_a_cancel_that_came_in_while_the_thread_was_awake_gets_a_turn(agent):
+    task = make_task(agent)
+    agent.put(task)
+    agent.turn()
+    assert not wants_a_turn(agent)
+    assert task.future.cancel()
+    assert wants_a_turn(agent)
+    agent.turn()
+    assert not wants_a_turn(agent)
