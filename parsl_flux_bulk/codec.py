@@ -52,6 +52,10 @@ class _InMain(Exception):
     """A class of ``__main__`` was met, which pickle would only name, not carry."""
 
 
+class _GlobalsOfItsOwn(Exception):
+    """A function was met whose globals are not those of a module that the other side can import."""
+
+
 class _Pickler(pickle.Pickler):
     """Pickle that carries functions whole where their name does not lead to them.
 
@@ -93,10 +97,15 @@ def _found_by_name(function: FunctionType) -> bool:
 
 
 def _reduce_function(function: FunctionType) -> Any:
+    # Not __module__, which functools.wraps sets to that of the function inside.
+    home = function.__globals__.get("__name__", "")
+    if getattr(sys.modules.get(home), "__dict__", None) is not function.__globals__:
+        raise _GlobalsOfItsOwn
     cells = function.__closure__
     state = (
         sys.version_info[:2],
         marshal.dumps(function.__code__),
+        home,
         function.__module__,
         function.__name__,
         function.__qualname__,
@@ -112,6 +121,7 @@ def _reduce_function(function: FunctionType) -> Any:
 def _make_function(
     version: tuple[int, int],
     code: bytes,
+    home: str,
     module: str,
     name: str,
     qualname: str,
@@ -121,16 +131,16 @@ def _make_function(
     contents: tuple[Any, ...] | None,
     attributes: dict[str, Any],
 ) -> FunctionType:
-    """Make a function again; its globals are those of the module of that name here, as with dill."""
+    """Make a function again; its globals are those of the module `home` here, as with dill."""
     if version != sys.version_info[:2]:
         here = ".".join(map(str, sys.version_info[:2]))
         raise ValueError(
             f"the function {name} comes from Python {'.'.join(map(str, version))}, and this is {here}"
         )
-    if module not in sys.modules:
-        __import__(module)
+    if home not in sys.modules:
+        __import__(home)
     cells = None if contents is None else tuple(map(CellType, contents))
-    function = FunctionType(marshal.loads(code), vars(sys.modules[module]), name, defaults, cells)
+    function = FunctionType(marshal.loads(code), vars(sys.modules[home]), name, defaults, cells)
     function.__kwdefaults__ = kwdefaults
     function.__module__, function.__qualname__, function.__doc__ = module, qualname, doc
     function.__dict__.update(attributes)

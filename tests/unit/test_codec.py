@@ -9,6 +9,7 @@ import sys
 import traceback
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,6 +122,33 @@ def test_closures_defaults_and_attributes_travel() -> None:
     assert carried.note == "attribute"
 
 
+def test_a_wrapper_keeps_the_globals_of_the_module_that_made_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "walltimes.py").write_text(
+        "import functools, operator\n"
+        "def limited(function):\n"
+        "    @functools.wraps(function)\n"
+        "    def wrapper(x):\n"
+        "        return operator.neg(function(x))\n"
+        "    return wrapper\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    limited = __import__("walltimes").limited
+    wrapper = limited(by_name)
+    carried = codec.loads(codec.dumps(wrapper))
+    assert wrapper.__module__ == carried.__module__ == __name__
+    assert carried(1) == wrapper(1)
+
+
+def test_a_function_of_a_module_that_nobody_can_import_takes_its_globals_along() -> None:
+    module = types.ModuleType("loaded_from_a_file")
+    exec("factor = 3\ndef times(x): return factor * x", module.__dict__)
+    payload = codec.dumps(module.times)
+    assert payload[:1] == codec.DILL
+    assert codec.loads(payload)(2) == 6
+
+
 def test_a_closure_that_contains_itself_goes_by_dill() -> None:
     def factorial(n: int) -> int:
         return 1 if n == 0 else n * factorial(n - 1)
@@ -130,10 +158,16 @@ def test_a_closure_that_contains_itself_goes_by_dill() -> None:
     assert codec.loads(payload)(5) == 120
 
 
-def test_a_class_of_main_goes_by_dill(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """An empty ``__main__``."""
     script = types.ModuleType("__main__")
-    exec("class Point:\n    def __init__(self, x): self.x = x", script.__dict__)
     monkeypatch.setitem(sys.modules, "__main__", script)
+    return script
+
+
+def test_a_class_of_main_goes_by_dill(script: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    exec("class Point:\n    def __init__(self, x): self.x = x", script.__dict__)
     payload = codec.dumps(script.Point(3))
     assert payload[:1] == codec.DILL
     # As in a worker, whose __main__ has no such class.
@@ -432,10 +466,11 @@ def bare_python() -> Iterator[Callable[[str], str]]:
     yield python
 
 
-def test_a_plain_call_imports_neither_parsl_nor_dill(bare_python: Callable[[str], str]) -> None:
-    namespace: dict[str, Any] = {"__name__": "__main__"}
-    exec("def double(x):\n    return [2 * x]", namespace)
-    function, call = codec.dumps(namespace["double"]), codec.dumps(((4,), {}))
+def test_a_plain_call_imports_neither_parsl_nor_dill(
+    bare_python: Callable[[str], str], script: types.ModuleType
+) -> None:
+    exec("def double(x):\n    return [2 * x]", script.__dict__)
+    function, call = codec.dumps(script.double), codec.dumps(((4,), {}))
     assert function[:1] == call[:1] == codec.PICKLE
     printed = bare_python(
         "import sys; from parsl_flux_bulk import codec\n"
@@ -445,10 +480,11 @@ def test_a_plain_call_imports_neither_parsl_nor_dill(bare_python: Callable[[str]
     assert printed.strip() == f"{codec.RESULT + codec.dumps([8])!r} []"
 
 
-def test_an_exception_travels_from_an_interpreter_without_parsl(bare_python: Callable[[str], str]) -> None:
-    namespace: dict[str, Any] = {"__name__": "__main__"}
-    exec("def fail(x):\n    raise ValueError(x)", namespace)
-    function, call = codec.dumps(namespace["fail"]), codec.dumps(((4,), {}))
+def test_an_exception_travels_from_an_interpreter_without_parsl(
+    bare_python: Callable[[str], str], script: types.ModuleType
+) -> None:
+    exec("def fail(x):\n    raise ValueError(x)", script.__dict__)
+    function, call = codec.dumps(script.fail), codec.dumps(((4,), {}))
     printed = bare_python(
         "import sys; from parsl_flux_bulk import codec\n"
         f"outcome = codec.run(codec.load_function({function!r}), {call!r})\n"
