@@ -64,8 +64,10 @@ def run_pipeline(directory: Path, *, local: bool) -> None:
         estimates = [estimate(seed, throws=20_000) for seed in range(16)]
         result = parsl.File(str(directory / "pi.txt"))
         write(mean(*estimates), outputs=[result]).result(timeout=120)
+        report = executor.status_report()
+        print(f"demo: Parsl ran on {report.instance if report else 'nothing'}")
         print(
-            "demo: 16 python apps -> 1 python app -> 1 bash app:", Path(result.filepath).read_text().strip()
+            "demo: 16 python apps -> 1 python app -> 1 bash app:", Path(result.filepath).read_text(), end=""
         )
 
 
