@@ -20,6 +20,7 @@ from parsl_flux_bulk.ledger import Holding
 from parsl_flux_bulk.pace import Pace
 from parsl_flux_bulk.resources import Shape
 from parsl_flux_bulk.task import Task, TaskFunction
+from parsl_flux_bulk.timers import Timer
 
 FUNCTIONS_LIMIT = 512
 """Functions that a peer is trusted to keep."""
@@ -127,9 +128,22 @@ class WorkerJob(Job):
         When its last task ended, if `busy` is 0.
     idle_timer : bool
         Whether a timer looks at `idle_since`.
+    overdue : Timer or None
+        Cancels it if it has not ended by then.
     """
 
-    __slots__ = ("busy", "crew", "idle_since", "idle_timer", "leaving", "live", "retired", "since", "slots")
+    __slots__ = (
+        "busy",
+        "crew",
+        "idle_since",
+        "idle_timer",
+        "leaving",
+        "live",
+        "overdue",
+        "retired",
+        "since",
+        "slots",
+    )
 
     def __init__(self, token: int, holding: Holding, crew: Crew, slots: int, now: float) -> None:
         super().__init__(token, holding)
@@ -142,6 +156,7 @@ class WorkerJob(Job):
         self.since = now
         self.idle_since = now
         self.idle_timer = False
+        self.overdue: Timer | None = None
 
     def __repr__(self) -> str:
         return f"<WorkerJob {self.token}: {self.slots} of {self.shape}>"
@@ -175,9 +190,23 @@ class Peer:
         It, or its job, has ended: it can be given nothing.
     finished : bool
         A rank that has sent its outcome.
+    barren : int
+        Deaths of its workers in a row, none while a task ran.
     """
 
-    __slots__ = ("finished", "functions", "gone", "host", "job", "lost", "peer_id", "pid", "rank", "workers")
+    __slots__ = (
+        "barren",
+        "finished",
+        "functions",
+        "gone",
+        "host",
+        "job",
+        "lost",
+        "peer_id",
+        "pid",
+        "rank",
+        "workers",
+    )
 
     def __init__(self, peer_id: PeerId, job: WorkerJob | TaskJob, rank: int, host: str, pid: int) -> None:
         self.peer_id = peer_id
@@ -190,6 +219,7 @@ class Peer:
         self.lost = False
         self.gone = False
         self.finished = False
+        self.barren = 0
 
 
 class Worker:
@@ -219,13 +249,10 @@ class Worker:
         Cancelled tasks in its queue.
     killing : int
         Id of the task that we asked to kill.
-    barren : int
-        Deaths in a row with nothing to show.
     """
 
     __slots__ = (
         "active",
-        "barren",
         "cancels",
         "crew",
         "ended",
@@ -260,7 +287,6 @@ class Worker:
         self.watched = False
         self.cancels = 0
         self.killing = 0
-        self.barren = 0
 
     def remove(self, task_id: int) -> Task | None:
         """Take a task out of the queue, wherever in it; None if it is not there."""

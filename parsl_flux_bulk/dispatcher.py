@@ -83,6 +83,8 @@ class Dispatcher:
 
     Parameters
     ----------
+    capacity : Capacity or None
+        Until it is known nothing is submitted; see the event of that name.
     is_failure : callable
         Whether the bytes of an outcome are those of an exception.
     tasks_per_job : int or None
@@ -97,6 +99,7 @@ class Dispatcher:
 
     def __init__(
         self,
+        capacity: Capacity | None = None,
         *,
         is_failure: Callable[[bytes], bool],
         tasks_per_job: int | None = None,
@@ -116,6 +119,8 @@ class Dispatcher:
         self._peers: dict[PeerId, Peer] = {}
         self._closed = False
         self._done = self._failed = self._cancelled = 0
+        if capacity is not None:
+            self.capacity(capacity)
 
     # -- instructions ------------------------------------------------------------------------------
 
@@ -190,9 +195,6 @@ class Dispatcher:
 
     # -- events: jobs ------------------------------------------------------------------------------
 
-    def job_submitted(self, job: WorkerJob | TaskJob) -> None:
-        """The instance has accepted a job."""
-
     def job_ended(self, job: WorkerJob | TaskJob, result: JobResult) -> None:
         """A job has ended, or was refused (then `result` has the exception "submit")."""
         if job.token not in self._fleet.jobs:
@@ -226,7 +228,6 @@ class Dispatcher:
         peer_id: PeerId,
         token: int,
         slots: int,
-        *,
         host: str = "",
         pid: int = 0,
         rank: int = 0,
@@ -307,7 +308,6 @@ class Dispatcher:
         peer_id: PeerId,
         slot: int,
         task_id: int = 0,
-        *,
         exit_code: int | None = None,
         signal: int | None = None,
         stderr: str = "",
@@ -321,12 +321,13 @@ class Dispatcher:
         worker.mark = self._timers.now
         self._feeder.touch(worker)
         if task is None:
-            worker.barren += 1
-            if worker.barren == BARREN_LIMIT:
-                loss = Loss(LossReason.NO_WORKER, exit_code, signal, stderr, job.host, job=job)
-                self._give_up(worker, loss)
+            worker.peer.barren += 1
+            if worker.peer.barren == BARREN_LIMIT:
+                self._give_up(
+                    worker.peer, Loss(LossReason.NO_WORKER, exit_code, signal, stderr, job.host, job=job)
+                )
             return
-        worker.barren = job.crew.barren = 0
+        worker.peer.barren = job.crew.barren = 0
         job.crew.given -= 1
         loss = Loss(LossReason.CRASHED, exit_code, signal, stderr, worker.peer.host, job=job)
         self._resolve(task, CANCELLED if task.cancelled else loss)
@@ -479,7 +480,7 @@ class Dispatcher:
         """A peer, or its job, has ended: blame when both have, or after a while."""
         if peer.lost and peer.job.result is not None:
             self._conclude(peer)
-        else:
+        elif not peer.lost or any(worker.queue for worker in peer.workers):
             self._timers.after(GRACE, lambda _: self._conclude(peer))
 
     def _conclude(self, peer: Peer) -> None:
@@ -515,10 +516,10 @@ class Dispatcher:
         else:
             self._fail_waiting(crew, _loss(LossReason.REFUSED, job))
 
-    def _give_up(self, worker: Worker, loss: Loss) -> None:
-        self._fleet.bench(worker)
-        job = worker.job
-        if all(other.barren >= BARREN_LIMIT for peer in job.peers.values() for other in peer.workers):
+    def _give_up(self, peer: Peer, loss: Loss) -> None:
+        """The processes of a pool end before they have run anything."""
+        job = peer.job
+        if isinstance(job, WorkerJob):
             self._fleet.drain(job, "its workers cannot start")
             self._strike(job.crew, loss)
 

@@ -71,7 +71,7 @@ class Feeder:
         crew, count = worker.crew, worker.ended
         crew.given -= count
         crew.pace.observe(worker.function_id, (now - worker.mark) / count, count)
-        crew.barren = worker.barren = worker.ended = 0
+        crew.barren = worker.peer.barren = worker.ended = 0
         worker.mark = now
 
     def _now_idle(self, worker: Worker, now: float) -> None:
@@ -120,7 +120,8 @@ class Feeder:
         while idle and crew.waiting:
             share = -(-crew.waiting // len(idle))
             # The last to become idle is the warmest, and lets the others come of age.
-            self._fill(idle.popitem()[0], min(allowance, share), now)
+            worker = idle.popitem()[0]
+            self._fill(worker, 1 if worker.peer.barren else min(allowance, share), now)
         if not crew.waiting:
             return
         for worker in crew.ready:

@@ -101,6 +101,8 @@ class Fleet:
         else:
             self._leave(job)
             self.ledger.stays(job)
+            if job.overdue is not None:
+                job.overdue.cancel()
             job.crew.jobs.pop(job, None)
         for peer in job.peers.values():
             self._dismiss(peer)
@@ -159,7 +161,7 @@ class Fleet:
     # -- workers serve, or do not ------------------------------------------------------------------
 
     def _serve(self, worker: Worker) -> None:
-        if worker.serving or worker.barren >= BARREN_LIMIT or worker.peer.gone:
+        if worker.serving or worker.peer.barren >= BARREN_LIMIT or worker.peer.gone:
             return
         worker.serving = True
         crew = worker.crew
@@ -220,7 +222,7 @@ class Fleet:
             job.leaving
             and not (job.retired or job.cancelled)
             and job.result is None
-            and any(not peer.gone for peer in job.peers.values())
+            and any(not peer.gone and peer.barren < BARREN_LIMIT for peer in job.peers.values())
         )
 
     def retire(self, job: WorkerJob) -> None:
@@ -233,13 +235,14 @@ class Fleet:
             for worker in peer.workers:
                 self.bench(worker)
             self._out.append(Retire(peer.peer_id))
-        if not job.retired:
-            job.retired = True
-            self._end_by(job)
+        job.retired = True
+        self._end_by(job)
 
     def _end_by(self, job: WorkerJob) -> None:
         """Cancel a job if it does not end by itself before long."""
-        self._timers.after(RETIRE_BOUND, lambda _: self.cancel(job, "it was told to end, and has not"))
+        if job.overdue is None:
+            reason = "it was told to end, and has not"
+            job.overdue = self._timers.after(RETIRE_BOUND, lambda _: self.cancel(job, reason))
 
     def note_idle(self, job: WorkerJob, now: float) -> None:
         """The last task of a job has ended."""
@@ -259,12 +262,15 @@ class Fleet:
         if job.busy or job.leaving:
             return
         due = job.idle_since + self.idle_time
+        if job.crew.waiting and any(worker.serving for peer in job.peers.values() for worker in peer.workers):
+            due = now + max(self.idle_time, 0.01)  # it is about to be fed
         if now >= due:
             self.retire(job)
         else:
+            # One timer for each job, however often its workers become busy and idle.
             job.idle_timer = True
             self._timers.at(due, lambda now: self._look_idle(job, now))
 
 
 BARREN_LIMIT = 3
-"""Deaths in a row, none of them of a task, after which a worker is given up."""
+"""Deaths of a pool's processes in a row, none while a task ran, after which the pool is given up."""

@@ -10,8 +10,9 @@ as much as the task jobs took meanwhile, and no less than `QUANTUM`. Nothing wai
 nobody else wants the cores. Task jobs stay in the order in which they came.
 
 *One shape against another.* Each gets cores in proportion to those that its tasks ask for, and one
-worker at least. A shape without any worker drains another that has more than its share, or, if none
-has, one that has had a worker for `QUANTUM`: where there are more shapes than cores they take turns.
+worker at least. One that has much less than its share drains those that have more; one that has no
+worker at all drains any: where there are more shapes than cores they take turns. But whatever starts
+gets a `QUANTUM`, unless it is idle.
 
 *How many, how soon.* A first job starts almost at once, with a worker for every task there is by then;
 `gather_time` lets the first tasks of a flood come together in one job instead of two, and yet a single
@@ -317,7 +318,10 @@ class Planner:
         starving = not crew.slots
         if not starving and missing * 4 < crew.slots + missing:
             return False
-        surplus = {other: other.slots * other.shape.cores - shares[other] for other in shares}
+        surplus = {
+            other: other.slots * other.shape.cores - max(share, other.shape.cores)
+            for other, share in shares.items()
+        }
         victims: list[WorkerJob] = []
         later: list[float] = []
         room = self._ledger.room
@@ -331,8 +335,9 @@ class Planner:
             if useless:
                 continue
             idle = not job.busy and not other.waiting and not job.starting
-            due = job.since + QUANTUM
-            if idle or (starving and surplus[other] > 0) or (now >= due and (starving or surplus[other] > 0)):
+            # One that does not even start would not be helped by changing places again and again.
+            due = job.since + (10 * QUANTUM if job.starting else QUANTUM)
+            if idle or (now >= due and (starving or surplus[other] > 0)):
                 victims.append(job)
                 surplus[other] -= job.holding.cores
                 cores, gpus, _ = _less([job], cores, gpus, 0, 1)

@@ -7,24 +7,47 @@ import itertools
 from collections.abc import Callable
 
 
+class Timer:
+    """One call that is due at some time."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, call: Callable[[float], None]) -> None:
+        self.call: Callable[[float], None] | None = call
+
+    def cancel(self) -> None:
+        """It need not be made."""
+        self.call = None
+
+
 class Timers:
-    """Calls that are due at some time, earliest first. A call that has become pointless does nothing."""
+    """Calls that are due at some time, earliest first.
+
+    Attributes
+    ----------
+    now : float
+        The time that it was said to be, in seconds.
+    """
 
     __slots__ = ("_heap", "_order", "_soon", "now")
 
     def __init__(self) -> None:
         self.now = 0.0
-        self._heap: list[tuple[float, int, Callable[[float], None]]] = []
+        self._heap: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
-        self._soon: list[tuple[float, Callable[[float], None]]] = []
+        self._soon: list[tuple[float, Timer]] = []
 
-    def at(self, when: float, call: Callable[[float], None]) -> None:
+    def at(self, when: float, call: Callable[[float], None]) -> Timer:
         """Call ``call(now)`` at `when`, in seconds, or as soon after as `run` is."""
-        heapq.heappush(self._heap, (when, next(self._order), call))
+        timer = Timer(call)
+        heapq.heappush(self._heap, (when, next(self._order), timer))
+        return timer
 
-    def after(self, delay: float, call: Callable[[float], None]) -> None:
+    def after(self, delay: float, call: Callable[[float], None]) -> Timer:
         """Call ``call(now)`` so many seconds after the next `advance`; for events, which have no time."""
-        self._soon.append((delay, call))
+        timer = Timer(call)
+        self._soon.append((delay, timer))
+        return timer
 
     def advance(self, now: float) -> float:
         """Say what time it is; return it, never earlier than before."""
@@ -37,19 +60,18 @@ class Timers:
         """Make the calls that are due."""
         heap = self._heap
         while heap and heap[0][0] <= self.now:
-            heapq.heappop(heap)[2](self.now)
+            if (call := heapq.heappop(heap)[2].call) is not None:
+                call(self.now)
 
     def settle(self) -> None:
         """Fix the time of what was asked for with `after`."""
-        for delay, call in self._soon:
-            self.at(self.now + delay, call)
+        for delay, timer in self._soon:
+            heapq.heappush(self._heap, (self.now + delay, next(self._order), timer))
         self._soon.clear()
 
     def deadline(self) -> float | None:
         """When `run` is wanted next; None if never."""
-        return self._heap[0][0] if self._heap else None
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._heap.clear()
-        self._soon.clear()
+        heap = self._heap
+        while heap and heap[0][2].call is None:
+            heapq.heappop(heap)
+        return heap[0][0] if heap else None
