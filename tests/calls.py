@@ -1,0 +1,80 @@
+"""What tasks call in the tests of workers: importable there, since ``tests/`` is on the ``sys.path`` sent."""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures
+import ctypes
+import multiprocessing
+import operator
+import os
+import subprocess
+import sys
+import time
+
+
+def sleep_and_return(seconds, value=None):
+    time.sleep(seconds)
+    return value
+
+
+def mark(path, seconds=0.0):
+    """Write down that a task has started, then take some time."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.write(fd, b"started\n")
+    os.close(fd)
+    time.sleep(seconds)
+
+
+def what_is_ours():
+    """What a task sees of the worker: its own codec module, __main__, environment, first of sys.path."""
+    import codec
+
+    names = [name for name in vars(sys.modules["__main__"]) if not name.startswith("__")]
+    ours = [name for name in os.environ if name.startswith("PARSL_FLUX_BULK_")]
+    return codec.whose(), names, ours, sys.path[0]
+
+
+def read_stdin():
+    return sys.stdin.read()
+
+
+def write_stderr(size, character=b"x"):
+    os.write(2, character * size)
+
+
+def talk_and_die(lines):
+    for line in range(lines):
+        print(f"line {line}", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def crash():
+    ctypes.string_at(0)
+
+
+def parallel():
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        forked = pool.map(operator.neg, [1, 2, 3])
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        threaded = list(threads.map(operator.neg, [1, 2, 3]))
+    return forked, threaded, subprocess.check_output(["echo", "hi"])
+
+
+def fork():
+    return os.fork() > 0
+
+
+def start_another(path):
+    """Start a process that takes long, write down its number, wait for it."""
+    subprocess.run(["sh", "-c", f"echo $$ > {path}; exec sleep 60"])
+
+
+def touch_at_exit(path):
+    atexit.register(lambda: open(path, "w").close())
+
+
+def print_rank(prefix):
+    print(prefix, os.environ.get("FLUX_TASK_RANK"))
+    return os.environ.get("FLUX_TASK_RANK")
