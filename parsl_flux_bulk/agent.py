@@ -8,6 +8,7 @@ nothing itself.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,10 +23,12 @@ from parsl_flux_bulk.instances.base import Capacity, ChannelAddress, JobResult, 
 from parsl_flux_bulk.instructions import CancelJob, Give, Kill, Recall, Resolve, Retire, SubmitJob
 from parsl_flux_bulk.jobbuilder import JobBuilder, WorkerSettings
 from parsl_flux_bulk.losses import error_of_loss
+from parsl_flux_bulk.notes import add_note
 from parsl_flux_bulk.pipeline import Job
 from parsl_flux_bulk.task import CANCELLED, BareJobEnded, Loss, RankFailed, Task
 
 if TYPE_CHECKING:
+    from parsl_flux_bulk.bash import BashCommand
     from parsl_flux_bulk.calls import Function
     from parsl_flux_bulk.crew import TaskJob, WorkerJob
     from parsl_flux_bulk.dispatcher import Status
@@ -297,7 +300,18 @@ class TaskAgent:
         if isinstance(outcome, Loss):
             return None, error_of_loss(task, outcome, self._settings.output)
         assert isinstance(outcome, BareJobEnded)
-        raise NotImplementedError
+        return self._read_bare(task, outcome)
+
+    def _read_bare(self, task: Task, ended: BareJobEnded) -> tuple[Any, BaseException | None]:
+        assert self._builder is not None
+        job = ended.job
+        paths = zip(("stdout", "stderr"), self._builder.output_paths(job), strict=True)
+        places = [f"{which} in {path}" for which, path in paths if "{{" in path or os.path.exists(path)]
+        name = job.handle.name if job.handle is not None else ""
+        try:
+            return cast("BashCommand", task.function).outcome(ended.result, name, places)
+        except Exception as error:  # from a File of the user's own making, say
+            return None, error
 
     def _end(self, error: Exception) -> None:
         if self._error is None:
@@ -375,9 +389,5 @@ def _set(future: Future[Any] | None, result: Any, error: BaseException | None) -
 
 def _on_rank(error: BaseException | None, rank: int) -> BaseException | None:
     if error is not None:
-        note = f"raised on rank {rank}"
-        if hasattr(error, "add_note"):
-            error.add_note(note)
-        else:  # Python 3.10
-            setattr(error, "__notes__", [*getattr(error, "__notes__", []), note])  # noqa: B010
+        add_note(error, f"raised on rank {rank}")
     return error

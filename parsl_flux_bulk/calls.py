@@ -65,9 +65,17 @@ class FunctionTable:
     """Serialises each function once, for as long as it lives.
 
     As Parsl's own serializer does, it takes a function for immutable.
+
+    Parameters
+    ----------
+    carried
+        Says what travels in place of a function; by default that itself.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self, carried: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function
+    ) -> None:
+        self._carried = carried
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
         self._known: dict[int, tuple[weakref.ref[Any], Function]] = {}
@@ -84,7 +92,7 @@ class FunctionTable:
         known = self._known.get(key)
         if known is not None and known[0]() is function:
             return known[1]
-        made = self._serialise(function)
+        made = self._serialise(self._carried(function))
         try:
             reference = weakref.ref(function, _forgetter(self._known, key))
         except TypeError:

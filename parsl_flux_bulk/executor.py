@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +17,23 @@ from parsl.monitoring.radios.base import RadioConfig
 from parsl.monitoring.radios.filesystem import FilesystemRadio
 from parsl.utils import RepresentationMixin
 
+from parsl_flux_bulk import bash
 from parsl_flux_bulk.agent import TaskAgent, TaskFuture
 from parsl_flux_bulk.calls import FunctionTable, serialise_call
 from parsl_flux_bulk.errors import ExecutorClosed
+from parsl_flux_bulk.inherited import base_environment, soft_limits
 from parsl_flux_bulk.instances.choose import choose_instance
 from parsl_flux_bulk.jobbuilder import WorkerSettings
 from parsl_flux_bulk.pipeline import Pipeline
 from parsl_flux_bulk.resources import Resources
-from parsl_flux_bulk.task import Task
+from parsl_flux_bulk.task import Task, TaskFunction
 
 if TYPE_CHECKING:
     from parsl_flux_bulk.agent import StatusReport
 
 logger = logging.getLogger(__name__)
+
+BASH_APPS = ("native", "python")
 
 SHUTDOWN_GRACE = 2.0
 """Seconds that workers get at shutdown to end by themselves before their jobs are cancelled."""
@@ -58,7 +62,8 @@ class FluxBulkExecutor(ParslExecutor, RepresentationMixin):
         Directory for the output of jobs and workers, on a file system that the nodes share; None
         means one named as the label below Parsl's run directory.
     environment : dict or None
-        Variables to add to the environment of every job.
+        Variables to add to the environment of every job, which is this process's without what an
+        enclosing batch system's launcher put there (see ``docs/mpi.md``).
     python : str or None
         Python interpreter of the workers; None means this one.
     storage_access : list of Staging or None
@@ -69,6 +74,10 @@ class FluxBulkExecutor(ParslExecutor, RepresentationMixin):
         Seconds after which a worker without work ends; at once when others wait for its cores.
     tasks_per_worker : int or None
         Replace a worker process after so many tasks, for user code that leaks memory.
+    bash_apps : str
+        ``"native"`` makes the command of a bash app that needs a job of its own that job's command,
+        without Python, and runs small ones in workers that do not import Parsl for it; ``"python"``
+        runs Parsl's own code for them. See ``docs/bash-apps.md``.
 
     Raises
     ------
@@ -93,6 +102,7 @@ class FluxBulkExecutor(ParslExecutor, RepresentationMixin):
         remote_monitoring_radio: RadioConfig | None = None,
         worker_idle_time: int | float = 3.0,
         tasks_per_worker: int | None = None,
+        bash_apps: str = "native",
     ) -> None:
         super().__init__()
         if tasks_per_job not in (None, 1):
@@ -100,6 +110,8 @@ class FluxBulkExecutor(ParslExecutor, RepresentationMixin):
         for name, value in (("max_active_jobs", max_active_jobs), ("tasks_per_worker", tasks_per_worker)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, or None, not {value}")
+        if bash_apps not in BASH_APPS:
+            raise ValueError(f"bash_apps must be {' or '.join(map(repr, BASH_APPS))}, not {bash_apps!r}")
         if worker_idle_time < 0:
             raise ValueError(
                 f"worker_idle_time is in seconds and must not be negative, not {worker_idle_time}"
@@ -115,8 +127,10 @@ class FluxBulkExecutor(ParslExecutor, RepresentationMixin):
         self.remote_monitoring_radio = remote_monitoring_radio or FilesystemRadio()
         self.worker_idle_time = worker_idle_time
         self.tasks_per_worker = tasks_per_worker
+        self.bash_apps = bash_apps
         self._lock = threading.Lock()
-        self._functions = FunctionTable()
+        self._functions = FunctionTable(bash.light) if bash_apps == "native" else FunctionTable()
+        self._cwd = ""
         self._last_task_id = 0
         self._agent: TaskAgent | None = None
         self._pipeline: Pipeline | None = None
@@ -129,6 +143,7 @@ class FluxBulkExecutor(ParslExecutor, RepresentationMixin):
             if self._pipeline is not None:
                 return
             self._closed = False
+            self._cwd = os.getcwd()
             agent = TaskAgent(self._settings())
             pipeline = Pipeline(
                 choose_instance(self.instance),  # type: ignore[arg-type]
@@ -149,8 +164,9 @@ class FluxBulkExecutor(ParslExecutor, RepresentationMixin):
             label=self.label,
             python=self.python or sys.executable,
             output=output,
-            cwd=os.getcwd(),
-            environment={**os.environ, **(self.environment or {})},
+            cwd=self._cwd,
+            environment={**base_environment(os.environ), **(self.environment or {})},
+            rlimits=soft_limits(),
             sys_path=_own_sys_path() if self.python in (None, sys.executable) else (),
             tasks_per_job=self.tasks_per_job,
             tasks_per_worker=self.tasks_per_worker,
@@ -178,20 +194,46 @@ class FluxBulkExecutor(ParslExecutor, RepresentationMixin):
             Before `start`, after `shutdown`, or when the instance is gone.
         """
         resources = Resources.from_specification(resource_specification)
+        if self.bash_apps == "native" and (resources.shape is None or self.tasks_per_job == 1):
+            app = bash.recognise(func)
+            if app is not None:
+                return self._submit_bare(app, resources, args, kwargs)
         function = self._functions.get(func)
         call = serialise_call(function.name, args, kwargs)
+        return self._enqueue(resources, function, call)
+
+    def _submit_bare(
+        self, app: Callable[..., Any], resources: Resources, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Future[Any]:
+        """Run a bash app as a job of its own; whatever is wrong with its command is that app's error."""
+        self._running_agent()  # nothing of the user's runs, and no file is opened, for what is not accepted
+        try:
+            command, resources = bash.render(app, args, kwargs, resources, self._cwd)
+        except Exception as error:
+            future: Future[Any] = Future()
+            future.set_exception(error)
+            return future
+        return self._enqueue(resources, command, b"", bare=True)
+
+    def _enqueue(
+        self, resources: Resources, function: TaskFunction, call: bytes, *, bare: bool = False
+    ) -> Future[Any]:
         # What takes long is done: only check, enqueue and wake happen under the lock.
         with self._lock:
-            agent = self._agent
-            if agent is None:
-                when = "after shutdown" if self._closed else "before start"
-                raise ExecutorClosed(f"executor {self.label!r}: no tasks can be submitted {when}")
+            agent = self._running_agent()
             self._last_task_id += 1
             future = TaskFuture(agent, self._last_task_id)
-            task = Task(self._last_task_id, resources, function, call, future)
+            task = Task(self._last_task_id, resources, function, call, future, bare=bare)
             future.bind(task)
             agent.put(task)
         return future
+
+    def _running_agent(self) -> TaskAgent:
+        agent = self._agent
+        if agent is None:
+            when = "after shutdown" if self._closed else "before start"
+            raise ExecutorClosed(f"executor {self.label!r}: no tasks can be submitted {when}")
+        return agent
 
     def shutdown(self) -> None:
         """End every job and worker, and the instance if it is ours; bounded in time.

@@ -1,19 +1,21 @@
-"""The jobs that carry Python: their jobspecs, and the files that they leave."""
+"""The jobs of an executor: their jobspecs, and the files that they leave."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
 
 from parsl_flux_bulk import jobspec
+from parsl_flux_bulk.bashrun import BASH
 from parsl_flux_bulk.crew import WorkerJob
 from parsl_flux_bulk.instances.base import JobRequest, JobResult
 from parsl_flux_bulk.resources import Resources
 from parsl_flux_bulk.submitter import refused
 
 if TYPE_CHECKING:
+    from parsl_flux_bulk.bash import BashCommand
     from parsl_flux_bulk.crew import TaskJob
 
 STDERR_TAIL_BYTES = 4096
@@ -34,6 +36,8 @@ class WorkerSettings:
     cwd : str
     environment : mapping
         Of every job.
+    rlimits : mapping
+        Soft limits of every job, as `jobspec.build` takes them.
     sys_path : tuple of str
         Added to a worker's module search path.
     tasks_per_job, tasks_per_worker : int or None
@@ -46,6 +50,7 @@ class WorkerSettings:
     output: str
     cwd: str
     environment: Mapping[str, str]
+    rlimits: Mapping[str, int] = field(default_factory=dict)
     sys_path: tuple[str, ...] = ()
     tasks_per_job: int | None = None
     tasks_per_worker: int | None = None
@@ -69,6 +74,7 @@ class JobBuilder:
     def __init__(self, settings: WorkerSettings, channel: Mapping[str, str]) -> None:
         self._settings = settings
         self._environment = {**settings.environment, **channel}
+        self._python = (settings.python, _WORKER)
 
     def request(self, job: WorkerJob | TaskJob) -> JobRequest:
         """Make the request for a job.
@@ -82,44 +88,76 @@ class JobBuilder:
             resources = Resources(
                 num_tasks=job.slots, cores_per_task=job.shape.cores, gpus_per_task=job.shape.gpus
             )
-            return self._request(job, resources, "pool", per_node=True)
-        return self._request(job, job.task.resources, "task", per_node=False)
+            environment = self._python_environment(job, resources, "pool")
+            name = self._settings.label
+            return self._request(job, resources, self._python, environment, name, per_node=True)
+        task = job.task
+        name = getattr(task.function, "name", self._settings.label)
+        if task.bare:
+            command = (BASH, "-c", cast("BashCommand", task.function).text)
+            return self._request(job, task.resources, command, self._settings.environment, name)
+        environment = self._python_environment(job, task.resources, "task")
+        return self._request(job, task.resources, self._python, environment, name)
 
-    def _request(
-        self, job: WorkerJob | TaskJob, resources: Resources, mode: str, *, per_node: bool
-    ) -> JobRequest:
-        stdout, stderr = self._paths(job)
-        environment = {
+    def _python_environment(
+        self, job: WorkerJob | TaskJob, resources: Resources, mode: str
+    ) -> dict[str, str]:
+        return {
             **self._environment,
             "PARSL_FLUX_BULK_TOKEN": str(job.token),
             "PARSL_FLUX_BULK_MODE": mode,
             "PARSL_FLUX_BULK_CORES": str(resources.cores_per_task),
             "PARSL_FLUX_BULK_GPUS": str(resources.gpus_per_task),
         }
+
+    def _request(
+        self,
+        job: WorkerJob | TaskJob,
+        resources: Resources,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        name: str,
+        *,
+        per_node: bool = False,
+    ) -> JobRequest:
+        stdout, stderr = self.output_paths(job)
+        # What is in the files already stays: what the user wants to append to, and the header that the
+        # standard error of a bash app begins with.
+        options: dict[str, object] = {"output": {"mode": "append"}}
+        if resources.gpus_per_task and not per_node:
+            options["gpu-affinity"] = "per-task"
         text = jobspec.build(
             resources,
-            [self._settings.python, _WORKER],
+            command,
             environment=environment,
             cwd=self._settings.cwd,
-            name=self._settings.label,
+            name=name,
             stdout=stdout,
             stderr=stderr,
             per_node=per_node,
+            rlimits=self._settings.rlimits,
+            shell_options=options,
         )
         return JobRequest(text, resources.urgency, trusted=True)
 
-    def _paths(self, job: WorkerJob | TaskJob) -> tuple[str, str]:
+    def output_paths(self, job: WorkerJob | TaskJob) -> tuple[str, str]:
+        """Where a job's standard output and error go; may be templates of Flux's."""
         kind = "workers" if isinstance(job, WorkerJob) else "task"
         base = os.path.join(self._settings.output, f"{kind}-{job.token}")
-        return f"{base}.out", f"{base}.err"
+        stdout, stderr = f"{base}.out", f"{base}.err"
+        if isinstance(job, WorkerJob) or not job.task.bare:
+            return stdout, stderr
+        command = cast("BashCommand", job.task.function)
+        return command.stdout or stdout, command.stderr or stderr
 
     def collect_output(self, job: WorkerJob | TaskJob, *, failed: bool) -> str:
         """Return the last lines of a failed job's standard error; remove files that are empty."""
-        stdout, stderr = self._paths(job)
+        stdout, stderr = self.output_paths(job)
         tail = _tail(stderr) if failed else ""
         for path in (stdout, stderr):
             try:
-                if os.path.getsize(path) == 0:
+                # A file that the user named stays.
+                if path.startswith(self._settings.output) and os.path.getsize(path) == 0:
                     os.unlink(path)
             except OSError:
                 pass  # the job never started, or its node's file system lags behind

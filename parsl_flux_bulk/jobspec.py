@@ -19,7 +19,7 @@ from parsl_flux_bulk.jobspec_check import check_texts, validate
 if TYPE_CHECKING:
     from parsl_flux_bulk.resources import Resources
 
-__all__ = ["Environment", "build", "filter_environment", "validate"]
+__all__ = ["Environment", "build", "filter_environment", "validate", "working_directory"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def build(
         raise JobspecError(f"must be a list of at least one string, not {command!r}", "tasks[0].command")
     variables, templates = _environment(resources, environment)
     system: dict[str, Any] = {"duration": resources.duration, "environment": variables}
-    system["cwd"] = cwd if resources.cwd is None else _join(cwd, resources.cwd)
+    system["cwd"] = working_directory(resources, cwd)
     options = _shell_options(resources, stdin, stdout, stderr, per_node, rlimits, shell_options, templates)
     if options:
         system["shell"] = {"options": options}
@@ -144,11 +144,15 @@ def _environment(resources: Resources, environment: Mapping[str, str]) -> Enviro
     return Environment(variables, templates)
 
 
-def _join(cwd: str, relative: str) -> str:
+def working_directory(resources: Resources, cwd: str) -> str:
+    """Where the job will run; may hold a mustache template such as ``{{tmpdir}}``."""
+    directory = resources.cwd
+    if directory is None:
+        return cwd
     # A leading template stands for an absolute path, such as that of the job's temporary directory.
-    if relative.startswith(("/", "{{")):
-        return relative
-    return f"{cwd.rstrip('/')}/{relative}"
+    if directory.startswith(("/", "{{")):
+        return directory
+    return f"{cwd.rstrip('/')}/{directory}"
 
 
 def _shell_options(
