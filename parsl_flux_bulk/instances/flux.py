@@ -21,6 +21,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
@@ -312,9 +313,23 @@ class FluxCompletion:
             del self._waits[job_id]
             self._end(job_id, result)
             return
-        from flux.job import job_info_lookup
+        if result.signal is not None:
+            lookup = _lookup(self._handle, job_id, "guest.exec.eventlog")
+            self._waits[job_id] = lookup.then(self._on_exec, job_id, result)
+        else:
+            self._look_for_output(job_id, result)
 
-        lookup = job_info_lookup(self._handle, job_id, keys=["guest.output"])
+    def _on_exec(self, future: Any, job_id: JobId, result: JobResult) -> None:
+        try:
+            exited = _own_exit(future.get()["guest.exec.eventlog"])
+        except OSError:
+            exited = None
+        if exited is not None and result.signal is not None and exited == 128 + result.signal:
+            result = replace(result, exit_code=exited, signal=None)
+        self._look_for_output(job_id, result)
+
+    def _look_for_output(self, job_id: JobId, result: JobResult) -> None:
+        lookup = _lookup(self._handle, job_id, "guest.output")
         self._waits[job_id] = lookup.then(self._on_output, job_id, result)
 
     def _on_output(self, future: Any, job_id: JobId, result: JobResult) -> None:
@@ -324,18 +339,7 @@ class FluxCompletion:
         except OSError:
             stderr = ""
         tail = "\n".join(stderr.splitlines()[-STDERR_TAIL_LINES:])
-        self._end(
-            job_id,
-            JobResult(
-                result.status,
-                result.exit_code,
-                result.signal,
-                result.exception,
-                result.note,
-                result.started,
-                tail,
-            ),
-        )
+        self._end(job_id, replace(result, stderr=tail))
 
     def _end(self, job_id: JobId, result: JobResult) -> None:
         self._events.append(JobEnded(job_id, result))
@@ -541,17 +545,39 @@ def _result(record: dict[str, Any], note: str) -> JobResult:
 def _exit_of(status: int | None, note: str) -> tuple[int | None, int | None]:
     """Tell an exit status from a signal.
 
-    flux-shell reports a task that a signal killed as exit status 128 + signal, and only the wait's
-    message ("task(s) Killed", against "task(s) exited with exit code 137") says which it was.
+    flux-shell reports a task that a signal killed as exit status 128 + signal; see `_own_exit`.
     """
     if status is None:
         return None, None
     if os.WIFSIGNALED(status):
         return None, os.WTERMSIG(status)
     code = os.WEXITSTATUS(status)
-    if code > 128 and "exit code" not in note:
+    if 128 < code <= 192 and "exit code" not in note:
         return None, code - 128
     return code, None
+
+
+def _own_exit(log: str) -> int | None:
+    """The status with which the first task exited; None if a signal killed it.
+
+    Parameters
+    ----------
+    log : str
+        The job's ``guest.exec.eventlog``: with it a signal can be told from ``exit 137``, or from a
+        shell whose command was killed.
+    """
+    for line in log.splitlines():
+        event = json.loads(line)
+        if event.get("name") == "shell.task-exit":
+            context = event.get("context", {})
+            return None if context.get("signaled", 1) else context.get("exitcode")
+    return None
+
+
+def _lookup(handle: Any, job_id: JobId, key: str) -> Any:
+    from flux.job import job_info_lookup
+
+    return job_info_lookup(handle, job_id, keys=[key])
 
 
 def _streams(log: str) -> tuple[str, str]:
