@@ -105,6 +105,14 @@ def test_all_messages_come_before_the_loss(seam: Seam, tmp_path: Path) -> None:
     assert [body for _, body in seam.messages] == [b"%d" % n for n in range(2000)]
 
 
+def test_a_peer_that_never_said_anything_is_not_lost(seam: Seam, tmp_path: Path) -> None:
+    job_id = start_peer(seam, "", tmp_path)
+    assert seam.wait([job_id])[0].ok
+    assert seam.completion.poll(0.2) == []
+    assert not seam.messages
+    assert not seam.lost
+
+
 def test_a_killed_peer_is_lost_once(seam: Seam, tmp_path: Path) -> None:
     job_id = start_peer(seam, 'say(b"%d" % os.getpid()); hear()', tmp_path)
     pid = int(wait_message(seam)[0])

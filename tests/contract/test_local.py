@@ -426,11 +426,13 @@ time.sleep(600)
     with helpers.script(source, tmp_path) as user:
         assert user.stdout is not None
         child = int(user.stdout.readline())
-        left = helpers.descendants(user.pid) - {child}
-        assert len(left) == 1
-        user.kill()
-        helpers.wait_gone(left)
-        os.kill(child, 9)
+        try:
+            left = helpers.descendants(user.pid) - {child}
+            assert len(left) == 1
+            user.kill()
+            helpers.wait_gone(left)
+        finally:
+            os.kill(child, 9)  # or it would keep the pipes open that are read below
 
 
 def test_needs_nothing_but_the_standard_library(tmp_path: Path) -> None:
