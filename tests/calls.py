@@ -1,14 +1,12 @@
-"""What tasks call in the tests of workers: importable there, since ``tests/`` is on the ``sys.path`` sent."""
+"""What tasks call in the tests of workers: importable there, since ``tests/`` is on the ``sys.path`` sent.
+
+Imports little, since every worker of a test that kills them does it again.
+"""
 
 from __future__ import annotations
 
 import atexit
-import concurrent.futures
-import ctypes
-import multiprocessing
-import operator
 import os
-import subprocess
 import sys
 import time
 
@@ -51,10 +49,17 @@ def talk_and_die(lines):
 
 
 def crash():
+    import ctypes
+
     ctypes.string_at(0)
 
 
 def parallel():
+    import concurrent.futures
+    import multiprocessing
+    import operator
+    import subprocess
+
     with multiprocessing.get_context("fork").Pool(2) as pool:
         forked = pool.map(operator.neg, [1, 2, 3])
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
@@ -68,6 +73,8 @@ def fork():
 
 def start_another(path):
     """Start a process that takes long, write down its number, wait for it."""
+    import subprocess
+
     subprocess.run(["sh", "-c", f"echo $$ > {path}; exec sleep 60"])
 
 
