@@ -72,7 +72,7 @@ class JobFiles:
             Stream(path) if fields is None else Stream(*fields)
             for path, fields in zip(spool, (plan.stdout, plan.stderr), strict=True)
         )
-        self._open: dict[str, int] = {}  # path -> descriptor
+        self._open: dict[tuple[str, int], int] = {}  # path, O_RDONLY or O_WRONLY -> descriptor
         self._pipes: list[int] = []  # write ends, closed here once the tasks have them
 
     def for_task(self, values: Mapping[str, str]) -> tuple[int, int, int]:
@@ -102,12 +102,14 @@ class JobFiles:
 
     def _descriptor(self, path: str, flags: int) -> int:
         path = os.path.join(self._cwd, path)
-        if path not in self._open:
+        # Standard input and error may both be /dev/null, but not the same descriptor of it.
+        key = path, flags & os.O_ACCMODE
+        if key not in self._open:
             # Without O_NONBLOCK, a named pipe would make the broker wait for its other end.
             descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
             os.set_blocking(descriptor, True)
-            self._open[path] = descriptor
-        return self._open[path]
+            self._open[key] = descriptor
+        return self._open[key]
 
     def close(self) -> None:
         """Close what the tasks have inherited by now."""
