@@ -111,6 +111,8 @@ class Pool:
         """Serve until RETIRE; return the exit status."""
         while not self._retired and not self._signal:
             self._loop.turn(self._timeout())
+            if self._link.timeout() == 0:
+                self._receive()  # nothing came for so long that the channel wants to know why
             while self._to_start:
                 self._start(self._to_start.pop())
             if self._last_words:

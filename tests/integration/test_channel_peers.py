@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import calls
 import helpers
@@ -337,6 +338,37 @@ def test_a_rank_whose_executor_dies_ends_with_what_it_started(tmp_path):
         assert b"ending, since the executor" in process.communicate(timeout=10)[1]
         assert process.returncode == -signal.SIGKILL
         helpers.wait_gone([int(note.read_text())], 5)
+
+
+@pytest.mark.flux
+def test_a_pool_that_hears_nothing_asks_now_and_then_and_ends_when_nobody_answers(flux_uri, tmp_path):
+    service = Service(flux_uri, tmp_path, wire.encode_json(wire.SETUP, 0, 0, {}))
+    pool = subprocess.Popen(
+        [sys.executable, str(WORKER)],
+        env={
+            **os.environ,
+            **service.environment,
+            "PARSL_FLUX_BULK_MODE": "pool",
+            "PARSL_FLUX_BULK_PING": "0.2",
+        },
+        stderr=subprocess.PIPE,
+    )
+    service.said("ping")
+    before, start = cpu_seconds(pool.pid), time.monotonic()
+    service.said("ping")
+    service.said("ping")
+    assert cpu_seconds(pool.pid) - before < 0.5 * (time.monotonic() - start)
+
+    service.process.kill()
+    service.process.communicate()
+    assert b"the executor is gone" in pool.communicate(timeout=10)[1]
+    assert pool.returncode == 1
+
+
+def cpu_seconds(pid):
+    """What a process has used so far; in hundredths, as the kernel counts."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
 
 
 @pytest.mark.flux
