@@ -204,11 +204,13 @@ class TaskAgent:
         dispatcher = self._dispatcher
         if dispatcher is None:
             return
+        # Looked at first: a task comes in before its cancel, and the dispatcher must know it by then.
+        cancels = len(self._cancels)
         if self._inbox:
             if not self._outstanding:
                 self._reported = time.monotonic()
             dispatcher.submit(self._drain_inbox())
-        while self._cancels:
+        for _ in range(cancels):
             dispatcher.cancel(self._cancels.popleft())
         self._carry_out(dispatcher)
         if self._outstanding and time.monotonic() >= self._reported + REPORT_PERIOD:
@@ -319,6 +321,7 @@ class TaskAgent:
         if self._dispatcher is not None:
             self._dispatcher.shutdown()
             self._carry_out(self._dispatcher)
+        self._cancels.clear()
         self._fail_inbox(self._error)
 
     def _fail_inbox(self, error: Exception) -> None:

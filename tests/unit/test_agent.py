@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import time
+from collections import deque
 
 import pytest
 
 from parsl_flux_bulk.agent import TaskAgent, TaskFuture
 from parsl_flux_bulk.calls import FunctionTable, serialise_call
+from parsl_flux_bulk.errors import ExecutorClosed
 from parsl_flux_bulk.instances.base import Capacity, ChannelAddress
 from parsl_flux_bulk.jobbuilder import WorkerSettings
 from parsl_flux_bulk.resources import Resources
@@ -30,6 +33,9 @@ class SilentPipeline:
     def submit(self, job):
         self.jobs.append(job)
 
+    def cancel(self, job, reason):
+        self.jobs.remove(job)
+
 
 @pytest.fixture
 def agent(tmp_path):
@@ -41,10 +47,12 @@ def agent(tmp_path):
     return agent
 
 
-def make_task(agent):
-    future = TaskFuture(agent, 1)
+def make_task(agent, ids=itertools.count(1)):  # noqa: B008
+    task_id = next(ids)
+    future = TaskFuture(agent, task_id)
     function = FunctionTable().get(len)
-    task = Task(1, Resources.from_specification({}), function, serialise_call("len", ("abc",), {}), future)
+    call = serialise_call("len", ("abc",), {})
+    task = Task(task_id, Resources.from_specification({}), function, call, future)
     future.bind(task)
     return task
 
@@ -72,3 +80,34 @@ def test_a_cancel_that_came_in_while_the_thread_was_awake_gets_a_turn(agent):
     assert wants_a_turn(agent)
     agent.turn()
     assert not wants_a_turn(agent)
+
+
+class CancelsThatComeLate(deque):
+    """As when another thread submits a task and cancels it just before this thread looks at cancels."""
+
+    def __init__(self, meanwhile):
+        super().__init__()
+        self.meanwhile = [meanwhile]
+
+    def __len__(self):
+        if self.meanwhile:
+            self.meanwhile.pop()()
+        return super().__len__()
+
+
+def test_a_task_cancelled_before_the_dispatcher_knew_it_takes_no_other_with_it(agent):
+    first, second, third = make_task(agent), make_task(agent), make_task(agent)
+
+    def submit_and_cancel():
+        agent.put(second)
+        assert second.future.cancel()
+
+    agent._cancels = CancelsThatComeLate(submit_and_cancel)
+    agent.put(first)
+    agent.turn()
+    agent.put(third)
+    agent.turn()
+    assert agent.status().tasks.pending == 2
+    agent.close()
+    assert isinstance(first.future.exception(timeout=0), ExecutorClosed)
+    assert isinstance(third.future.exception(timeout=0), ExecutorClosed)
