@@ -1,0 +1,9 @@
+"""Tasks in warm workers, on this machine's own cores."""
+
+from parsl.config import Config
+
+from parsl_flux_bulk import FluxBulkExecutor
+
+
+def fresh_config() -> Config:
+    return Config(executors=[FluxBulkExecutor(label="embedded", instance="local")])

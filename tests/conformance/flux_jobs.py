@@ -1,0 +1,9 @@
+"""Every task a Flux job of its own, in a Flux instance of our own."""
+
+from parsl.config import Config
+
+from parsl_flux_bulk import FluxBulkExecutor
+
+
+def fresh_config() -> Config:
+    return Config(executors=[FluxBulkExecutor(label="flux_jobs", instance="flux", tasks_per_job=1)])
