@@ -145,15 +145,6 @@ class TaskAgent:
         if self._pipeline is not None:
             self._pipeline.wake()
 
-    def close(self) -> None:
-        """End every task, worker and job; the completion thread does it soon."""
-        if self._pipeline is not None:
-            self._pipeline.call_soon(lambda: self._end(ExecutorClosed("the executor was shut down")))
-
-    def finish(self) -> None:
-        """Fail whatever is left, once the completion thread has ended."""
-        self._end(ExecutorClosed("the executor was shut down"))
-
     def status(self) -> StatusReport | None:
         """How it stands; None until the instance is up."""
         if self._dispatcher is None or self._pipeline is None:
@@ -236,6 +227,9 @@ class TaskAgent:
 
     def lost(self, error: InstanceLost) -> None:
         self._end(error)
+
+    def close(self) -> None:
+        self._end(ExecutorClosed("the executor was shut down"))
 
     # -- a job's listener -------------------------------------------------------------------------
 

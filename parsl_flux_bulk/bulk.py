@@ -146,6 +146,7 @@ class BulkSubmitter:
             Says what is missing and what to do.
         """
         self._pipeline.start()
+        self._pipeline.close_with(self)
         self._started = True
 
     @property

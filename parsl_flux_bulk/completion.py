@@ -58,6 +58,9 @@ class Agent(Protocol):
     def lost(self, error: InstanceLost) -> None:
         """The instance is gone: fail everything. The thread ends after this."""
 
+    def close(self) -> None:
+        """The pipeline closes: end everything. Called once more when the thread has ended."""
+
 
 class CompletionLoop:
     """The completion thread's state.
@@ -167,7 +170,8 @@ class CompletionLoop:
         if self._agent is not None and self._capacity is not None:
             self._agent.turn()
         self._awake = False
-        events = completion.poll(0 if self._inbox else self._timeout())
+        # Looked at again, now that wake-ups work again: what came in since has woken nobody.
+        events = completion.poll(0 if self._inbox or self._stop else self._timeout())
         self._awake = True
         ended = 0
         for event in events:

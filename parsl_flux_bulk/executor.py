@@ -153,6 +153,7 @@ class FluxBulkExecutor(ParslExecutor, RepresentationMixin):
             )
             agent.bind(pipeline)
             pipeline.start()
+            pipeline.close_with(self, grace=SHUTDOWN_GRACE)
             self._agent, self._pipeline = agent, pipeline
 
     def _settings(self) -> WorkerSettings:
@@ -239,15 +240,14 @@ class FluxBulkExecutor(ParslExecutor, RepresentationMixin):
         """End every job and worker, and the instance if it is ours; bounded in time.
 
         Tasks that have not ended are cancelled. A second call, or one before `start`, does nothing.
+        An executor that is garbage, or alive at the exit of the interpreter, is shut down likewise.
         """
         with self._lock:
-            agent, pipeline = self._agent, self._pipeline
+            pipeline = self._pipeline
             self._agent = self._pipeline = None
             self._closed = True
-        if agent is not None and pipeline is not None:
-            agent.close()
+        if pipeline is not None:
             pipeline.close(grace=SHUTDOWN_GRACE)
-            agent.finish()
         super().shutdown()
 
     def status_report(self) -> StatusReport | None:

@@ -13,8 +13,8 @@ objects, never whoever uses the pipeline.
 
 from __future__ import annotations
 
-import atexit
 import logging
+import os
 import threading
 import time
 import weakref
@@ -31,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 15.0
 """Seconds that cancelled jobs may take to end at close."""
-
-_open_pipelines: weakref.WeakSet[Pipeline] = weakref.WeakSet()
 
 
 class Pipeline:
@@ -67,6 +65,8 @@ class Pipeline:
         self._jobs: set[Job] = set()
         self._closed = False
         self._started = False
+        self._pid = os.getpid()
+        self._agent = agent
         self._error: InstanceLost | None = None
         self._loop = CompletionLoop(
             instance.completion,
@@ -106,7 +106,6 @@ class Pipeline:
             self.close()
             raise
         logger.info("running jobs on %s", self._instance.description)
-        _open_pipelines.add(self)
         for thread in self._threads:
             thread.start()
 
@@ -174,8 +173,14 @@ class Pipeline:
         """Jobs inside the instance."""
         return self._submitter.active
 
+    def close_with(self, owner: object, *, grace: float = 0.0) -> None:
+        """Close when `owner` is garbage, and at the exit of the interpreter; see `close`."""
+        weakref.finalize(owner, self.close, grace=grace)
+
     def close(self, *, grace: float = 0.0, timeout: float = CLOSE_TIMEOUT) -> None:
         """Cancel what is outstanding, end the threads, close the instance. Twice is fine.
+
+        In one of the pipeline's own threads, so in a callback, it returns at once and is done soon.
 
         Parameters
         ----------
@@ -184,11 +189,20 @@ class Pipeline:
         timeout : float
             Seconds that cancelled jobs get to end; what has not ended then is given up, and logged.
         """
+        if os.getpid() != self._pid:
+            return  # a fork of the process that it belongs to
+        if threading.current_thread() in self._threads:
+            threading.Thread(
+                target=self.close, kwargs={"grace": grace, "timeout": timeout}, name="flux-bulk-close"
+            ).start()
+            return
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-        if self._threads[0].ident is not None and threading.current_thread() not in self._threads:
+        if self._threads[0].ident is not None:
+            if self._agent is not None:
+                self._loop.call_soon(self._agent.close)
             self._end_jobs(grace, timeout)
             for job in self._submitter.close():
                 self._loop.dropped(job, "shutdown")
@@ -196,8 +210,9 @@ class Pipeline:
             self._loop.stop()
             self._threads[0].join()
         self._give_up(canceled("shutdown: the end of the job was not waited for"))
+        if self._agent is not None:
+            self._agent.close()
         self._instance.close()
-        _open_pipelines.discard(self)
 
     def _end_jobs(self, grace: float, timeout: float) -> None:
         self._wait_until_none_left(grace)
@@ -244,10 +259,3 @@ class Pipeline:
                 job.ended = True
                 job.t_end = time.time()
                 tell(job.listener.job_ended, job, result)
-
-
-@atexit.register
-def _close_open_pipelines() -> None:
-    # The threads are daemons, so that an exit is not held up by jobs that nobody waits for.
-    for pipeline in list(_open_pipelines):
-        pipeline.close(timeout=5.0)
