@@ -73,7 +73,7 @@ class JobBuilder:
 
     def __init__(self, settings: WorkerSettings, channel: Mapping[str, str]) -> None:
         self._settings = settings
-        self._environment = {**settings.environment, **channel}
+        self._channel = dict(channel)
         self._python = (settings.python, _WORKER)
 
     def request(self, job: WorkerJob | TaskJob) -> JobRequest:
@@ -88,22 +88,22 @@ class JobBuilder:
             resources = Resources(
                 num_tasks=job.slots, cores_per_task=job.shape.cores, gpus_per_task=job.shape.gpus
             )
-            environment = self._python_environment(job, resources, "pool")
-            name = self._settings.label
-            return self._request(job, resources, self._python, environment, name, per_node=True)
+            own = self._python_environment(job, resources, "pool")
+            return self._request(job, resources, self._python, own, self._settings.label, per_node=True)
         task = job.task
         name = getattr(task.function, "name", self._settings.label)
         if task.bare:
             command = (BASH, "-c", cast("BashCommand", task.function).text)
-            return self._request(job, task.resources, command, self._settings.environment, name)
-        environment = self._python_environment(job, task.resources, "task")
-        return self._request(job, task.resources, self._python, environment, name)
+            # Not for the command: by the channel's address the guard of an instance knows our jobs.
+            return self._request(job, task.resources, command, self._channel, name)
+        own = self._python_environment(job, task.resources, "task")
+        return self._request(job, task.resources, self._python, own, name)
 
     def _python_environment(
         self, job: WorkerJob | TaskJob, resources: Resources, mode: str
     ) -> dict[str, str]:
         return {
-            **self._environment,
+            **self._channel,
             "PARSL_FLUX_BULK_TOKEN": str(job.token),
             "PARSL_FLUX_BULK_MODE": mode,
             "PARSL_FLUX_BULK_CORES": str(resources.cores_per_task),
@@ -115,7 +115,7 @@ class JobBuilder:
         job: WorkerJob | TaskJob,
         resources: Resources,
         command: Sequence[str],
-        environment: Mapping[str, str],
+        own_environment: Mapping[str, str],
         name: str,
         *,
         per_node: bool = False,
@@ -129,7 +129,7 @@ class JobBuilder:
         text = jobspec.build(
             resources,
             command,
-            environment=environment,
+            environment=self._settings.environment,
             cwd=self._settings.cwd,
             name=name,
             stdout=stdout,
@@ -137,6 +137,7 @@ class JobBuilder:
             per_node=per_node,
             rlimits=self._settings.rlimits,
             shell_options=options,
+            own_environment=own_environment,
         )
         return JobRequest(text, resources.urgency, trusted=True)
 

@@ -39,6 +39,7 @@ def build(
     per_node: bool = False,
     rlimits: Mapping[str, int] | None = None,
     shell_options: Mapping[str, object] | None = None,
+    own_environment: Mapping[str, str] | None = None,
 ) -> str:
     """Build the jobspec that runs `command` on every task of `resources`.
 
@@ -61,6 +62,8 @@ def build(
         instance.
     shell_options : mapping or None
         Further shell options, nested, not dotted. Those of `resources` come on top.
+    own_environment : mapping or None
+        Variables to set that `resources` cannot change.
 
     Returns
     -------
@@ -80,6 +83,7 @@ def build(
     if isinstance(command, str) or not command or not all(isinstance(word, str) for word in command):
         raise JobspecError(f"must be a list of at least one string, not {command!r}", "tasks[0].command")
     variables, templates = _environment(resources, environment)
+    variables.update(own_environment or {})
     system: dict[str, Any] = {"duration": resources.duration, "environment": variables}
     system["cwd"] = working_directory(resources, cwd)
     options = _shell_options(resources, stdin, stdout, stderr, per_node, rlimits, shell_options, templates)
