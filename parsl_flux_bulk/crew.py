@@ -19,7 +19,7 @@ from parsl_flux_bulk.instances.base import JobResult, PeerId
 from parsl_flux_bulk.ledger import Holding
 from parsl_flux_bulk.pace import Pace
 from parsl_flux_bulk.resources import Shape
-from parsl_flux_bulk.task import Task, TaskFunction
+from parsl_flux_bulk.task import Loss, Task, TaskFunction
 from parsl_flux_bulk.timers import Timer
 
 FUNCTIONS_LIMIT = 512
@@ -79,7 +79,12 @@ class Job:
     @property
     def host(self) -> str:
         """Where it runs, as far as is known."""
-        return next((peer.host for peer in self.peers.values()), "")
+        return ", ".join(dict.fromkeys(peer.host for peer in self.peers.values()))
+
+    @property
+    def nodes(self) -> set[object]:
+        """The nodes that it occupies; one that is not known yet counts as a node of its own."""
+        return {peer.node for peer in self.peers.values()} or {self}
 
 
 class TaskJob(Job):
@@ -126,8 +131,8 @@ class WorkerJob(Job):
         When it was submitted, and then when its first peer said hello.
     idle_since : float
         When its last task ended, if `busy` is 0.
-    idle_timer : bool
-        Whether a timer looks at `idle_since`.
+    idle_timer : Timer or None
+        Looks at `idle_since`.
     overdue : Timer or None
         Cancels it if it has not ended by then.
     """
@@ -155,7 +160,7 @@ class WorkerJob(Job):
         self.retired = False
         self.since = now
         self.idle_since = now
-        self.idle_timer = False
+        self.idle_timer: Timer | None = None
         self.overdue: Timer | None = None
 
     def __repr__(self) -> str:
@@ -179,7 +184,7 @@ class Peer:
     ----------
     peer_id : PeerId
     job : WorkerJob or TaskJob
-    rank, host, pid : what it said of itself
+    rank, node, host, pid : what it said of itself
     workers : list of Worker
         By slot; none for a rank.
     functions : dict of int to None
@@ -192,6 +197,8 @@ class Peer:
         A rank that has sent its outcome.
     barren : int
         Deaths of its workers in a row, none while a task ran.
+    verdict : Loss or None
+        What tasks end with that it gives back.
     """
 
     __slots__ = (
@@ -202,17 +209,22 @@ class Peer:
         "host",
         "job",
         "lost",
+        "node",
         "peer_id",
         "pid",
         "rank",
+        "verdict",
         "workers",
     )
 
-    def __init__(self, peer_id: PeerId, job: WorkerJob | TaskJob, rank: int, host: str, pid: int) -> None:
+    def __init__(
+        self, peer_id: PeerId, job: WorkerJob | TaskJob, rank: int, host: str, pid: int, node: object
+    ) -> None:
         self.peer_id = peer_id
         self.job = job
         self.rank = rank
         self.host = host
+        self.node = node
         self.pid = pid
         self.workers: list[Worker] = []
         self.functions: dict[int, None] = {}
@@ -220,6 +232,7 @@ class Peer:
         self.gone = False
         self.finished = False
         self.barren = 0
+        self.verdict: Loss | None = None
 
 
 class Worker:

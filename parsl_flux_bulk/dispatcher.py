@@ -21,7 +21,7 @@ queue to a few hundredths of a second of work, and what is queued behind a longe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 
 from parsl_flux_bulk.crew import NO_LIMIT, Crew, Peer, TaskJob, Worker, WorkerJob
@@ -232,15 +232,28 @@ class Dispatcher:
         pid: int = 0,
         rank: int = 0,
         size: int = 1,
+        node: Hashable = None,
     ) -> None:
-        """A process of one of our jobs has connected."""
+        """A process of one of our jobs has connected.
+
+        Parameters
+        ----------
+        token : int
+            Of its job.
+        slots : int
+            Workers that it has; 0 if it is a rank of a task job.
+        rank, size : int
+            Of how many processes of the job it is which.
+        node : hashable
+            Names its node, if `host` does not: there may be several nodes on one host.
+        """
         job = self._fleet.jobs.get(token)
         if peer_id in self._peers:
             return
         if job is None or job.cancelled or self._closed or rank in job.peers:
             self._out.append(Retire(peer_id))
             return
-        peer = Peer(peer_id, job, rank, host, pid)
+        peer = Peer(peer_id, job, rank, host, pid, host if node is None else node)
         self._peers[peer_id] = peer
         job.size = max(job.size, size)
         if isinstance(job, WorkerJob):
@@ -297,6 +310,8 @@ class Dispatcher:
             self._resolve(task, CANCELLED)
         elif self._closed:
             self._resolve(task, Loss(LossReason.SHUT_DOWN))
+        elif worker.peer.verdict is not None:
+            self._resolve(task, worker.peer.verdict)
         else:
             task.state = TaskState.PENDING
             crew.push_back(task)
@@ -375,6 +390,7 @@ class Dispatcher:
             if isinstance(job, WorkerJob):
                 for peer in job.peers.values():
                     self._lose_queues(peer, loss, loss)
+                self._fleet.leave(job)
                 if not job.busy and job.connected:
                     self._fleet.retire(job)
                     continue
@@ -521,17 +537,21 @@ class Dispatcher:
         job = peer.job
         if isinstance(job, WorkerJob):
             self._fleet.drain(job, "its workers cannot start")
-            self._strike(job.crew, loss)
+            if self._strike(job.crew, loss):
+                # What it still has to give back has had its chances as well.
+                peer.verdict = loss
 
-    def _strike(self, crew: Crew, loss: Loss) -> None:
+    def _strike(self, crew: Crew, loss: Loss) -> bool:
+        """One more attempt to get a worker has failed; whether it was the last."""
         crew.barren += 1
         if crew.barren < START_LIMIT:
-            return
+            return False
         crew.barren = 0
         if crew.workers:
             crew.stopped = True
-        else:
-            self._fail_waiting(crew, loss)
+            return False
+        self._fail_waiting(crew, loss)
+        return True
 
     def _fail_waiting(self, crew: Crew, loss: Loss) -> None:
         for task in crew.empty():

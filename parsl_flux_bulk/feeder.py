@@ -125,8 +125,8 @@ class Feeder:
         if not crew.waiting:
             return
         for worker in crew.ready:
-            if worker.serving and 2 * len(worker.queue) <= allowance and crew.waiting:
-                self._fill(worker, allowance - len(worker.queue), now)
+            if crew.waiting and worker.serving:
+                self._top_up(worker, allowance, now)
         if allowance < 2:
             return
         for worker in list(islice(crew.busy, _LOOKED_AT)):
@@ -135,8 +135,12 @@ class Feeder:
             # To the end of the line: the others are looked at the next time.
             del crew.busy[worker]
             crew.busy[worker] = None
-            if 2 * len(worker.queue) <= allowance and now - worker.mark < TARGET / 2:
-                self._fill(worker, allowance - len(worker.queue), now)
+            self._top_up(worker, allowance, now)
+
+    def _top_up(self, worker: Worker, allowance: int, now: float) -> None:
+        # Nothing goes behind a task that has been running for a while.
+        if 2 * len(worker.queue) <= allowance and now - worker.mark < TARGET / 2:
+            self._fill(worker, allowance - len(worker.queue), now)
 
     def _fill(self, worker: Worker, limit: int, now: float) -> None:
         crew, queue = worker.crew, worker.queue

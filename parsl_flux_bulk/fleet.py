@@ -99,10 +99,11 @@ class Fleet:
         if isinstance(job, TaskJob):
             self.task_jobs.pop(job, None)
         else:
-            self._leave(job)
+            self.leave(job)
             self.ledger.stays(job)
-            if job.overdue is not None:
-                job.overdue.cancel()
+            for timer in (job.overdue, job.idle_timer):
+                if timer is not None:
+                    timer.cancel()
             job.crew.jobs.pop(job, None)
         for peer in job.peers.values():
             self._dismiss(peer)
@@ -146,7 +147,7 @@ class Fleet:
             job.live -= lost
             job.crew.slots -= lost
         else:
-            self._leave(job)
+            self.leave(job)
             self._end_by(job)
 
     def _dismiss(self, peer: Peer) -> None:
@@ -184,7 +185,8 @@ class Fleet:
 
     # -- worker jobs leave, or stay after all ------------------------------------------------------
 
-    def _leave(self, job: WorkerJob) -> None:
+    def leave(self, job: WorkerJob) -> None:
+        """A job will be gone before long: do not count on it."""
         if not job.leaving:
             job.leaving = True
             job.crew.slots -= job.live
@@ -194,7 +196,7 @@ class Fleet:
         """Let a job end as soon as what it runs has: now, if that is nothing."""
         if job.leaving:
             return
-        self._leave(job)
+        self.leave(job)
         self.changed = True
         if job.starting:
             self.cancel(job, reason)
@@ -227,7 +229,7 @@ class Fleet:
 
     def retire(self, job: WorkerJob) -> None:
         """Tell a job without tasks to end."""
-        self._leave(job)
+        self.leave(job)
         self.changed = True
         if not job.connected:
             self.cancel(job, "its workers are not needed any more")
@@ -247,18 +249,18 @@ class Fleet:
     def note_idle(self, job: WorkerJob, now: float) -> None:
         """The last task of a job has ended."""
         if job.leaving:
-            if not job.retired and not job.starting and job.result is None:
+            if not (job.retired or job.cancelled or job.starting) and job.result is None:
                 self.retire(job)
             return
         job.idle_since = now
         if self.held or len(self.crews) > 1:
             self.changed = True
-        if not job.idle_timer:
-            job.idle_timer = True
-            self._timers.at(now + self.idle_time, lambda now: self._look_idle(job, now))
+        if job.idle_timer is None:
+            # One timer for each job, however often its workers become busy and idle.
+            job.idle_timer = self._timers.at(now + self.idle_time, lambda now: self._look_idle(job, now))
 
     def _look_idle(self, job: WorkerJob, now: float) -> None:
-        job.idle_timer = False
+        job.idle_timer = None
         if job.busy or job.leaving:
             return
         due = job.idle_since + self.idle_time
@@ -267,9 +269,7 @@ class Fleet:
         if now >= due:
             self.retire(job)
         else:
-            # One timer for each job, however often its workers become busy and idle.
-            job.idle_timer = True
-            self._timers.at(due, lambda now: self._look_idle(job, now))
+            job.idle_timer = self._timers.at(due, lambda now: self._look_idle(job, now))
 
 
 BARREN_LIMIT = 3

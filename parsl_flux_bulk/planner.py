@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from parsl_flux_bulk.crew import Crew, TaskJob, WorkerJob
+from parsl_flux_bulk.crew import NO_LIMIT, Crew, TaskJob, WorkerJob
 from parsl_flux_bulk.fleet import Fleet
 from parsl_flux_bulk.ledger import Holding
 from parsl_flux_bulk.timers import Timers
@@ -77,10 +77,10 @@ class Planner:
         self._note_begun(now)
         if fleet.held and self._task_jobs_first(now):
             self._submit_task_jobs(now, may_drain=True)
+        self._keep_what_is_not_needed_elsewhere()
         self._grow(now)
         if fleet.held:
             self._submit_task_jobs(now, may_drain=False)
-        self._keep_what_is_not_needed_elsewhere()
 
     def task_job_ended(self, job: TaskJob, now: float) -> None:
         """Keep account of what task jobs had, and of how many end in a second."""
@@ -166,16 +166,11 @@ class Planner:
         room = self._ledger.room
         if need.cores > room.cores or need.gpus > room.gpus:
             return False
-        return not need.nodes or need.nodes <= self._ledger.free_nodes(len(self._occupied()))
+        return not need.nodes or need.nodes <= self._ledger.free_nodes(len(_by_node(self._staying())))
 
-    def _occupied(self) -> dict[object, list[WorkerJob]]:
-        """Worker jobs that are not leaving, by node; one whose node is not known counts as a node."""
-        nodes: dict[object, list[WorkerJob]] = {}
-        for crew in self._fleet.crews.values():
-            for job in crew.jobs:
-                if not job.leaving:
-                    nodes.setdefault(job.host or job, []).append(job)
-        return nodes
+    def _staying(self) -> list[WorkerJob]:
+        """Worker jobs that are not leaving."""
+        return [job for crew in self._fleet.crews.values() for job in crew.jobs if not job.leaving]
 
     def _may_wait_inside(self) -> bool:
         """Whether a task job may be submitted though others are in its way: so as many as end in a second."""
@@ -192,27 +187,39 @@ class Planner:
         """Drain worker jobs so that `need` fits; none at all if it would not then either."""
         room = self._ledger.room
         cores, gpus = need.cores - room.cores, need.gpus - room.gpus
-        occupied = self._occupied()
-        nodes = need.nodes - self._ledger.free_nodes(len(occupied)) if need.nodes else 0
-        groups = list(occupied.values())
-        if nodes <= 0:
-            groups = [[job] for jobs in groups for job in jobs]
-        groups.sort(key=lambda jobs: (sum(job.busy for job in jobs), sum(job.holding.cores for job in jobs)))
-        chosen: list[list[WorkerJob]] = []
-        for jobs in groups:
-            if cores <= 0 and gpus <= 0 and nodes <= 0:
+        staying = set(self._staying())
+        chosen: list[WorkerJob] = []
+
+        def choose(job: WorkerJob) -> None:
+            nonlocal cores, gpus
+            staying.remove(job)
+            chosen.append(job)
+            cores -= job.holding.cores
+            gpus -= job.holding.gpus
+
+        if need.nodes:
+            by_node = _by_node(staying)
+            for jobs in sorted(by_node.values(), key=lambda jobs: sum(map(_price, jobs))):
+                if need.nodes <= self._ledger.free_nodes(len(_by_node(staying))):
+                    break
+                for job in jobs:
+                    if job in staying:
+                        choose(job)
+            if need.nodes > self._ledger.free_nodes(len(_by_node(staying))):
+                return False
+        for job in sorted(staying, key=_price):
+            if cores <= 0 and gpus <= 0:
                 break
-            chosen.append(jobs)
-            cores, gpus, nodes = _less(jobs, cores, gpus, nodes, 1)
-        if cores > 0 or gpus > 0 or nodes > 0:
+            if cores > 0 or job.holding.gpus:
+                choose(job)
+        if cores > 0 or gpus > 0:
             return False
-        for jobs in reversed(chosen):
+        for job in reversed(chosen):
             # Small ones were taken first; those that came later may have made some unnecessary.
-            back = _less(jobs, cores, gpus, nodes, -1)
-            if max(back) <= 0:
-                cores, gpus, nodes = back
-                continue
-            for job in jobs:
+            if not need.nodes and cores + job.holding.cores <= 0 and gpus + job.holding.gpus <= 0:
+                cores += job.holding.cores
+                gpus += job.holding.gpus
+            else:
                 self._fleet.drain(job, "its cores are needed by a larger task")
         return True
 
@@ -234,8 +241,8 @@ class Planner:
         if not leaving:
             return
         if ledger.task_nodes:
-            jobs = (job for crew in self._fleet.crews.values() for job in crew.jobs)
-            if ledger.free_nodes(len({job.host or job for job in jobs})) < 0:
+            jobs = [job for crew in self._fleet.crews.values() for job in crew.jobs]
+            if ledger.free_nodes(len(_by_node(jobs))) < 0:
                 return
         for job in leaving:
             self._fleet.keep(job)
@@ -256,7 +263,9 @@ class Planner:
                 crew.wished = None
             elif self._is_worth_it(crew, missing, now):
                 missing = self._start(crew, missing)
-                if missing and self._take_from_others(crew, missing, shares, now):
+                if not missing or self._ledger.slots_that_fit(crew.shape):
+                    continue
+                if self._take_from_others(crew, missing, shares, now):
                     self._start(crew, missing)
                     self._fleet.changed = True
 
@@ -311,6 +320,8 @@ class Planner:
             self._fleet.launch_workers(crew, slots)
             missing -= slots
             crew.wished = None
+            if crew.slot_limit < NO_LIMIT and not crew.workers:
+                break  # it was refused before: one at a time
         return missing
 
     def _take_from_others(self, crew: Crew, missing: int, shares: dict[Crew, float], now: float) -> bool:
@@ -340,7 +351,8 @@ class Planner:
             if idle or (now >= due and (starving or surplus[other] > 0)):
                 victims.append(job)
                 surplus[other] -= job.holding.cores
-                cores, gpus, _ = _less([job], cores, gpus, 0, 1)
+                cores -= job.holding.cores
+                gpus -= job.holding.gpus
             elif starving or surplus[other] > 0:
                 later.append(due)
         if cores > 0 or gpus > 0:
@@ -361,8 +373,15 @@ class Planner:
         )
 
 
-def _less(jobs: list[WorkerJob], cores: int, gpus: int, nodes: int, sign: int) -> tuple[int, int, int]:
-    """What is missing still once these jobs, which are all of a node, are gone; or back, if sign is -1."""
-    cores -= sign * sum(job.holding.cores for job in jobs)
-    gpus -= sign * sum(job.holding.gpus for job in jobs)
-    return cores, gpus, nodes - sign
+def _by_node(jobs: Iterable[WorkerJob]) -> dict[object, list[WorkerJob]]:
+    """The jobs on each node that has any."""
+    nodes: dict[object, list[WorkerJob]] = {}
+    for job in jobs:
+        for node in job.nodes:
+            nodes.setdefault(node, []).append(job)
+    return nodes
+
+
+def _price(job: WorkerJob) -> int:
+    """What draining a job costs: tasks that run delay it, and cores must be replaced."""
+    return 1000 * job.busy + job.holding.cores
