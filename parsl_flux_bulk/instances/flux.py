@@ -648,7 +648,7 @@ def cancel_jobs_of(uri: str, address: str) -> None:
     handle = _open(uri)
     for _ in range(2):  # once more, for a request to submit that was on its way
         for job in JobList(handle, filters=["active"], max_entries=0).jobs():
-            found = job_kvs_lookup(handle, job.id, keys=["jobspec"])
+            found = job_kvs_lookup(handle, job.id, keys=["jobspec"], original=True)
             system = found["jobspec"]["attributes"]["system"] if found else {}
             if system.get("environment", {}).get(CHANNEL_VARIABLE) == address:
                 cancel_async(handle, job.id, "the executor's process was killed").wait_for()

@@ -23,6 +23,7 @@ import pytest
 from helpers import descendants, run_script, script, wait_event, wait_gone, wait_until
 
 from parsl_flux_bulk import FluxBulkExecutor
+from parsl_flux_bulk.channel import PING
 from parsl_flux_bulk.errors import ExecutorClosed, InstanceUnavailable
 from parsl_flux_bulk.instances.local import LocalInstance
 
@@ -352,8 +353,14 @@ def active_jobs(uri: str) -> list[str]:
     return listed.stdout.splitlines()
 
 
-def kill_when_busy(instance: str, directory: Path) -> None:
-    """Kill a script with workers and task jobs running; wait until nothing of it is left."""
+def kill_when_busy(instance: str, directory: Path, *, helpers_first: bool = False) -> None:
+    """Kill a script with workers and task jobs running; wait until nothing of it is left.
+
+    Parameters
+    ----------
+    helpers_first : bool
+        Kill the script's own children before, which could have cleaned up after it.
+    """
     before = descendants(os.getpid())
     with script(
         BUSY.format(instance=instance) + '    print("busy", flush=True); time.sleep(1000)\n', directory
@@ -361,6 +368,8 @@ def kill_when_busy(instance: str, directory: Path) -> None:
         assert user.stdout is not None and user.stdout.readline() == "busy\n"
         processes = descendants(os.getpid()) - before
         assert started_tasks(directory) <= processes and user.pid in processes
+        for pid in descendants(user.pid) if helpers_first else ():
+            os.kill(pid, signal.SIGKILL)
         user.send_signal(signal.SIGKILL)
         began = time.monotonic()
         user.wait(BOUND)
@@ -369,10 +378,21 @@ def kill_when_busy(instance: str, directory: Path) -> None:
         wait_until(lambda: not descendants(os.getpid()) - before, 30.0 - (time.monotonic() - began))
 
 
-def test_death_takes_everything_along(instance: str, tmp_path: Path) -> None:
+def test_death_takes_everything_along(instance: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Seconds until a worker would look for itself: too late for this test.
+    monkeypatch.setenv(PING, "1000")
     kill_when_busy(instance, tmp_path)
     if ":" in instance:
         wait_until(lambda: not active_jobs(instance), 30.0, "no job of the killed script is left")
+
+
+@pytest.mark.flux
+def test_workers_end_by_themselves_when_nobody_cleans_up(
+    flux_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PING, "0.5")
+    kill_when_busy(flux_uri, tmp_path, helpers_first=True)
+    wait_until(lambda: not active_jobs(flux_uri), 30.0, "no job of the killed script is left")
 
 
 def test_death_while_starting(instance: str, tmp_path: Path) -> None:
