@@ -170,6 +170,10 @@ class TaskAgent:
             worker_idle_time=self._settings.worker_idle_time,
             max_active_jobs=self._pipeline.max_active_jobs,
         )
+        self.resized(capacity)
+
+    def resized(self, capacity: Capacity) -> None:
+        assert self._dispatcher is not None
         self._dispatcher.capacity(capacity)
 
     def message(self, peer: PeerId, body: bytes) -> None:

@@ -23,6 +23,7 @@ from parsl_flux_bulk.instances.base import (
     JobId,
     JobResult,
     PeerId,
+    PeerLost,
     PeerMessage,
     Refusal,
 )
@@ -38,6 +39,9 @@ class Agent(Protocol):
         self, capacity: Capacity, channel: ChannelAddress, send: Callable[[PeerId, bytes], None]
     ) -> None:
         """Everything is up; called first, once."""
+
+    def resized(self, capacity: Capacity) -> None:
+        """The instance has more or less than before."""
 
     def message(self, peer: PeerId, body: bytes) -> None:
         """A worker sent something."""
@@ -73,6 +77,8 @@ class CompletionLoop:
         The executor's part; the library has none, and then no channel is opened.
     released : callable
         Told how many jobs left the instance.
+    resized : callable
+        Told what the instance has when that changes.
     ended : callable
         Told of each job, with its result, exactly once.
     lost : callable
@@ -85,12 +91,14 @@ class CompletionLoop:
         *,
         agent: Agent | None,
         released: Callable[[int], None],
+        resized: Callable[[Capacity], None],
         ended: Callable[[Job, JobResult], None],
         lost: Callable[[InstanceLost], None],
     ) -> None:
         self._open_completion = open_completion
         self._agent = agent
         self._released = released
+        self._resized = resized
         self._ended = ended
         self._lost = lost
         self._completion: Completion | None = None
@@ -182,8 +190,10 @@ class CompletionLoop:
                 continue
             elif isinstance(event, PeerMessage):
                 self._agent.message(event.peer, event.body)
-            else:
+            elif isinstance(event, PeerLost):
                 self._agent.peer_lost(event.peer)
+            else:
+                self._change_capacity(event.capacity)
         if ended:
             self._released(ended)
 
@@ -196,6 +206,11 @@ class CompletionLoop:
         self._capacity = capacity
         if self._agent is not None:
             self._agent.opened(capacity, self._completion.channel(), self._completion.send)
+
+    def _change_capacity(self, capacity: Capacity) -> None:
+        self._resized(capacity)
+        if self._agent is not None and self._capacity is not None:
+            self._agent.resized(capacity)
 
     def _take_batch(self, batch: list[tuple[Job, JobId | Refusal]], now: float) -> None:
         assert self._completion is not None

@@ -72,6 +72,7 @@ class Pipeline:
             instance.completion,
             agent=agent,
             released=lambda count: self._submitter.release(count),
+            resized=lambda capacity: self._submitter.resize(capacity),
             ended=self._ended,
             lost=self._lost,
         )

@@ -102,6 +102,7 @@ class Submitter:
         self._dropped = dropped
         self._lost = lost
         self.max_active_jobs = max_active_jobs
+        self._fixed = max_active_jobs is not None
         self._changed = threading.Condition()
         self._pending: deque[Job] = deque()
         self._cancels: deque[tuple[Job, str]] = deque()
@@ -131,6 +132,13 @@ class Submitter:
             if self._pending:
                 self._changed.notify()
 
+    def resize(self, capacity: Capacity) -> None:
+        """Adapt the bound on active jobs to what the instance has, unless the user fixed it."""
+        if not self._fixed:
+            with self._changed:
+                self.max_active_jobs = max(MIN_ACTIVE_JOBS, 2 * capacity.cores)
+                self._changed.notify()
+
     def close(self) -> list[Job]:
         """End the thread after its current batch; return the jobs that were never submitted."""
         with self._changed:
@@ -158,8 +166,7 @@ class Submitter:
             connection = self._connect()
             try:
                 capacity = connection.capacity()
-                if self.max_active_jobs is None:
-                    self.max_active_jobs = max(MIN_ACTIVE_JOBS, 2 * capacity.cores)
+                self.resize(capacity)
                 self._opened(capacity)
                 while self._next(connection):
                     pass

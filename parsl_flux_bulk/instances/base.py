@@ -125,9 +125,6 @@ class PeerLost:
     peer: PeerId
 
 
-Event: TypeAlias = JobEnded | PeerMessage | PeerLost
-
-
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """What an instance has, whether free or busy.
@@ -141,6 +138,16 @@ class Capacity:
     nodes: int
     cores: int
     gpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityChanged:
+    """What the instance has is different from now on: blocks came or went."""
+
+    capacity: Capacity
+
+
+Event: TypeAlias = JobEnded | PeerMessage | PeerLost | CapacityChanged
 
 
 @dataclass(frozen=True, slots=True)

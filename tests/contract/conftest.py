@@ -9,13 +9,24 @@ import pytest
 from seam import Seam
 
 from parsl_flux_bulk.instances.base import Instance
+from parsl_flux_bulk.instances.federation import Federation
 from parsl_flux_bulk.instances.local import LocalInstance
 
 KINDS = [
     "local",
+    "federation",
     pytest.param("flux-own", marks=pytest.mark.flux),
     pytest.param("flux-attached", marks=pytest.mark.flux),
 ]
+
+
+class OneBlock(Federation):
+    """A federation with one embedded instance in it."""
+
+    def start(self) -> None:
+        member = LocalInstance()
+        member.start()
+        self.add("0", member)
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +47,8 @@ def new_instance(kind: str, request: pytest.FixtureRequest) -> Callable[[], Inst
     """Makes instances of this kind, not started."""
     if kind == "local":
         return LocalInstance
+    if kind == "federation":
+        return OneBlock
     from parsl_flux_bulk.instances.flux import FluxInstance
 
     if kind == "flux-own":
@@ -61,6 +74,8 @@ def instance(new_instance: Callable[[], Instance]) -> Iterator[Instance]:
 def seam(instance: Instance, kind: str) -> Iterator[Seam]:
     """A fresh connection and completion of it."""
     connection, completion = instance.connect(), instance.completion()
-    yield Seam(instance, connection, completion, kind)
+    seam = Seam(instance, connection, completion, kind)
+    yield seam
     completion.close()
+    seam.completion.close()  # which a test may have replaced
     connection.close()
