@@ -101,7 +101,7 @@ def bindings(environ: Mapping[str, str], cpus: Collection[int] | None = None) ->
     shares = []
     for slot in range(count):
         mine = cores[slot * cores_each : (slot + 1) * cores_each] if own_cores else []
-        environment = {"PARSL_WORKER_RANK": str(slot), "PARSL_WORKER_COUNT": str(count)}
+        environment = {"PARSL_WORKER_RANK": str(slot)}
         for name, devices in lists.items():
             share = devices[slot * gpus_each : (slot + 1) * gpus_each]
             if "ROCR_VISIBLE_DEVICES" in lists and name in _RENUMBERED_BY_ROCR:

@@ -8,13 +8,12 @@ run, so that the pool knows it even of a process that was killed.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import array
 import atexit
 import ctypes
-import faulthandler
 import mmap
 import os
-import signal
 import socket
 import struct
 
@@ -33,9 +32,13 @@ PACKET_LIMIT = 1 << 16
 BY_DESCRIPTOR = 0x80
 """Added to the kind of a packet whose whole frame is in the file that comes with it."""
 
+DEFAULTED_SIGNALS = (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGHUP)
+"""Signals that the pool handles and its children do not."""
+
 _ANCILLARY = socket.CMSG_SPACE(array.array("i").itemsize)
 _PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)  # found before the fork, once for all
+_libc = ctypes.CDLL(None)
+_prctl, _fflush = _libc.prctl, _libc.fflush
 
 
 class Cells:
@@ -67,8 +70,8 @@ class Child:
     ----------
     tasks
         This end of the tasks' socket.
-    outcomes, stderr
-        File descriptors to write to.
+    descriptors
+        To write outcomes to, and what shall become standard error.
     limit
         Number of tasks after which to end, or None.
     """
@@ -79,31 +82,36 @@ class Child:
         binding: Binding,
         cells: Cells,
         tasks: socket.socket,
-        outcomes: int,
-        stderr: int,
+        descriptors: tuple[int, int],
         limit: int | None,
     ) -> None:
         self._slot = slot
         self._binding = binding
         self._cells = cells
         self._tasks = tasks
-        self._outcomes = outcomes
-        self._stderr = stderr
+        self.descriptors = descriptors
+        self._outcomes = descriptors[0]
         self._limit = limit
         self._pool = os.getpid()
         self._functions: dict[bytes, Callable[..., Any]] = {}
         self._payloads: dict[bytes, memoryview] = {}
 
-    def main(self) -> NoReturn:
-        """Run until the pool closes its end, or the limit is reached; never return."""
+    def main(self, last_descriptor: int) -> NoReturn:
+        """Run until the pool closes its end, or the limit is reached; never return.
+
+        Parameters
+        ----------
+        last_descriptor
+            The highest one that is open; all but those that are needed get closed.
+        """
         status = 1
         try:
-            self._begin()
+            self._begin(last_descriptor)
             self._serve()
             status = 0
             atexit._run_exitfuncs()
             peer.flush_stdio()
-            _libc.fflush(None)
+            _fflush(None)
         except BaseException:
             import traceback
 
@@ -112,27 +120,27 @@ class Child:
         finally:
             os._exit(status)
 
-    def _begin(self) -> None:
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def _begin(self, last_descriptor: int) -> None:
+        # Every page of memory that is touched here is copied, for each of the workers of a node: what can
+        # be done before the fork is done there.
+        # Not by way of the signal module, whose enums would touch a hundred pages more.
+        _signal.set_wakeup_fd(-1)
+        for number in DEFAULTED_SIGNALS:
+            _signal.signal(number, _signal.SIG_DFL)
+        _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         os.setpgid(0, 0)  # so that we can be ended together with what the user's code starts
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
         if os.getppid() != self._pool:
             os._exit(1)  # it died before that
-        os.dup2(self._stderr, 2)
-        keep = {0, 1, 2, self._tasks.fileno(), self._outcomes}
-        for name in os.listdir("/proc/self/fd"):
-            if int(name) not in keep:
-                try:
-                    os.close(int(name))
-                except OSError:
-                    pass  # that of the listing itself
+        os.dup2(self.descriptors[1], 2)
+        start = 3
+        for kept in (*sorted((self._tasks.fileno(), self._outcomes)), last_descriptor + 1):
+            os.closerange(start, kept)
+            start = kept + 1
         if self._binding.cpus:
             os.sched_setaffinity(0, self._binding.cpus)
-        os.environ.update(self._binding.environment)
-        faulthandler.enable()
+        for name, value in self._binding.environment.items():
+            os.environ[name] = value
         self._cells.memory[self._cells.offset(self._slot) + 8] = 1
 
     def _serve(self) -> None:

@@ -14,6 +14,7 @@ else that it was given has not started, and goes back.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import importlib
 import os
@@ -22,6 +23,7 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 
 from parsl_flux_bulk import binding, channel, codec, peer, wire
 from parsl_flux_bulk.child import Cells, Child
@@ -42,6 +44,9 @@ END_GRACE = 0.05
 LIMIT_GRACE = 5.0
 """Seconds that a child has to end by itself after its last task."""
 
+HEAVY = 1 << 20
+"""Bytes of waiting tasks from which on it is worth a child's time to drop its copy of them."""
+
 FALSE_STARTS = 3
 """Children that may end, one after the other, before they have even begun."""
 
@@ -58,6 +63,8 @@ def main() -> int:
     link.send(peer.hello(environ, len(shares)))
     peer.forget_environment()
     peer.close_stdin()
+    os.environ["PARSL_WORKER_COUNT"] = str(len(shares))
+    faulthandler.enable()  # for the children, who inherit it
     pool = Pool(link, shares)
     try:
         return pool.run()
@@ -113,8 +120,9 @@ class Pool:
             self._loop.turn(self._timeout())
             if self._link.timeout() == 0:
                 self._receive()  # nothing came for so long that the channel wants to know why
-            while self._to_start:
-                self._start(self._to_start.pop())
+            if self._to_start:
+                slots, self._to_start = self._to_start, []
+                self._start(slots)
             if self._last_words:
                 self._end_overdue()
             self._send()
@@ -247,36 +255,51 @@ class Pool:
         slot.full = False
         self._give(slot)
 
-    def _start(self, slot: Slot) -> None:
+    def _start(self, slots: list[Slot]) -> None:
+        """Fork a child for each of the slots.
+
+        Nothing else happens between two forks: every page that is touched after one is copied.
+        """
+        born = [self._conceive(slot) for slot in slots]
+        last_descriptor = max(map(int, os.listdir("/proc/self/fd")))
+        heavy = sum(slot.waiting_size() for slot in self._slots) > HEAVY
+        gc.freeze()  # the collector would touch every page
+        try:
+            for newborn in born:
+                newborn.pid = os.fork()
+                if not newborn.pid:
+                    if heavy:  # what waits for others is not to be held twice
+                        for slot in self._slots:
+                            slot.waiting.clear()
+                    newborn.child.main(last_descriptor)
+        except OSError as error:
+            raise PoolError(f"cannot fork a worker: {error}") from error
+        for slot, newborn in zip(slots, born, strict=True):
+            try:
+                os.setpgid(newborn.pid, newborn.pid)  # by whoever of the two comes first
+            except OSError:
+                pass
+            for fd in newborn.child.descriptors:
+                os.close(fd)
+            slot.attach(newborn.pid, newborn.pair, newborn.outcomes, self._limit)
+            self._loop.watch(newborn.outcomes, partial(self._on_outcomes, slot))
+            self._stderr.attach(slot.number, newborn.stderr)
+            self._give(slot)
+
+    def _conceive(self, slot: Slot) -> Newborn:
         self._cells.clear(slot.number)
         pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         outcomes, outcomes_of_child = os.pipe()
         stderr, stderr_of_child = os.pipe()
-        share = self._shares[slot.number]
         child = Child(
-            slot.number, share, self._cells, pair[1], outcomes_of_child, stderr_of_child, self._limit
+            slot.number,
+            self._shares[slot.number],
+            self._cells,
+            pair[1],
+            (outcomes_of_child, stderr_of_child),
+            self._limit,
         )
-        gc.freeze()  # the collector would touch, and so copy, every page that is shared with the pool
-        try:
-            pid = os.fork()
-        except OSError as error:
-            raise PoolError(f"cannot fork a worker: {error}") from error
-        if not pid:
-            # What the pool holds for others is not to be held twice.
-            for other in self._slots:
-                other.waiting.clear()
-            self._functions.clear()
-            child.main()
-        try:
-            os.setpgid(pid, pid)  # by whoever of the two comes first
-        except OSError:
-            pass
-        os.close(outcomes_of_child)
-        os.close(stderr_of_child)
-        slot.attach(pid, pair, outcomes, self._limit)
-        self._loop.watch(outcomes, lambda: self._on_outcomes(slot))
-        self._stderr.attach(slot.number, stderr)
-        self._give(slot)
+        return Newborn(child, pair, outcomes, stderr)
 
     def _on_outcomes(self, slot: Slot) -> None:
         self._read_outcomes(slot)
@@ -353,6 +376,21 @@ class Pool:
         if self._false_starts >= FALSE_STARTS and not self._retired:
             raise PoolError(f"{FALSE_STARTS} workers in a row ended before they had begun; the last: {about}")
         self._give(slot)
+
+
+class Newborn:
+    """A child, and the pool's ends of what connects them."""
+
+    __slots__ = ("child", "outcomes", "pair", "pid", "stderr")
+
+    def __init__(
+        self, child: Child, pair: tuple[socket.socket, socket.socket], outcomes: int, stderr: int
+    ) -> None:
+        self.child = child
+        self.pair = pair
+        self.outcomes = outcomes
+        self.stderr = stderr
+        self.pid = 0
 
 
 def preload(name: str) -> None:

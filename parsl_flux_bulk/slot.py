@@ -219,6 +219,10 @@ class Slot:
         self.waiting.extendleft(reversed(taken))
         self.full = False
 
+    def waiting_size(self) -> int:
+        """Bytes that wait."""
+        return sum(len(frame.packet) for frame in self.waiting)
+
     def remove(self, task_id: int) -> list[int]:
         """Remove a task, or all with 0, from `waiting`; return the ids of those removed."""
         kept: deque[Frame] = deque()

@@ -349,7 +349,7 @@ def test_workers_that_cannot_begin_end_the_pool(end, tmp_path):
     starter = tmp_path / "starter.py"
     starter.write_text(
         "import sys\nfrom parsl_flux_bulk import child, worker\n"
-        "def fail(self): raise OSError('no such core')\n"
+        "def fail(self, last): raise OSError('no such core')\n"
         "child.Child._begin = fail\nimport os\nos.environ['PARSL_FLUX_BULK_MODE'] = 'pool'\n"
         "sys.path.insert(0, '')\nsys.exit(worker.main())\n"
     )
