@@ -1,11 +1,12 @@
-"""The dispatcher's picture of the world: jobs, the peers inside them, workers, and crews of workers.
+"""Crews of workers: the workers of one shape, and the tasks that wait for them.
 
 ::
 
     Crew (a shape: its waiting tasks) ── WorkerJob ── Peer (a pool) ── Worker (a slot: its queue)
-    TaskJob (one task) ── Peer (a rank)
+                                         TaskJob   ── Peer (a rank)
 
-Records, with no more behaviour than keeps each of them consistent.
+Records, with no more behaviour than keeps each of them consistent. The jobs are in
+:mod:`parsl_flux_bulk.jobs`.
 """
 
 from __future__ import annotations
@@ -13,226 +14,18 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
 
-from parsl_flux_bulk.instances.base import JobResult, PeerId
-from parsl_flux_bulk.ledger import Holding
+from parsl_flux_bulk.jobs import Peer, TaskJob, WorkerJob
 from parsl_flux_bulk.pace import Pace
 from parsl_flux_bulk.resources import Shape
-from parsl_flux_bulk.task import Loss, Task, TaskFunction
-from parsl_flux_bulk.timers import Timer
+from parsl_flux_bulk.task import Task, TaskFunction
+
+__all__ = ["NO_LIMIT", "Crew", "Peer", "TaskJob", "Worker", "WorkerJob", "functions_for"]
 
 FUNCTIONS_LIMIT = 512
 """Functions that a peer is trusted to keep."""
 
 NO_LIMIT = 1 << 30
-
-
-class Job:
-    """What both kinds of job have in common.
-
-    Attributes
-    ----------
-    token : int
-        Names the job to the processes inside it.
-    holding : Holding
-        What it takes of the instance.
-    peers : dict of int to Peer
-        Those that have said hello, by rank; lost ones included.
-    size : int
-        How many peers there will be; 0 until one has said hello.
-    submitted, cancelled : bool
-        Whether we said so.
-    result : JobResult or None
-        How it ended.
-    handle : Any
-        For whoever carries out instructions.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "cancelled",
-        "handle",
-        "holding",
-        "peers",
-        "result",
-        "size",
-        "submitted",
-        "token",
-    )
-
-    def __init__(self, token: int, holding: Holding) -> None:
-        self.token = token
-        self.holding = holding
-        self.peers: dict[int, Peer] = {}
-        self.size = 0
-        self.submitted = False
-        self.cancelled = False
-        self.result: JobResult | None = None
-        self.handle: Any = None
-
-    @property
-    def connected(self) -> list[Peer]:
-        """The peers that are there."""
-        return [peer for peer in self.peers.values() if not peer.lost]
-
-    @property
-    def host(self) -> str:
-        """Where it runs, as far as is known."""
-        return ", ".join(dict.fromkeys(peer.host for peer in self.peers.values()))
-
-    @property
-    def nodes(self) -> set[object]:
-        """The nodes that it occupies; one that is not known yet counts as a node of its own."""
-        return {peer.node for peer in self.peers.values()} or {self}
-
-
-class TaskJob(Job):
-    """A job that runs one task.
-
-    Attributes
-    ----------
-    task : Task
-    value : bytes
-        The outcome of rank 0.
-    began : float or None
-        When it got its resources, as far as we can tell.
-    """
-
-    __slots__ = ("began", "task", "value")
-
-    def __init__(self, token: int, holding: Holding, task: Task) -> None:
-        super().__init__(token, holding)
-        self.task = task
-        self.value = b""
-        self.began: float | None = None
-
-    def __repr__(self) -> str:
-        return f"<TaskJob {self.token} of {self.task}>"
-
-
-class WorkerJob(Job):
-    """A job that starts workers of one shape.
-
-    Attributes
-    ----------
-    crew : Crew
-    slots : int
-        Workers that it starts.
-    live : int
-        Workers that the crew may count on: `slots`, less those that were lost.
-    busy : int
-        Workers that have tasks.
-    leaving : bool
-        It gets no more tasks, and its cores will be free before long.
-    retired : bool
-        Its peers have been told to end.
-    since : float
-        When it was submitted, and then when its first peer said hello.
-    idle_since : float
-        When its last task ended, if `busy` is 0.
-    idle_timer : Timer or None
-        Looks at `idle_since`.
-    overdue : Timer or None
-        Cancels it if it has not ended by then.
-    """
-
-    __slots__ = (
-        "busy",
-        "crew",
-        "idle_since",
-        "idle_timer",
-        "leaving",
-        "live",
-        "overdue",
-        "retired",
-        "since",
-        "slots",
-    )
-
-    def __init__(self, token: int, holding: Holding, crew: Crew, slots: int, now: float) -> None:
-        super().__init__(token, holding)
-        self.crew = crew
-        self.slots = slots
-        self.live = slots
-        self.busy = 0
-        self.leaving = False
-        self.retired = False
-        self.since = now
-        self.idle_since = now
-        self.idle_timer: Timer | None = None
-        self.overdue: Timer | None = None
-
-    def __repr__(self) -> str:
-        return f"<WorkerJob {self.token}: {self.slots} of {self.shape}>"
-
-    @property
-    def shape(self) -> Shape:
-        """What each of its workers has."""
-        return self.crew.shape
-
-    @property
-    def starting(self) -> bool:
-        """Whether nobody has said hello yet."""
-        return not self.peers
-
-
-class Peer:
-    """A connected process of a job: a pool of workers, or a rank of a task job.
-
-    Attributes
-    ----------
-    peer_id : PeerId
-    job : WorkerJob or TaskJob
-    rank, node, host, pid : what it said of itself
-    workers : list of Worker
-        By slot; none for a rank.
-    functions : dict of int to None
-        Functions that it has, the latest last.
-    lost : bool
-        It is not connected any more.
-    gone : bool
-        It, or its job, has ended: it can be given nothing.
-    finished : bool
-        A rank that has sent its outcome.
-    barren : int
-        Deaths of its workers in a row, none while a task ran.
-    verdict : Loss or None
-        What tasks end with that it gives back.
-    """
-
-    __slots__ = (
-        "barren",
-        "finished",
-        "functions",
-        "gone",
-        "host",
-        "job",
-        "lost",
-        "node",
-        "peer_id",
-        "pid",
-        "rank",
-        "verdict",
-        "workers",
-    )
-
-    def __init__(
-        self, peer_id: PeerId, job: WorkerJob | TaskJob, rank: int, host: str, pid: int, node: object
-    ) -> None:
-        self.peer_id = peer_id
-        self.job = job
-        self.rank = rank
-        self.host = host
-        self.node = node
-        self.pid = pid
-        self.workers: list[Worker] = []
-        self.functions: dict[int, None] = {}
-        self.lost = False
-        self.gone = False
-        self.finished = False
-        self.barren = 0
-        self.verdict: Loss | None = None
 
 
 class Worker:

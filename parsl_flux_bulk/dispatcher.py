@@ -22,33 +22,25 @@ queue to a few hundredths of a second of work, and what is queued behind a longe
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from parsl_flux_bulk.crew import NO_LIMIT, Crew, Peer, TaskJob, Worker, WorkerJob
+from parsl_flux_bulk.crew import NO_LIMIT, Worker
+from parsl_flux_bulk.fates import Fates
 from parsl_flux_bulk.feeder import Feeder
 from parsl_flux_bulk.fleet import BARREN_LIMIT, Fleet
 from parsl_flux_bulk.instances.base import Capacity, JobResult, PeerId
 from parsl_flux_bulk.instructions import Give, Instruction, Resolve, Retire
+from parsl_flux_bulk.jobs import Peer, TaskJob, WorkerJob
 from parsl_flux_bulk.planner import Planner
 from parsl_flux_bulk.resources import Shape
 from parsl_flux_bulk.task import (
     CANCELLED,
-    BareJobEnded,
     Loss,
     LossReason,
-    Outcome,
-    RankFailed,
     Task,
     TaskState,
 )
 from parsl_flux_bulk.timers import Timers
-
-GRACE = 2.0
-"""Seconds for which a peer's end waits for its job's, to learn of the exit code, or the other way
-round, to let outcomes arrive."""
-
-START_LIMIT = 3
-"""Worker jobs in a row that may end before there was a worker, before their tasks fail."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +108,9 @@ class Dispatcher:
         self._planner = Planner(
             self._fleet, self._timers, max_active_jobs=max_active_jobs, gather_time=gather_time
         )
-        self._peers: dict[PeerId, Peer] = {}
+        self._fates = Fates(self._out, self._timers, self._fleet, is_failure)
+        self._peers = self._fates.peers
         self._closed = False
-        self._done = self._failed = self._cancelled = 0
         if capacity is not None:
             self.capacity(capacity)
 
@@ -163,7 +155,7 @@ class Dispatcher:
         for task in tasks:
             shape = task.resources.shape
             if self._closed:
-                self._resolve(task, Loss(LossReason.SHUT_DOWN))
+                self._fates.resolve(task, Loss(LossReason.SHUT_DOWN))
             elif shape is None or task.bare or self._all_alone:
                 fleet.hold(task)
             else:
@@ -191,7 +183,7 @@ class Dispatcher:
             if place is None:
                 self._fleet.crew(_shape(task)).dropped()
             self._fleet.changed = True
-            self._resolve(task, CANCELLED)
+            self._fates.resolve(task, CANCELLED)
 
     # -- events: jobs ------------------------------------------------------------------------------
 
@@ -202,15 +194,9 @@ class Dispatcher:
         self._fleet.ended(job, result)
         if isinstance(job, TaskJob):
             self._planner.task_job_ended(job, self._timers.now)
-            if all(peer.lost or peer.finished for peer in job.peers.values()):
-                self._conclude_task_job(job)
-            else:
-                self._timers.after(GRACE, lambda _: self._conclude_task_job(job))
-            return
-        if job.starting and not job.cancelled:
-            self._had_no_worker(job, result)
-        for peer in job.peers.values():
-            self._await_fate(peer)
+            self._fates.task_job_ended(job)
+        else:
+            self._fates.worker_job_ended(job, result)
 
     def capacity(self, capacity: Capacity) -> None:
         """What the instance has, all in all. Until this is known, nothing is submitted."""
@@ -272,7 +258,7 @@ class Dispatcher:
         """A task has ended."""
         worker = self._worker(peer_id, slot)
         if worker is None:
-            self._rank_outcome(peer_id, task_id, body)
+            self._fates.rank_outcome(peer_id, task_id, body)
             return
         queue = worker.queue
         if queue and queue[0].task_id == task_id:
@@ -292,9 +278,9 @@ class Dispatcher:
         task.state = TaskState.DONE
         task.place = None
         if self._is_failure(body):
-            self._failed += 1
+            self._fates.failed += 1
         else:
-            self._done += 1
+            self._fates.done += 1
         self._out.append(Resolve(task, body))
 
     def returned(self, peer_id: PeerId, slot: int, task_id: int) -> None:
@@ -307,11 +293,11 @@ class Dispatcher:
         crew.given -= 1
         task.place = None
         if task.cancelled:
-            self._resolve(task, CANCELLED)
+            self._fates.resolve(task, CANCELLED)
         elif self._closed:
-            self._resolve(task, Loss(LossReason.SHUT_DOWN))
+            self._fates.resolve(task, Loss(LossReason.SHUT_DOWN))
         elif worker.peer.verdict is not None:
-            self._resolve(task, worker.peer.verdict)
+            self._fates.resolve(task, worker.peer.verdict)
         else:
             task.state = TaskState.PENDING
             crew.push_back(task)
@@ -338,14 +324,14 @@ class Dispatcher:
         if task is None:
             worker.peer.barren += 1
             if worker.peer.barren == BARREN_LIMIT:
-                self._give_up(
+                self._fates.give_up(
                     worker.peer, Loss(LossReason.NO_WORKER, exit_code, signal, stderr, job.host, job=job)
                 )
             return
         worker.peer.barren = job.crew.barren = 0
         job.crew.given -= 1
         loss = Loss(LossReason.CRASHED, exit_code, signal, stderr, worker.peer.host, job=job)
-        self._resolve(task, CANCELLED if task.cancelled else loss)
+        self._fates.resolve(task, CANCELLED if task.cancelled else loss)
 
     def peer_lost(self, peer_id: PeerId) -> None:
         """A peer's connection has closed."""
@@ -353,14 +339,7 @@ class Dispatcher:
         if peer is None:
             return
         self._fleet.lost(peer)
-        job = peer.job
-        if isinstance(job, WorkerJob):
-            self._await_fate(peer)
-        elif job.task.state != TaskState.DONE and not peer.finished:
-            if job.result is None:
-                self._timers.after(GRACE, lambda _: self._conclude_rank(job, peer))
-            elif all(other.lost or other.finished for other in job.peers.values()):
-                self._conclude_task_job(job)
+        self._fates.peer_lost(peer)
 
     # -- the end -----------------------------------------------------------------------------------
 
@@ -379,23 +358,23 @@ class Dispatcher:
         loss = Loss(LossReason.SHUT_DOWN)
         for crew in self._fleet.crews.values():
             for task in crew.empty():
-                self._resolve(task, loss)
+                self._fates.resolve(task, loss)
         for held in self._fleet.held:
             if held.task.state != TaskState.DONE:
-                self._resolve(held.task, loss)
+                self._fates.resolve(held.task, loss)
         self._fleet.held.clear()
         for peer in list(self._peers.values()):
-            self._lose_queues(peer, loss, loss)
+            self._fates.lose_queues(peer, loss, loss)
         for job in list(self._fleet.jobs.values()):
             if isinstance(job, WorkerJob):
                 for peer in job.peers.values():
-                    self._lose_queues(peer, loss, loss)
+                    self._fates.lose_queues(peer, loss, loss)
                 self._fleet.leave(job)
                 if not job.busy and job.connected:
                     self._fleet.retire(job)
                     continue
             elif job.task.state != TaskState.DONE:
-                self._resolve(job.task, loss)
+                self._fates.resolve(job.task, loss)
             self._fleet.cancel(job, "the executor is being shut down")
 
     def status(self) -> Status:
@@ -409,9 +388,9 @@ class Dispatcher:
         return Status(
             pending=unanswered - running + sum(job.task.state != TaskState.DONE for job in fleet.held),
             running=running + own,
-            done=self._done,
-            failed=self._failed,
-            cancelled=self._cancelled,
+            done=self._fates.done,
+            failed=self._fates.failed,
+            cancelled=self._fates.cancelled,
             workers={crew.shape: crew.workers for crew in crews if crew.jobs},
             busy_workers={crew.shape: len(crew.busy) for crew in crews if crew.jobs},
             cores={crew.shape: sum(job.holding.cores for job in crew.jobs) for crew in crews if crew.jobs},
@@ -430,147 +409,8 @@ class Dispatcher:
             return None
         return peer.workers[slot]
 
-    def _resolve(self, task: Task, outcome: Outcome) -> None:
-        task.state = TaskState.DONE
-        task.place = None
-        if outcome is CANCELLED:
-            self._cancelled += 1
-        elif self._is_good(outcome):
-            self._done += 1
-        else:
-            self._failed += 1
-        self._out.append(Resolve(task, outcome))
-
-    def _is_good(self, outcome: Outcome) -> bool:
-        if isinstance(outcome, bytes):
-            return not self._is_failure(outcome)
-        return isinstance(outcome, BareJobEnded) and outcome.result.ok
-
-    # -- task jobs ---------------------------------------------------------------------------------
-
-    def _rank_outcome(self, peer_id: PeerId, task_id: int, body: bytes) -> None:
-        peer = self._peers.get(peer_id)
-        if peer is None or not isinstance(peer.job, TaskJob) or peer.finished:
-            return
-        job, task = peer.job, peer.job.task
-        if task.task_id != task_id or task.state == TaskState.DONE:
-            return
-        peer.finished = True
-        if peer.rank == 0:
-            job.value = body
-        if job.size > 1 and self._is_failure(body):
-            self._resolve(task, RankFailed(peer.rank, body))
-            self._fleet.cancel(job, f"rank {peer.rank} failed")
-        elif len(job.peers) == job.size and all(other.finished for other in job.peers.values()):
-            self._resolve(task, job.value)
-
-    def _conclude_rank(self, job: TaskJob, peer: Peer) -> None:
-        """A rank was lost, and its job goes on: not for long."""
-        if job.task.state == TaskState.DONE or job.result is not None:
-            return
-        loss = Loss(LossReason.WORKER_LOST, host=peer.host, rank=peer.rank, job=job)
-        self._resolve(job.task, CANCELLED if job.task.cancelled else loss)
-        self._fleet.cancel(job, f"rank {peer.rank} was lost")
-
-    def _conclude_task_job(self, job: TaskJob) -> None:
-        """A task job has ended, and nothing more will be heard from its ranks."""
-        for peer in job.peers.values():
-            self._forget(peer)
-        task, result = job.task, job.result
-        if task.state == TaskState.DONE or result is None:
-            return
-        if task.cancelled:
-            self._resolve(task, CANCELLED)
-        elif task.bare:
-            self._resolve(task, BareJobEnded(job, result))
-        else:
-            lost = [peer for peer in job.peers.values() if not peer.finished]
-            host = lost[0].host if lost else job.host
-            reason = LossReason.REFUSED if _refused(result) else LossReason.JOB_ENDED
-            rank = lost[0].rank if len(lost) == 1 else None
-            self._resolve(task, _loss(reason, job, host=host, rank=rank))
-
-    # -- losses of workers -------------------------------------------------------------------------
-
-    def _await_fate(self, peer: Peer) -> None:
-        """A peer, or its job, has ended: blame when both have, or after a while."""
-        if peer.lost and peer.job.result is not None:
-            self._conclude(peer)
-        elif not peer.lost or any(worker.queue for worker in peer.workers):
-            self._timers.after(GRACE, lambda _: self._conclude(peer))
-
-    def _conclude(self, peer: Peer) -> None:
-        """Nothing more will be heard from a pool."""
-        self._forget(peer)
-        first = _loss(LossReason.WORKER_LOST, peer.job, host=peer.host)
-        self._lose_queues(peer, first, replace(first, reason=LossReason.MAYBE_STARTED))
-
-    def _forget(self, peer: Peer) -> None:
-        if self._peers.get(peer.peer_id) is peer:
-            del self._peers[peer.peer_id]
-
-    def _lose_queues(self, peer: Peer, first: Loss, others: Loss) -> None:
-        for worker in peer.workers:
-            loss = first
-            worker.crew.given -= len(worker.queue)
-            for task in worker.queue:
-                self._resolve(task, CANCELLED if task.cancelled else loss)
-                loss = others
-            worker.queue.clear()
-            worker.size = worker.cancels = 0
-
-    def _had_no_worker(self, job: WorkerJob, result: JobResult) -> None:
-        """A worker job ended, or was refused, before anyone said hello."""
-        crew = job.crew
-        if not _refused(result):
-            self._strike(crew, _loss(LossReason.NO_WORKER, job))
-        elif crew.slots:
-            crew.stopped = True
-        elif job.slots > 1 and result.exception != "instance-lost":
-            # What was too large may be possible in part.
-            crew.slot_limit = job.slots // 2
-        else:
-            self._fail_waiting(crew, _loss(LossReason.REFUSED, job))
-
-    def _give_up(self, peer: Peer, loss: Loss) -> None:
-        """The processes of a pool end before they have run anything."""
-        job = peer.job
-        if isinstance(job, WorkerJob):
-            self._fleet.drain(job, "its workers cannot start")
-            if self._strike(job.crew, loss):
-                # What it still has to give back has had its chances as well.
-                peer.verdict = loss
-
-    def _strike(self, crew: Crew, loss: Loss) -> bool:
-        """One more attempt to get a worker has failed; whether it was the last."""
-        crew.barren += 1
-        if crew.barren < START_LIMIT:
-            return False
-        crew.barren = 0
-        if crew.workers:
-            crew.stopped = True
-            return False
-        self._fail_waiting(crew, loss)
-        return True
-
-    def _fail_waiting(self, crew: Crew, loss: Loss) -> None:
-        for task in crew.empty():
-            self._resolve(task, loss)
-
 
 def _shape(task: Task) -> Shape:
     shape = task.resources.shape
     assert shape is not None
     return shape
-
-
-def _refused(result: JobResult) -> bool:
-    # "submit": not accepted; "alloc": accepted, but it can never run.
-    return not result.started and result.exception in ("submit", "alloc", "instance-lost")
-
-
-def _loss(reason: LossReason, job: WorkerJob | TaskJob, *, host: str = "", rank: int | None = None) -> Loss:
-    result = job.result
-    if result is None:
-        return Loss(reason, host=host, rank=rank, job=job)
-    return Loss(reason, result.exit_code, result.signal, result.stderr, host, rank, job, result)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 
-from parsl_flux_bulk.crew import Crew, Peer, TaskJob, Worker, WorkerJob
+from parsl_flux_bulk.crew import Crew, Worker
 from parsl_flux_bulk.instances.base import JobResult
 from parsl_flux_bulk.instructions import CancelJob, Instruction, Recall, Retire, SubmitJob
+from parsl_flux_bulk.jobs import Peer, TaskJob, WorkerJob
 from parsl_flux_bulk.ledger import Ledger
 from parsl_flux_bulk.resources import Shape
 from parsl_flux_bulk.task import Task

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from parsl_flux_bulk.instances.base import Capacity
 
 if TYPE_CHECKING:
-    from parsl_flux_bulk.crew import WorkerJob
+    from parsl_flux_bulk.jobs import WorkerJob
     from parsl_flux_bulk.resources import Resources, Shape
 
 

@@ -4,10 +4,9 @@ A job is submitted when there is room for it beside those that were submitted be
 what leaving worker jobs hold; so what a job waits for inside the instance is already on its way out.
 To make room, worker jobs are *drained*: they get no more tasks, and end with those that they run.
 
-*Task jobs against workers.* Task jobs go first, and drain what stands in their way. When that has kept
-tasks of a shape waiting for `QUANTUM`, it is the workers' turn: no more draining, until they have had
-as much as the task jobs took meanwhile, and no less than `QUANTUM`. Nothing waits for its turn while
-nobody else wants the cores. Task jobs stay in the order in which they came.
+*Task jobs against workers.* They take turns (:mod:`parsl_flux_bulk.turns`). In theirs, task jobs drain
+what stands in their way; in the workers', they are submitted only where workers want nothing. They stay
+in the order in which they came.
 
 *One shape against another.* Each gets cores in proportion to those that its tasks ask for, and one
 worker at least. One that has much less than its share drains those that have more; one that has no
@@ -23,13 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from parsl_flux_bulk.crew import NO_LIMIT, Crew, TaskJob, WorkerJob
+from parsl_flux_bulk.crew import NO_LIMIT, Crew
 from parsl_flux_bulk.fleet import Fleet
+from parsl_flux_bulk.jobs import TaskJob, WorkerJob
 from parsl_flux_bulk.ledger import Holding
 from parsl_flux_bulk.timers import Timers
-
-QUANTUM = 1.0
-"""Seconds; the shortest turn."""
+from parsl_flux_bulk.turns import QUANTUM, Turns
 
 START_COST = 0.05
 """Seconds of waiting work for which a further worker is worth starting."""
@@ -56,12 +54,7 @@ class Planner:
         self._max_task_jobs = 2 * max_active_jobs
         self._gather_time = gather_time
         self._look_at: float | None = None
-        self._pressing_since: float | None = None
-        """Since when task jobs have had what waiting tasks of some shape want."""
-        self._workers_turn = False
-        self._turn_ends: float | None = None
-        self._owed = 0.0
-        """Seconds of the whole instance that task jobs have had meanwhile."""
+        self._turns = Turns()
         self._ends = [0, 0]
         self._ends_second = 0
 
@@ -85,7 +78,7 @@ class Planner:
     def task_job_ended(self, job: TaskJob, now: float) -> None:
         """Keep account of what task jobs had, and of how many end in a second."""
         if job.began is not None and self._crews_that_wait():
-            self._owed += (now - job.began) * min(1.0, job.holding.cores / self._ledger.total.cores)
+            self._turns.had((now - job.began) * min(1.0, job.holding.cores / self._ledger.total.cores))
         second = int(now)
         if second != self._ends_second:
             self._ends = [self._ends[1] if second == self._ends_second + 1 else 0, 0]
@@ -107,33 +100,16 @@ class Planner:
         """Whether task jobs may take what workers have or want."""
         waiting = self._crews_that_wait()
         if not waiting:
-            self._end_turn()
+            self._turns.end()
             return True
-        if self._workers_turn and self._turn_ends is None and any(crew.workers for crew in waiting):
-            self._turn_ends = now + max(QUANTUM, self._owed)
-            self._owed = 0.0
-        if self._turn_ends is not None:
-            if now < self._turn_ends:
-                self._look(self._turn_ends)
-                return False
-            self._end_turn()
-            return True
-        if self._workers_turn:
-            return False
-        if self._pressing_since is not None:
-            end = self._pressing_since + QUANTUM
-            if now < end:
-                self._look(end)
-            elif any(map(self._deprived, waiting)):
-                self._workers_turn = True
-                return self._task_jobs_first(now)
-        return True
-
-    def _end_turn(self) -> None:
-        self._workers_turn = False
-        self._turn_ends = None
-        self._pressing_since = None
-        self._owed = 0.0
+        first = self._turns.task_jobs_first(
+            now,
+            served=any(crew.workers for crew in waiting),
+            deprived=any(map(self._deprived, waiting)),
+        )
+        if self._turns.look_at is not None:
+            self._look(self._turns.look_at)
+        return first
 
     def _deprived(self, crew: Crew) -> bool:
         """Whether a crew would have more workers if the instance were its own."""
@@ -156,9 +132,10 @@ class Planner:
                     if not (may_drain and self._make_room(need)):
                         return
                     deprived = True
-            if deprived and self._pressing_since is None:
-                self._pressing_since = now
-                self._look(now + QUANTUM)
+            if deprived:
+                self._turns.pressing(now)
+                if self._turns.look_at is not None:
+                    self._look(self._turns.look_at)
             held.popleft()
             self._fleet.launch_task(job)
 

@@ -11,10 +11,10 @@ import heapq
 import itertools
 from collections import Counter, deque
 
-from parsl_flux_bulk.crew import TaskJob, WorkerJob
 from parsl_flux_bulk.dispatcher import Dispatcher
 from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus
 from parsl_flux_bulk.instructions import CancelJob, Give, Kill, Recall, Resolve, SubmitJob
+from parsl_flux_bulk.jobs import TaskJob, WorkerJob
 from parsl_flux_bulk.resources import Resources, Shape
 from parsl_flux_bulk.task import CANCELLED, Loss, LossReason, Task
 
@@ -246,9 +246,8 @@ class World:
 
     def submit(self, count=1, resources=SMALL, function=None, size=10, bare=False):
         function = function or Function()
-        tasks = [
-            Task(next(self.task_ids), resources, function, b"x" * size, None, bare=bare) for _ in range(count)
-        ]
+        call = b"x" * size
+        tasks = [Task(next(self.task_ids), resources, function, call, None, bare=bare) for _ in range(count)]
         self.tasks += tasks
         self.dispatcher.submit(tasks)
         return tasks

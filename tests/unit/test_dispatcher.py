@@ -6,14 +6,15 @@ import tracemalloc
 import pytest
 from dispatcher_world import CANCELED, FAILED, NODE_LOST, SMALL, Function, Simulation, shaped
 
-from parsl_flux_bulk.crew import TaskJob
-from parsl_flux_bulk.dispatcher import GRACE, START_LIMIT, Dispatcher
+from parsl_flux_bulk.dispatcher import Dispatcher
+from parsl_flux_bulk.fates import GRACE, START_LIMIT
 from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus
 from parsl_flux_bulk.instructions import CancelJob, Give, Kill, Recall, Resolve, Retire, SubmitJob
+from parsl_flux_bulk.jobs import TaskJob
 from parsl_flux_bulk.pace import BYTES_LIMIT, TARGET
-from parsl_flux_bulk.planner import QUANTUM
 from parsl_flux_bulk.resources import Resources, Shape
 from parsl_flux_bulk.task import CANCELLED, BareJobEnded, Loss, LossReason, RankFailed, Task
+from parsl_flux_bulk.turns import QUANTUM
 
 EXCLUSIVE = Resources(num_nodes=2, num_tasks=2, exclusive=True)
 ALONE = Resources(num_tasks=1, duration=60.0)

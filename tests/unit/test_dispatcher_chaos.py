@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from parsl_flux_bulk.crew import TaskJob, WorkerJob
 from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus
+from parsl_flux_bulk.jobs import TaskJob, WorkerJob
 from parsl_flux_bulk.resources import Resources
 from parsl_flux_bulk.task import TaskState
 
@@ -383,7 +383,7 @@ def check_books(dispatcher):
 
 def known_peers(dispatcher, crew):
     """All pools of a crew that may still hold tasks: known, or waiting to be blamed."""
-    from parsl_flux_bulk.crew import Peer
+    from parsl_flux_bulk.jobs import Peer
 
     peers = {id(peer): peer for peer in dispatcher._peers.values()}
     for job in dispatcher._fleet.jobs.values():
