@@ -11,7 +11,6 @@ What ``deselected.txt`` lists is not run.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 from pathlib import Path
@@ -55,16 +54,16 @@ def _adapt(module: ModuleType) -> None:
     if module.__name__.endswith("test_resource_spec"):
         module.ThreadPoolExecutor = FluxBulkExecutor
     elif module.__name__.endswith("test_flux"):
-        module.FluxExecutor = functools.partial(FluxBulkExecutor, **_arguments())
+        module.FluxExecutor = _configured_executor
         module.FluxFutureWrapper = TaskFuture
 
 
-def _arguments() -> dict[str, object]:
-    """What a configuration of this directory gives to the executor."""
+def _configured_executor() -> FluxBulkExecutor:
+    """A new executor, as in a configuration of this directory."""
     path = os.environ["CONFORMANCE_CONFIGURATION"]
     spec = importlib.util.spec_from_file_location("configuration", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    executor = module.fresh_config().executors[0]
-    return {"instance": executor.instance, "tasks_per_job": executor.tasks_per_job}
+    executor: FluxBulkExecutor = module.fresh_config().executors[0]
+    return executor
