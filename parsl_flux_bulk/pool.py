@@ -15,19 +15,17 @@ else that it was given has not started, and goes back.
 from __future__ import annotations
 
 import faulthandler
-import gc
 import importlib
 import os
-import select
+import resource
 import signal
-import socket
 import sys
 import time
 from functools import partial
 
 from parsl_flux_bulk import binding, channel, codec, peer, wire
-from parsl_flux_bulk.child import Cells, Child
 from parsl_flux_bulk.eventloop import EventLoop
+from parsl_flux_bulk.nursery import Ended, Nursery
 from parsl_flux_bulk.slot import Frame, Slot, function_frame, task_frame
 from parsl_flux_bulk.stderr import StderrRelay
 
@@ -40,6 +38,9 @@ GATHER_LIMIT = 1 << 25
 
 END_GRACE = 0.05
 """Seconds that idle children have to end by themselves when the pool does."""
+
+KILL_BOUND = 1.0
+"""Seconds to wait for children that were killed."""
 
 LIMIT_GRACE = 5.0
 """Seconds that a child has to end by itself after its last task."""
@@ -65,10 +66,11 @@ def main() -> int:
     peer.close_stdin()
     os.environ["PARSL_WORKER_COUNT"] = str(len(shares))
     faulthandler.enable()  # for the children, who inherit it
+    allow_descriptors(len(shares))
     pool = Pool(link, shares)
     try:
         return pool.run()
-    except PoolError as error:
+    except (PoolError, wire.WireError) as error:
         print(f"worker.py: {error}", file=sys.stderr)
         return 1
     finally:
@@ -88,28 +90,22 @@ class Pool:
 
     def __init__(self, link: channel.Channel, shares: list[binding.Binding]) -> None:
         self._link = link
-        self._shares = shares
         self._functions: dict[bytes, Frame] = {}
         self._slots = [Slot(number, self._functions) for number in range(len(shares))]
-        self._cells = Cells(len(shares))
+        self._nursery = Nursery(shares)
         self._limit: int | None = None
         self._out: list[bytes] = []
         self._out_size = 0
         self._to_start: list[Slot] = []
         self._false_starts = 0
         self._last_words: dict[Slot, float] = {}
-        self._retired = False
+        self._retired = self._closing = False
         self._signal = 0
         self._loop = EventLoop()
         self._stderr = StderrRelay(self._loop)
-        self._wake, wake = os.pipe()
-        for end in (self._wake, wake):
-            os.set_blocking(end, False)
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
-        self._loop.watch(self._wake, self._reap)
+        self._loop.watch(self._nursery.wake, self._on_ends)
         self._loop.watch(link.fileno(), self._receive)
 
     # -- the loop -------------------------------------------------------------------------------
@@ -130,14 +126,12 @@ class Pool:
 
     def close(self) -> None:
         """End all children, and what they have started, within `END_GRACE` and a little."""
-        self._retired = True
+        self._closing = True
         for slot in self._slots:
             slot.hang_up()
-        self._reap_until(END_GRACE)
-        for slot in self._slots:
-            if slot.pid:
-                kill_group(slot.pid)
-        self._reap_until(1.0)
+        self._nursery.wait(END_GRACE, self._bury_all)
+        self._nursery.kill_all()
+        self._nursery.wait(KILL_BOUND, self._bury_all)
         self._link.close()
         if self._signal:
             signal.signal(self._signal, signal.SIG_DFL)
@@ -154,6 +148,8 @@ class Pool:
         self._signal = number
 
     def _tell(self, frames: bytes) -> None:
+        if self._closing:
+            return
         self._out.append(frames)
         self._out_size += len(frames)
         if self._out_size > GATHER_LIMIT:
@@ -226,11 +222,12 @@ class Pool:
         slot.take_back()
         removed = slot.remove(task_id) if task_id else []
         self._return(slot, removed)
+        slot.ending = True  # so that reading what it brought back gives it nothing
         self._read_outcomes(slot)
         if slot.pid and not removed and (not task_id or task_id in slot.given):
-            slot.ending = True
-            kill_group(slot.pid)
+            self._nursery.kill(slot.pid)
         else:
+            slot.ending = False
             self._give(slot)
 
     def _return(self, slot: Slot, task_ids: list[int]) -> None:
@@ -256,50 +253,22 @@ class Pool:
         self._give(slot)
 
     def _start(self, slots: list[Slot]) -> None:
-        """Fork a child for each of the slots.
-
-        Nothing else happens between two forks: every page that is touched after one is copied.
-        """
-        born = [self._conceive(slot) for slot in slots]
-        last_descriptor = max(map(int, os.listdir("/proc/self/fd")))
         heavy = sum(slot.waiting_size() for slot in self._slots) > HEAVY
-        gc.freeze()  # the collector would touch every page
+        numbers = [slot.number for slot in slots]
         try:
-            for newborn in born:
-                newborn.pid = os.fork()
-                if not newborn.pid:
-                    if heavy:  # what waits for others is not to be held twice
-                        for slot in self._slots:
-                            slot.waiting.clear()
-                    newborn.child.main(last_descriptor)
+            born = self._nursery.bear(numbers, self._limit, self._drop_waiting if heavy else None)
         except OSError as error:
             raise PoolError(f"cannot fork a worker: {error}") from error
         for slot, newborn in zip(slots, born, strict=True):
-            try:
-                os.setpgid(newborn.pid, newborn.pid)  # by whoever of the two comes first
-            except OSError:
-                pass
-            for fd in newborn.child.descriptors:
-                os.close(fd)
             slot.attach(newborn.pid, newborn.pair, newborn.outcomes, self._limit)
             self._loop.watch(newborn.outcomes, partial(self._on_outcomes, slot))
             self._stderr.attach(slot.number, newborn.stderr)
             self._give(slot)
 
-    def _conceive(self, slot: Slot) -> Newborn:
-        self._cells.clear(slot.number)
-        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        outcomes, outcomes_of_child = os.pipe()
-        stderr, stderr_of_child = os.pipe()
-        child = Child(
-            slot.number,
-            self._shares[slot.number],
-            self._cells,
-            pair[1],
-            (outcomes_of_child, stderr_of_child),
-            self._limit,
-        )
-        return Newborn(child, pair, outcomes, stderr)
+    def _drop_waiting(self) -> None:
+        """In a child: what waits for others is not to be held twice."""
+        for slot in self._slots:
+            slot.waiting.clear()
 
     def _on_outcomes(self, slot: Slot) -> None:
         self._read_outcomes(slot)
@@ -324,40 +293,23 @@ class Pool:
         for slot, deadline in list(self._last_words.items()):
             if now >= deadline:
                 del self._last_words[slot]
-                kill_group(slot.pid)
+                self._nursery.kill(slot.pid)
 
-    def _reap(self) -> None:
-        try:
-            os.read(self._wake, 4096)
-        except BlockingIOError:
-            pass
+    def _on_ends(self) -> None:
+        self._bury_all(self._nursery.ended())
+
+    def _bury_all(self, ended: list[Ended]) -> None:
         by_pid = {slot.pid: slot for slot in self._slots if slot.pid}
-        while by_pid:
-            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if ended is None:
-                return
-            # While it is a zombie nobody else can have its number.
-            kill_group(ended.si_pid)
-            os.waitpid(ended.si_pid, 0)
-            slot = by_pid.pop(ended.si_pid, None)
-            if slot is not None:
-                exited = ended.si_code == os.CLD_EXITED
-                self._bury(slot, ended.si_status if exited else None, None if exited else ended.si_status)
+        for end in ended:
+            if end.pid in by_pid:
+                self._bury(by_pid[end.pid], end)
 
-    def _reap_until(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        poll = select.poll()
-        poll.register(self._wake, select.POLLIN)
-        self._reap()
-        while any(slot.pid for slot in self._slots) and time.monotonic() < deadline:
-            poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-            self._reap()
-
-    def _bury(self, slot: Slot, exit_code: int | None, signal_number: int | None) -> None:
+    def _bury(self, slot: Slot, end: Ended) -> None:
         """Say what became of a child's tasks, all of them."""
+        on_purpose, slot.ending = slot.ending, True
         while self._read_outcomes(slot):
             pass
-        running, started = self._cells.read(slot.number)
+        running, started = self._nursery.cells.read(slot.number)
         if running not in slot.given:
             running = 0
         stderr = self._stderr.detach(slot.number)
@@ -365,32 +317,26 @@ class Pool:
         if self._limit is not None and slot.done >= self._limit:
             self._tell(wire.encode(wire.RECYCLED, slot.number))
         else:
-            self._false_starts = 0 if started or slot.ending else self._false_starts + 1
-            about = {"exit_code": exit_code, "signal": signal_number, "stderr": stderr}
+            about = {"exit_code": end.exit_code, "signal": end.signal, "stderr": stderr}
             self._tell(wire.encode_json(wire.DIED, slot.number, running, about))
             self._return(slot, [task_id for task_id in slot.given if task_id != running])
             self._return(slot, slot.remove(0))
+            self._false_starts = 0 if started or on_purpose else self._false_starts + 1
+            if self._false_starts >= FALSE_STARTS and not self._closing:
+                raise PoolError(f"{FALSE_STARTS} workers in a row ended before they had begun: {about}")
         for fd in (slot.outcomes, slot.socket_fileno()):
             self._loop.unwatch(fd)
         slot.detach()
-        if self._false_starts >= FALSE_STARTS and not self._retired:
-            raise PoolError(f"{FALSE_STARTS} workers in a row ended before they had begun; the last: {about}")
         self._give(slot)
 
 
-class Newborn:
-    """A child, and the pool's ends of what connects them."""
-
-    __slots__ = ("child", "outcomes", "pair", "pid", "stderr")
-
-    def __init__(
-        self, child: Child, pair: tuple[socket.socket, socket.socket], outcomes: int, stderr: int
-    ) -> None:
-        self.child = child
-        self.pair = pair
-        self.outcomes = outcomes
-        self.stderr = stderr
-        self.pid = 0
+def allow_descriptors(slots: int) -> None:
+    """Raise the soft limit of open files to what this many children take, if the hard limit lets us."""
+    needed = 128 + 8 * slots
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def preload(name: str) -> None:
@@ -399,15 +345,3 @@ def preload(name: str) -> None:
         importlib.import_module(name)
     except ImportError:
         pass  # whoever needs it says so
-
-
-def kill_group(pid: int) -> None:
-    """SIGKILL a child, and what it has started."""
-    for kill in (os.killpg, os.kill):
-        try:
-            kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-        except PermissionError:
-            pass
-        return

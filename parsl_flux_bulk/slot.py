@@ -154,6 +154,8 @@ class Slot:
             os.close(self.outcomes)
         self.pid, self.outcomes = 0, -1
         self.given.clear()
+        # A successor knows nothing that it could forget.
+        self.waiting = deque(frame for frame in self.waiting if frame.task_id)
 
     def hang_up(self) -> None:
         """Let the child find the end of its tasks."""
@@ -183,7 +185,10 @@ class Slot:
                     frame = _packed(wire.TASK, frame.task_id, frame.function_id, frame.packet)
                     waiting[0] = frame
                 if frame.function_id not in self._knows:
-                    if not self._put(self.functions[frame.function_id]):
+                    function = self.functions.get(frame.function_id)
+                    if function is None:
+                        raise wire.WireError(f"task {frame.task_id} is of a function that was never sent")
+                    if not self._put(function):
                         return
                     self._knows.add(frame.function_id)
                 if not self._put(frame):

@@ -171,7 +171,7 @@ def test_a_result_of_50_mb(end):
 def test_a_result_too_long_to_travel_fails_alone(end, tmp_path):
     starter = tmp_path / "starter.py"
     starter.write_text("from parsl_flux_bulk import pool, wire\nwire.MAX_PAYLOAD = 1000\npool.main()\n")
-    pool = started_by(end, starter)
+    pool = started_by(end, sys.executable, starter)
     pool.learn(operator.mul)
     pool.give((1, b"x", 2000), (2, b"x", 20))
     pool.peer.get(wire.OUTCOME, 2)
@@ -181,18 +181,23 @@ def test_a_result_too_long_to_travel_fails_alone(end, tmp_path):
     assert pool.value(2) == b"x" * 20
 
 
-def started_by(end: ExecutorEnd, script: Path) -> Pool:
+def started_by(end: ExecutorEnd, *command: object, slots: int = 1, **setup: object) -> Pool:
     """A pool that a script starts instead of worker.py."""
     pool = Pool.__new__(Pool)
     pool.process = subprocess.Popen(
-        [sys.executable, str(script)],
-        env={**end.environment, "PYTHONPATH": str(helpers.PROJECT), "PARSL_FLUX_BULK_SLOTS": "1"},
+        [str(part) for part in command],
+        env={
+            **end.environment,
+            "PYTHONPATH": str(helpers.PROJECT),
+            "PARSL_FLUX_BULK_MODE": "pool",
+            "PARSL_FLUX_BULK_SLOTS": str(slots),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     end.processes.append(pool.process)
     pool.peer = end.accept()
-    pool.peer.send(wire.encode_json(wire.SETUP, 0, 0, {}))
+    pool.peer.send(wire.encode_json(wire.SETUP, 0, 0, {"sys_path": sys.path, **setup}))
     return pool
 
 
@@ -227,6 +232,28 @@ def test_what_a_task_writes_to_stderr_is_passed_on(end):
     pool.run(calls.write_stderr, 3, b"unbuffered\n")
 
     assert pool.retire() == (b"", b"unbuffered\n" * 3)
+
+
+def test_dill_is_imported_once_for_all(end):
+    pool = Pool(end)
+    pool.peer.send(wire.encode(wire.FUNCTION, 0, SECOND_FUNCTION, codec.DILL + b"whatever"))
+
+    assert pool.run(calls.imported, "dill")
+
+
+def test_what_is_preloaded_is_there_and_what_is_not_there_does_no_harm(end):
+    assert Pool(end, preload=["no_such_module", "sched"]).run(calls.imported, "sched")
+
+
+def test_many_workers_where_few_files_may_be_open(end):
+    command = f"ulimit -Sn 256 && exec {sys.executable} {WORKER}"
+    pool = started_by(end, "sh", "-c", command, slots=100)
+    pool.learn(operator.neg)
+    for slot in range(100):
+        pool.give((slot + 1, slot), slot=slot)
+    pool.peer.get(wire.OUTCOME, 100)
+
+    assert len(helpers.descendants(pool.process.pid)) == 100
 
 
 def test_each_worker_is_pinned_to_its_own_cores(end):
@@ -303,6 +330,44 @@ def test_a_segmentation_fault_says_where(end):
     assert "in crash" in died.json["stderr"]
 
 
+def test_an_idle_worker_that_dies_had_run_nothing(end):
+    pool = Pool(end)
+    pool.learn(os.getpid)
+    pool.give((1,))
+    pool.peer.get(wire.OUTCOME)
+    os.kill(pool.value(1), signal.SIGKILL)
+
+    assert pool.died().id == 0
+    assert pool.died().json["signal"] == signal.SIGKILL
+    pool.give((2,))
+    pool.peer.get(wire.OUTCOME, 2)
+    assert not pool.peer.of(wire.RETURNED)
+
+
+def test_forgetting_starts_no_worker(end):
+    pool = Pool(end)
+    pool.learn(os.getpid)
+    pool.learn(operator.neg, SECOND_FUNCTION)
+    pool.give((1,))
+    pool.peer.get(wire.OUTCOME)
+    os.kill(pool.value(1), signal.SIGSTOP)
+    pool.say(wire.FORGET, id=FUNCTION)
+    pool.say(wire.KILL)
+    pool.died()
+    assert not helpers.descendants(pool.process.pid)
+
+    pool.give((2, 2), function_id=SECOND_FUNCTION)
+    pool.peer.get(wire.OUTCOME, 2)
+
+
+def test_a_task_of_an_unknown_function_ends_the_pool(end):
+    pool = Pool(end)
+    pool.give((1, 1))
+
+    assert b"of a function that was never sent" in pool.process.communicate(timeout=10)[1]
+    assert pool.process.returncode == 1
+
+
 def test_the_next_task_finds_a_successor(end):
     pool = Pool(end)
     pool.learn(os._exit)
@@ -350,10 +415,10 @@ def test_workers_that_cannot_begin_end_the_pool(end, tmp_path):
     starter.write_text(
         "import sys\nfrom parsl_flux_bulk import child, worker\n"
         "def fail(self, last): raise OSError('no such core')\n"
-        "child.Child._begin = fail\nimport os\nos.environ['PARSL_FLUX_BULK_MODE'] = 'pool'\n"
+        "child.Child._begin = fail\n"
         "sys.path.insert(0, '')\nsys.exit(worker.main())\n"
     )
-    pool = started_by(end, starter)
+    pool = started_by(end, sys.executable, starter)
     pool.learn(operator.neg)
     for count in (1, 2):
         pool.give((count, 1))
@@ -562,6 +627,18 @@ def test_workers_are_replaced_after_their_number_of_tasks(end):
     assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [3, 3, 3, 1]
     assert len(pool.peer.get(wire.RECYCLED, 3)) == 3
     assert not pool.peer.of(wire.RETURNED, wire.DIED)
+
+
+def test_a_worker_that_does_not_end_after_its_last_task_is_ended(end, tmp_path):
+    starter = tmp_path / "starter.py"
+    starter.write_text("from parsl_flux_bulk import pool\npool.LIMIT_GRACE = 0.2\npool.main()\n")
+    pool = started_by(end, sys.executable, starter, tasks_per_worker=1)
+    pool.learn(calls.sleep_at_exit)
+    pool.give((1,), (2,))
+    pool.peer.get(wire.OUTCOME, 2, bound=15)
+
+    assert pool.value(1) != pool.value(2)
+    assert len(pool.peer.get(wire.RECYCLED, 2)) == 2
 
 
 def test_a_worker_cleans_up_after_itself(end, tmp_path):
