@@ -7,6 +7,7 @@ nothing itself.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import time
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 from parsl_flux_bulk import codec, wire
 from parsl_flux_bulk.dispatcher import Dispatcher
 from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost
-from parsl_flux_bulk.instances.base import Capacity, ChannelAddress, JobResult, PeerId
+from parsl_flux_bulk.instances.base import Capacity, ChannelAddress, JobId, JobResult, PeerId
 from parsl_flux_bulk.instructions import CancelJob, Give, Kill, Recall, Resolve, Retire, SubmitJob
 from parsl_flux_bulk.jobbuilder import JobBuilder, WorkerSettings
 from parsl_flux_bulk.losses import error_of_loss
@@ -132,7 +133,7 @@ class TaskAgent:
         InstanceLost, ExecutorClosed
         """
         if self._error is not None:
-            raise type(self._error)(*self._error.args)
+            raise _again(self._error)
         assert self._pipeline is not None
         self._inbox.append(task)
         self._pipeline.wake()
@@ -144,6 +145,29 @@ class TaskAgent:
         self._cancels.append(task)
         if self._pipeline is not None:
             self._pipeline.wake()
+
+    @property
+    def outstanding(self) -> int:
+        """Tasks that have not ended."""
+        return self._outstanding + len(self._inbox)
+
+    def drain(self, chosen: Callable[[JobId], bool]) -> None:
+        """Give no more tasks to the workers in some jobs."""
+        assert self._pipeline is not None
+        self._pipeline.call_soon(lambda: self._drain(chosen))
+
+    def _drain(self, chosen: Callable[[JobId], bool]) -> None:
+        def is_chosen(job: WorkerJob) -> bool:
+            job_id = None if job.handle is None else job.handle.job.job_id
+            return job_id is not None and chosen(job_id)
+
+        if self._dispatcher is not None:
+            self._dispatcher.drain_jobs(is_chosen, "its block is to end")
+
+    def fail(self, error: Exception) -> None:
+        """Fail all tasks, those that have not ended and those to come."""
+        assert self._pipeline is not None
+        self._pipeline.call_soon(lambda: self._end(error))
 
     def status(self) -> StatusReport | None:
         """How it stands; None until the instance is up."""
@@ -329,6 +353,13 @@ class TaskAgent:
             except IndexError:
                 return
             _set(task.future, None, error)
+
+
+def _again(error: Exception) -> Exception:
+    """The same error, without the traceback of another time that it was raised."""
+    again = copy.copy(error)
+    again.__traceback__ = None
+    return again
 
 
 class JobHandle:

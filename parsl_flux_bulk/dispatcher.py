@@ -199,13 +199,19 @@ class Dispatcher:
             self._fates.worker_job_ended(job, result)
 
     def capacity(self, capacity: Capacity) -> None:
-        """What the instance has, all in all. Until this is known, nothing is submitted."""
+        """What the instance has, all in all. Until this is known, or it is nothing, nothing is submitted."""
         fleet = self._fleet
-        fleet.ledger.capacity = capacity
+        fleet.ledger.capacity = capacity if capacity.cores else None
         fleet.changed = True
         for crew in fleet.crews.values():
             crew.slot_limit = NO_LIMIT
             crew.stopped = False
+
+    def drain_jobs(self, chosen: Callable[[WorkerJob], bool], reason: str) -> None:
+        """Let some worker jobs end as soon as what they run has; what they have not started moves."""
+        for job in list(self._worker_jobs()):
+            if chosen(job):
+                self._fleet.drain(job, reason)
 
     # -- events: peers -----------------------------------------------------------------------------
 

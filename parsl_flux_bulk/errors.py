@@ -15,7 +15,8 @@
      │   └─ JobTimeout             its duration ran out
      └─ TaskError                  a task ended without an outcome of its own
          ├─ TaskCrashed            its process died while it was running
-         ├─ WorkerLost             its worker or node was lost while it was running
+         │   └─ WorkerLost         its worker or node was lost while it was running
+         │       └─ BlockLost      the whole block that it ran in was lost
          ├─ NotSerializable        a call, result or exception cannot travel
          └─ RemoteError            an exception of the task that cannot be rebuilt here
 
@@ -148,6 +149,10 @@ class TaskCrashed(TaskError):
 
 class WorkerLost(TaskCrashed):
     """The worker, or the whole node, that ran a task was lost."""
+
+
+class BlockLost(WorkerLost):
+    """The block, an allocation with the instance in it, that ran a task was lost."""
 
 
 class NotSerializable(TaskError):

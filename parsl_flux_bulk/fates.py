@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from parsl_flux_bulk.crew import Crew
 from parsl_flux_bulk.fleet import Fleet
-from parsl_flux_bulk.instances.base import JobResult, PeerId
+from parsl_flux_bulk.instances.base import BLOCK_LOST, JobResult, PeerId
 from parsl_flux_bulk.instructions import Instruction, Resolve
 from parsl_flux_bulk.jobs import Peer, TaskJob, WorkerJob
 from parsl_flux_bulk.task import (
@@ -131,6 +131,8 @@ class Fates:
             return
         if task.cancelled:
             self.resolve(task, CANCELLED)
+        elif result.exception == BLOCK_LOST and _not_begun(job, result):
+            self._fleet.hold_again(task)
         elif task.bare:
             self.resolve(task, BareJobEnded(job, result))
         else:
@@ -180,6 +182,8 @@ class Fates:
     def _had_no_worker(self, job: WorkerJob, result: JobResult) -> None:
         """A worker job ended, or was refused, before anyone said hello."""
         crew = job.crew
+        if result.exception == BLOCK_LOST:
+            return  # no fault of the shape's: other blocks are as good as before
         if not _refused(result):
             self._strike(crew, _loss(LossReason.NO_WORKER, job))
         elif crew.slots:
@@ -219,6 +223,11 @@ class Fates:
 def _refused(result: JobResult) -> bool:
     # "submit": not accepted; "alloc": accepted, but it can never run.
     return not result.started and result.exception in ("submit", "alloc", "instance-lost")
+
+
+def _not_begun(job: TaskJob, result: JobResult) -> bool:
+    # A bare job says nothing when it begins.
+    return not result.started or not (job.peers or job.task.bare)
 
 
 def _loss(reason: LossReason, job: WorkerJob | TaskJob, *, host: str = "", rank: int | None = None) -> Loss:

@@ -69,6 +69,11 @@ class Fleet:
         self.held.append(job)
         self.changed = True
 
+    def hold_again(self, task: Task) -> None:
+        """Make another task job for a task whose job ended before the task began."""
+        self.hold(task)
+        self.held.appendleft(self.held.pop())
+
     def launch_task(self, job: TaskJob) -> None:
         """Submit a task job."""
         # The capacity may have become known, or another one, since it was made.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 
 from parsl_flux_bulk.endings import describe, error_of, signal_name
-from parsl_flux_bulk.errors import FluxBulkError, TaskCrashed, WorkerLost
+from parsl_flux_bulk.errors import BlockLost, FluxBulkError, TaskCrashed, WorkerLost
+from parsl_flux_bulk.instances.base import BLOCK_LOST
 from parsl_flux_bulk.task import Loss, LossReason, Task
 
 _JOBS_OWN = {LossReason.JOB_ENDED, LossReason.REFUSED, LossReason.NO_WORKER}
@@ -24,7 +25,7 @@ def error_of_loss(task: Task, loss: Loss, output: str) -> FluxBulkError:
     job = loss.job.handle.name if loss.job is not None and loss.job.handle is not None else ""
     if loss.result is not None and loss.reason in _JOBS_OWN:
         crashed = loss.result.started and not loss.result.exception and loss.result.status.value == "failed"
-        if not crashed:
+        if not crashed and loss.result.exception != BLOCK_LOST:
             error = error_of(loss.result, f"{what}, job {job}" if job else what)
             if error is not None:
                 return error
@@ -46,9 +47,15 @@ def error_of_loss(task: Task, loss: Loss, output: str) -> FluxBulkError:
     exit_code, signal = loss.exit_code, loss.signal
     if exit_code is None and signal is None and loss.result is not None:
         exit_code, signal = loss.result.exit_code, loss.result.signal
-    lost = loss.reason in (LossReason.WORKER_LOST, LossReason.MAYBE_STARTED)
-    kind = WorkerLost if lost else TaskCrashed
-    return kind(message, job=job, host=loss.host, exit_code=exit_code, signal=signal, stderr=stderr)
+    return _kind(loss)(message, job=job, host=loss.host, exit_code=exit_code, signal=signal, stderr=stderr)
+
+
+def _kind(loss: Loss) -> type[TaskCrashed]:
+    if loss.result is not None and loss.result.exception == BLOCK_LOST:
+        return BlockLost
+    if loss.reason in (LossReason.WORKER_LOST, LossReason.MAYBE_STARTED):
+        return WorkerLost
+    return TaskCrashed
 
 
 def _ending(loss: Loss) -> str:

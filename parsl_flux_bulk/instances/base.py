@@ -28,6 +28,9 @@ JobId: TypeAlias = int
 PeerId: TypeAlias = Hashable
 """Names one connected process of a job for as long as it is connected."""
 
+BLOCK_LOST = "block-lost"
+"""Exception of a job that ended because the block that it was in, or was to go to, is gone."""
+
 DEFAULT_URGENCY = 16
 """RFC 30: 0 holds a job, 31 expedites it, 16 is the default."""
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, cast
 
 from parsl_flux_bulk.errors import InstanceLost
 from parsl_flux_bulk.instances.base import (
+    BLOCK_LOST,
     Capacity,
     CapacityChanged,
     ChannelAddress,
@@ -45,9 +46,6 @@ from parsl_flux_bulk.instances.base import (
 logger = logging.getLogger(__name__)
 
 CHANNEL_VARIABLE = "PARSL_FLUX_BULK_CHANNEL"
-
-BLOCK_LOST = "block-lost"
-"""Exception type of jobs whose member was lost."""
 
 OPEN_TIMEOUT = 30.0
 """Seconds that a member's completion may take to open."""
@@ -141,6 +139,10 @@ class Member:
             return demand.cores
         return max(demand.cores, demand.nodes * (self.capacity.cores // self.capacity.nodes))
 
+    def has_job(self, job_id: JobId) -> bool:
+        """Whether a job of the federation is here."""
+        return job_id >> _MEMBER_SHIFT == self.number
+
     def remove_job(self, job_id: JobId) -> None:
         """A job ended."""
         demand = self.jobs.pop(job_id, None)
@@ -155,9 +157,11 @@ class Federation:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        self._job_ended = threading.Condition(self.lock)
         self._members: dict[int, Member] = {}
         self._completions: dict[str, FederationCompletion] = {}
         self._numbers = itertools.count(1)
+        self._nowhere = itertools.count(1)
 
     # -- the members ----------------------------------------------------------------------------
 
@@ -210,6 +214,7 @@ class Federation:
             if member.jobs:
                 logger.warning("block %s was lost with %d job(s): %s", member.name, len(member.jobs), why)
             member.jobs.clear()
+            self._job_ended.notify_all()
             completions = list(self._completions.values())
             for completion in completions:
                 completion.member_lost(member)
@@ -217,6 +222,11 @@ class Federation:
         for completion in completions:
             completion.part_with(member)
         member.instance.close()
+
+    def wait_empty(self, member: Member, timeout: float) -> bool:
+        """Wait until a member has no jobs; return whether that is so."""
+        with self._job_ended:
+            return self._job_ended.wait_for(lambda: not member.jobs, timeout)
 
     @property
     def members(self) -> list[Member]:
@@ -263,28 +273,43 @@ class Federation:
             sum(c.nodes for c in usable), sum(c.cores for c in usable), sum(c.gpus for c in usable)
         )
 
-    def place(self, demand: Demand) -> Member | Refusal:
-        """Choose a member for a job, and count the job's cores there."""
+    def place(self, demand: Demand) -> Member | Refusal | None:
+        """Choose a member for a job, and count the job's cores there; None if there is no member."""
         with self.lock:
             usable = self._usable()
+            if not usable:
+                return None
             possible = [member for member in usable if member.fits_ever(demand)]
             if not possible:
-                return Refusal(_no_room(demand, usable) if usable else NO_BLOCK)
+                return Refusal(_no_room(demand, usable))
             now = [member for member in possible if member.free_cores >= member.cores_of(demand)]
             # The fullest that has room, so that others fall idle; else the one that is least behind.
             member = min(now, key=_free_cores) if now else max(possible, key=_free_cores)
             member.cores_used += member.cores_of(demand)
             return member
 
-    def placed(self, member: Member, demand: Demand, answer: JobId | Refusal) -> JobId | Refusal:
-        """Take down what a member answered to a job that was placed there."""
+    def nowhere(self) -> JobId:
+        """An id for a job that no member has: `watch` reports it as lost, before it started."""
+        return next(self._nowhere)
+
+    def placed(self, member: Member, demand: Demand, answer: JobId | Refusal | None) -> JobId | Refusal:
+        """Take down what a member answered to a job that was placed there; None if it is gone."""
         with self.lock:
+            if answer is None:
+                return self.nowhere()
             if isinstance(answer, Refusal):
                 member.cores_used -= member.cores_of(demand)
                 return answer
             if not member.lost:
                 member.jobs[answer] = demand
             return (member.number << _MEMBER_SHIFT) | answer
+
+    def job_ended(self, member: Member, job_id: JobId) -> None:
+        """A member's job, by its own id, has ended."""
+        with self._job_ended:
+            member.remove_job(job_id)
+            if not member.jobs:
+                self._job_ended.notify_all()
 
     def member_of(self, job_id: JobId) -> Member | None:
         """The member that a job is in, while it is there."""
@@ -327,7 +352,9 @@ class FederationConnection:
                 answers[index] = Refusal(f"jobspec: {error!r}")
                 continue
             member = self._federation.place(demand)
-            if isinstance(member, Refusal):
+            if member is None:
+                answers[index] = self._federation.nowhere()
+            elif isinstance(member, Refusal):
                 answers[index] = member
             else:
                 placed.setdefault(member, []).append(
@@ -339,12 +366,12 @@ class FederationConnection:
                 answers[index] = self._federation.placed(member, demand, answer)
         return answers
 
-    def _submit_to(self, member: Member, requests: list[JobRequest]) -> Sequence[JobId | Refusal]:
+    def _submit_to(self, member: Member, requests: list[JobRequest]) -> Sequence[JobId | Refusal | None]:
         try:
             return self._connection(member).submit(requests)
         except InstanceLost as error:
             self._federation.remove(member, str(error))
-            return [Refusal(f"{BLOCK_LOST}: block {member.name}: {error}")] * len(requests)
+            return [None] * len(requests)
 
     def _localised(self, request: JobRequest, jobspec: dict[str, Any], member: Member) -> JobRequest:
         """Give a job the environment of the member that it goes to, and the way to the channel there."""
@@ -467,7 +494,9 @@ class FederationCompletion:
             if branch is not None:
                 branch.watched.add(own)
             else:
-                self._events.append(JobEnded(job_id, _lost("it is not there any more")))
+                started = bool(job_id >> _MEMBER_SHIFT)
+                result = _lost("its block is not there any more", started=started)
+                self._events.append(JobEnded(job_id, result))
         if branch is not None:
             branch.call(lambda completion: completion.watch(own))
 
@@ -530,7 +559,7 @@ class FederationCompletion:
                 return
             for event in events:
                 if isinstance(event, JobEnded):
-                    member.remove_job(event.job_id)
+                    self.federation.job_ended(member, event.job_id)
                     branch.watched.discard(event.job_id)
                     job_id = (member.number << _MEMBER_SHIFT) | event.job_id
                     self._events.append(JobEnded(job_id, event.result))
@@ -565,9 +594,6 @@ class FederationCompletion:
 _KEY_PREFIX = "federation:"
 _keys = itertools.count(1)
 
-NO_BLOCK = f"{BLOCK_LOST}: there is no block just now"
-
-
 def demand_of(jobspec: dict[str, Any]) -> Demand:
     """Add up what a jobspec (RFC 25, version 1) asks for."""
     totals = {"node": 0, "core": 0, "gpu": 0}
@@ -589,8 +615,8 @@ def demand_of(jobspec: dict[str, Any]) -> Demand:
     return Demand(max(1, totals["node"]), totals["core"], totals["gpu"], exclusive, duration)
 
 
-def _lost(why: str) -> JobResult:
-    return JobResult(JobStatus.FAILED, exception=BLOCK_LOST, note=why)
+def _lost(why: str, *, started: bool = True) -> JobResult:
+    return JobResult(JobStatus.FAILED, exception=BLOCK_LOST, note=why, started=started)
 
 
 def _free_cores(member: Member) -> int:
