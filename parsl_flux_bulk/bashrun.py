@@ -217,8 +217,8 @@ def _ends_within(pid: int, timeout: float) -> bool:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         while True:
-            # Rounded up: a poll that ends early is only repeated.
-            left = max(0.0, deadline - time.monotonic())
+            # Rounded up, since a poll that ends early is only repeated; bounded, as poll(2) is.
+            left = min(max(0.0, deadline - time.monotonic()), 86400.0)
             if poll.poll(int(left * 1000) + (left > 0)):
                 return True
             if time.monotonic() >= deadline:
