@@ -15,6 +15,7 @@ from pathlib import Path
 import helpers
 import pytest
 
+import parsl_flux_bulk
 from parsl_flux_bulk.jobspec import build
 from parsl_flux_bulk.resources import Resources
 
@@ -34,8 +35,11 @@ def where(request: pytest.FixtureRequest) -> Where:
 
 @pytest.fixture(autouse=True)
 def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The command runs elsewhere, and must find the package that is tested here.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    package = Path(parsl_flux_bulk.__file__).parent
+    if (package.parent / "setup.cfg").exists():
+        # Not installed: the command runs elsewhere, and must find the package that is tested here.
+        # All of sys.path would be too much: `flux` may run another version of Python.
+        monkeypatch.setenv("PYTHONPATH", str(package.parent))
     monkeypatch.chdir(tmp_path)
 
 
