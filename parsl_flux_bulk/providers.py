@@ -1,0 +1,408 @@
+"""FluxProvider: blocks from a machine whose system scheduler is Flux.
+
+Only Parsl's provider interface and the ``flux`` command line are here: any Parsl executor can use
+it, and neither Flux's Python bindings nor the rest of this package are needed.
+
+A block is a ``flux batch`` job. Flux runs its script once, as the initial program of a Flux
+instance of the block's own that spans the block's nodes. From there
+
+* an executor that starts one pool of workers a node (HighThroughputExecutor) has its command started
+  on every node by a launcher, :class:`FluxLauncher`;
+* :class:`~parsl_flux_bulk.FluxBulkExecutor`, which wants one Flux instance a block, has it already: its
+  command is a :class:`OncePerBlock`, which no default launcher wraps.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shlex
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import typeguard
+from parsl.jobs.states import JobState, JobStatus
+from parsl.launchers.base import Launcher
+from parsl.launchers.errors import BadLauncher
+from parsl.providers.base import ExecutionProvider
+from parsl.providers.errors import ScriptPathError, SubmitException
+from parsl.utils import RepresentationMixin
+
+logger = logging.getLogger(__name__)
+
+RESULTS = {
+    "COMPLETED": JobState.COMPLETED,
+    "FAILED": JobState.FAILED,
+    "CANCELED": JobState.CANCELLED,
+    "TIMEOUT": JobState.TIMEOUT,
+}
+"""Flux's results of an inactive job (flux-jobs(1)) in Parsl's words."""
+
+
+class OncePerBlock(str):
+    """A command that runs once a block, inside the block's own Flux instance, not once a node."""
+
+    __slots__ = ()
+
+
+class FluxLauncher(Launcher):
+    """Start a command on every node of a block whose batch system is Flux, with ``flux run``.
+
+    Parameters
+    ----------
+    debug : bool
+        Write the ``flux run`` line to the block's standard error.
+    overrides : str
+        More options of flux-run(1), such as ``"-o mpi=none"``.
+    """
+
+    def __init__(self, debug: bool = True, overrides: str = "") -> None:
+        super().__init__(debug=debug)
+        self.overrides = overrides
+
+    def __call__(self, command: str, tasks_per_node: int, nodes_per_block: int, script_dir: str = "") -> str:
+        # Without --exclusive a task gets, and is bound to, one core.
+        line = (
+            f"flux run --nodes={nodes_per_block} --ntasks={nodes_per_block * tasks_per_node} --exclusive "
+            f"{self.overrides} /bin/bash -c {shlex.quote(command)}"
+        )
+        return f"set -x\n{line}" if self.debug else line
+
+
+class FluxProvider(ExecutionProvider, RepresentationMixin):
+    """Get blocks from Flux as the system's scheduler, as ``flux batch`` does.
+
+    Parameters
+    ----------
+    queue : str or None
+        Queue to submit to (``flux batch --queue``); None means Flux's default.
+    bank : str or None
+        Bank to charge (``flux batch --bank``); None means the user's default.
+    nodes_per_block : int
+        Nodes of a block.
+    cores_per_node : int or None
+        Cores that a block needs on each of its nodes; None means all.
+    gpus_per_node : int or None
+        GPUs that a block needs on each of its nodes; None means all with `exclusive`, else none.
+    exclusive : bool
+        Whole nodes (``flux batch --exclusive``). Without it `cores_per_node` must be given.
+    walltime : str
+        How long a block may run, ``HH:MM:SS``.
+    init_blocks, min_blocks, max_blocks : int
+        Blocks at the start, at least and at most.
+    parallelism : float
+        Slots to provide for each waiting task, 0 to 1: see Parsl's scaling strategies.
+    scheduler_options : str
+        More lines for the head of the batch script, each a directive such as
+        ``#flux: --setattr=thp=always`` (flux-batch(1)). They win over what this class writes.
+    worker_init : str
+        Shell commands to run, once, in the batch script, before the block's command.
+    uri : str or None
+        Flux instance to submit to (``local://…``, ``ssh://…``); None means that of ``FLUX_URI``, or
+        the system's where that is not set.
+    launcher : Launcher or None
+        Wraps every command. None means :class:`FluxLauncher` for a command that is to run on each
+        node, and nothing for one that is to run once in a block.
+    cmd_timeout : float
+        Seconds that a ``flux`` command may take.
+
+    Raises
+    ------
+    ValueError
+        An argument cannot be right; says which, and what would be.
+
+    Notes
+    -----
+    A block's script, its standard output and its standard error lie side by side in the executor's
+    script directory, which the nodes have to share.
+    """
+
+    starts_flux = True
+    """A block's script runs inside a Flux instance of the block: no need to start one."""
+
+    @typeguard.typechecked
+    def __init__(
+        self,
+        queue: str | None = None,
+        bank: str | None = None,
+        nodes_per_block: int = 1,
+        cores_per_node: int | None = None,
+        gpus_per_node: int | None = None,
+        exclusive: bool = True,
+        walltime: str = "00:10:00",
+        init_blocks: int = 1,
+        min_blocks: int = 0,
+        max_blocks: int = 1,
+        parallelism: float = 1,
+        scheduler_options: str = "",
+        worker_init: str = "",
+        uri: str | None = None,
+        launcher: Launcher | None = None,
+        cmd_timeout: float = 30,
+    ) -> None:
+        if not exclusive and cores_per_node is None:
+            raise ValueError("exclusive=False needs cores_per_node: how many cores of each node a block gets")
+        for name, value in (
+            ("nodes_per_block", nodes_per_block),
+            ("cores_per_node", cores_per_node),
+            ("gpus_per_node", gpus_per_node),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if launcher is not None and not isinstance(launcher, Launcher):
+            raise BadLauncher(launcher)
+        seconds_of(walltime)
+        _check_directives(scheduler_options)
+        self.queue = queue
+        self.bank = bank
+        self.nodes_per_block = nodes_per_block
+        self.cores_per_node = cores_per_node
+        self.gpus_per_node = gpus_per_node
+        self.mem_per_node: float | None = None
+        self.exclusive = exclusive
+        self.walltime = walltime
+        self.init_blocks = init_blocks
+        self.min_blocks = min_blocks
+        self.max_blocks = max_blocks
+        self.parallelism = parallelism
+        self.scheduler_options = scheduler_options
+        self.worker_init = worker_init
+        self.uri = uri
+        self.launcher = launcher
+        self.cmd_timeout = cmd_timeout
+        self.script_dir: str | None = None
+        self.resources: dict[object, Any] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def label(self) -> str:
+        return "flux"
+
+    @property
+    def status_polling_interval(self) -> int:
+        """Seconds between two calls of :meth:`status`."""
+        return 10
+
+    # -- submit --------------------------------------------------------------------------------------
+
+    def submit(self, command: str, tasks_per_node: int, job_name: str = "parsl.flux") -> object:
+        """Submit a block.
+
+        Parameters
+        ----------
+        command : str
+            What the block runs: once a node, or once if it is a :class:`OncePerBlock`.
+        tasks_per_node : int
+            How many times on each node.
+        job_name : str
+            Name of the job in Flux; the time is appended.
+
+        Returns
+        -------
+        str
+            The job's id, as ``flux batch`` prints it, in ASCII.
+
+        Raises
+        ------
+        SubmitException
+            Flux would not take it; has what ``flux batch`` wrote.
+        ScriptPathError
+            The script could not be written.
+        """
+        job_name = f"{job_name}.{time.time()}"
+        base = os.path.abspath(os.path.join(self.script_dir or ".", re.sub(r"[^\w.+=-]", "_", job_name)))
+        stdout_path, stderr_path = f"{base}.stdout", f"{base}.stderr"
+        script = self._script(command, tasks_per_node, job_name, stdout_path, stderr_path)
+        script_path = f"{base}.sh"
+        try:
+            os.makedirs(os.path.dirname(base), exist_ok=True)
+            with open(script_path, "w", encoding="utf-8") as file:
+                file.write(script)
+        except OSError as error:
+            raise ScriptPathError(script_path, error) from error  # type: ignore[no-untyped-call]
+        try:
+            done = self._flux("batch", script_path)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise SubmitException(job_name, f"flux batch did not run: {error}") from error  # type: ignore[no-untyped-call]
+        job_id = done.stdout.strip().replace("ƒ", "f")
+        if done.returncode != 0 or not job_id:
+            raise SubmitException(  # type: ignore[no-untyped-call]
+                job_name,
+                done.stderr.strip() or "flux batch gave no job id",
+                stdout=done.stdout,
+                stderr=done.stderr,
+                retcode=done.returncode,
+            )
+        status = JobStatus(JobState.PENDING, stdout_path=stdout_path, stderr_path=stderr_path)
+        with self._lock:
+            self.resources[job_id] = {"job_id": job_id, "job_name": job_name, "status": status}
+        logger.debug("submitted block %s as Flux job %s, script %s", job_name, job_id, script_path)
+        return job_id
+
+    def _script(
+        self, command: str, tasks_per_node: int, job_name: str, stdout_path: str, stderr_path: str
+    ) -> str:
+        if self.launcher is not None:
+            command = self.launcher(command, tasks_per_node, self.nodes_per_block, self.script_dir or "")
+        elif not isinstance(command, OncePerBlock):
+            command = FluxLauncher()(command, tasks_per_node, self.nodes_per_block, self.script_dir or "")
+        options = [f"--job-name={job_name}", f"--output={stdout_path}", f"--error={stderr_path}"]
+        options += [f"--nodes={self.nodes_per_block}", f"--time-limit={seconds_of(self.walltime)}s"]
+        if self.exclusive:
+            options.append("--exclusive")
+        if self.cores_per_node is not None or self.gpus_per_node is not None:
+            options += [f"--nslots={self.nodes_per_block}", f"--cores-per-slot={self.cores_per_node or 1}"]
+        if self.gpus_per_node is not None:
+            options.append(f"--gpus-per-slot={self.gpus_per_node}")
+        if self.queue is not None:
+            options.append(f"--queue={self.queue}")
+        if self.bank is not None:
+            options.append(f"--bank={self.bank}")
+        lines = ["#!/bin/bash", *(f"#flux: {shlex.quote(option)}" for option in options)]
+        lines += [self.scheduler_options, self.worker_init, f"export JOBNAME={shlex.quote(job_name)}"]
+        if self.cores_per_node is not None:
+            lines.append(f"export PARSL_CORES={self.cores_per_node}")
+        return "\n".join([*lines, command, ""])
+
+    # -- status and cancel ---------------------------------------------------------------------------
+
+    def status(self, job_ids: Sequence[object]) -> list[JobStatus]:
+        """Say how blocks are, with one ``flux jobs`` for all that have not ended.
+
+        Where Flux does not answer, the last known state is given and a warning logged.
+        """
+        with self._lock:
+            alive = [str(job_id) for job_id in job_ids if not self.resources[job_id]["status"].terminal]
+        jobs = self._jobs(alive)
+        with self._lock:
+            if jobs is not None:
+                for job_id in alive:
+                    entry = self.resources[job_id]
+                    entry["status"] = _status_of(jobs.get(job_id), entry["status"])
+            return [self.resources[job_id]["status"] for job_id in job_ids]
+
+    def _jobs(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]] | None:
+        """What Flux says of each job; those it does not know are left out. None: no answer."""
+        if not job_ids:
+            return {}
+        try:
+            done = self._flux("jobs", "--json", *job_ids)
+            unknown = re.findall(r"JobID (\S+) unknown", done.stderr.replace("ƒ", "f"))
+            if set(unknown) >= set(job_ids):  # only then is the exit status not 0, and there is no JSON
+                return {}
+            if done.returncode != 0:
+                raise ValueError(done.stderr.strip())
+            answer = json.loads(done.stdout)
+            # One id alone is answered with its job, without a list around it.
+            jobs = answer.get("jobs", [answer] if "id" in answer else [])
+            return {job["jobid"].replace("ƒ", "f"): job for job in jobs}
+        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+            logger.warning("no status of blocks %s from flux jobs: %s", " ".join(job_ids), error)
+            return None
+
+    def cancel(self, job_ids: Sequence[object]) -> list[bool]:
+        """Cancel blocks.
+
+        Returns
+        -------
+        list of bool
+            False where Flux did not do it, and the block has not ended by itself either.
+        """
+        if not job_ids:
+            return []
+        try:
+            done = self._flux("cancel", *map(str, job_ids))
+            if done.returncode == 0:
+                return [True for _ in job_ids]
+            reason = done.stderr.strip()
+        except (OSError, subprocess.TimeoutExpired) as error:
+            reason = str(error)
+        # flux-cancel(1) names those that it could not cancel, and cancels the others.
+        refused = [bool(re.search(rf"(?<!\w){re.escape(str(job_id))}(?!\w)", reason)) for job_id in job_ids]
+        if not any(refused):
+            refused = [True for _ in job_ids]
+        done_with = [
+            not no or status.terminal for no, status in zip(refused, self.status(job_ids), strict=True)
+        ]
+        if not all(done_with):
+            logger.warning("flux cancel: %s", reason)
+        return done_with
+
+    def _flux(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "FLUX_F58_FORCE_ASCII": "1"}
+        if self.uri is not None:
+            environment["FLUX_URI"] = self.uri
+        # A session of its own: an interrupt from the keyboard must not cut a submission in two.
+        return subprocess.run(
+            ["flux", *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=self.cmd_timeout,
+            env=environment,
+            start_new_session=True,
+            check=False,
+        )
+
+
+def seconds_of(walltime: str) -> int:
+    """Seconds of a wall time as Parsl's providers take it, ``HH:MM:SS``.
+
+    Raises
+    ------
+    ValueError
+        It is not of that form, or zero.
+    """
+    match = re.fullmatch(r"(\d+):([0-5]?\d):([0-5]?\d)", walltime.strip())
+    if match is not None:
+        hours, minutes, seconds = map(int, match.groups())
+        if total := 3600 * hours + 60 * minutes + seconds:
+            return total
+    raise ValueError(f"walltime must be HH:MM:SS, such as '01:30:00', and more than zero, not {walltime!r}")
+
+
+def _check_directives(options: str) -> None:
+    for line in options.splitlines():
+        if line.strip() and not line.lstrip().startswith("#"):
+            raise ValueError(
+                f"scheduler_options must be directives such as '#flux: --setattr=NAME=VALUE', one a line, "
+                f"not {line.strip()!r}; shell commands belong into worker_init"
+            )
+
+
+def _status_of(job: dict[str, Any] | None, before: JobStatus) -> JobStatus:
+    """Translate one entry of ``flux jobs --json``; None for a job that Flux does not know."""
+    message, exit_code = None, None
+    if job is None:
+        # Flux forgets only jobs that have ended, after a time that the site chooses.
+        state, message = JobState.COMPLETED, "ended; Flux no longer knows how"
+    elif job["state"] == "INACTIVE":
+        state = RESULTS.get(job.get("result", ""), JobState.UNKNOWN)
+        exit_code = job.get("returncode") if isinstance(job.get("returncode"), int) else None
+        message = _why(job)
+    elif job["state"] in ("RUN", "CLEANUP"):
+        state = JobState.RUNNING
+    else:
+        state = JobState.HELD if job.get("urgency") == 0 else JobState.PENDING
+    return JobStatus(
+        state,
+        message=message,
+        exit_code=exit_code,
+        stdout_path=before.stdout_path,
+        stderr_path=before.stderr_path,
+    )
+
+
+def _why(job: dict[str, Any]) -> str | None:
+    """Why a job did not complete, or None if it did."""
+    exception = job.get("exception", {})
+    if exception.get("occurred"):
+        return f"{exception.get('type', 'exception')}: {exception.get('note', '')}".rstrip(": ")
+    if job.get("success"):
+        return None
+    return f"exit status {job['returncode']}" if "returncode" in job else "failed"
