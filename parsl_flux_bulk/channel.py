@@ -4,28 +4,22 @@
 
     connect(environ) ─> Channel   send, receive, wait, fileno for an event loop
                          ├─ UnixChannel   the embedded instance: a Unix stream socket
-                         └─ FluxChannel   Flux: requests to, and responses from, the executor's service
+                         └─ FluxChannel   Flux, in parsl_flux_bulk.channel_flux
 
 A message is any bytes; see :mod:`parsl_flux_bulk.wire` for what is in them. The first message that is sent
 introduces this process to the executor. Nothing is imported that the transport in use does not need, since
 every process of every job pays for it, on a shared file system.
-
-libflux-core is used through ctypes: it is there wherever Flux is, while the Python bindings need not be.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import select
 import struct
 import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import ctypes
     from collections.abc import Mapping
-    from typing import Any
 
 ADDRESS = "PARSL_FLUX_BULK_CHANNEL"
 """Environment variable: ``unix:PATH`` or ``flux:RANK:SERVICE``."""
@@ -44,7 +38,6 @@ DEFAULT_PING = 10.0
 # reached, and a Python script whose threads all wait for a long call to return must not be taken for it.
 DEFAULT_PING_TIMEOUT = 120.0
 
-_SONAME = "libflux-core.so.2"
 _LENGTH = struct.Struct("<Q")
 _READ_SIZE = 1 << 18
 
@@ -67,6 +60,8 @@ def connect(environ: Mapping[str, str]) -> Channel:
         return UnixChannel(rest)
     rank, _, service = rest.partition(":")
     if scheme == "flux" and rank.isdecimal() and service:
+        from parsl_flux_bulk.channel_flux import FluxChannel
+
         return FluxChannel(
             int(rank),
             service,
@@ -193,196 +188,3 @@ class UnixChannel(Channel):
             start = end
         if start:
             del partial[:start]
-
-
-# From flux/core.h: message.h, rpc.h, handle.h.
-_MSGTYPE_RESPONSE = 0x02
-_MSGTYPE_ANY = 0x0F
-_MSGFLAG_NORESPONSE = 0x04
-_MSGFLAG_STREAMING = 0x40
-_O_NONBLOCK = 4
-# The handle is ours alone and no future is ever made of it, so that match tags are free to choose.
-_TAG_NONE, _TAG_OPEN, _TAG_PING, _TAG_FLUSH = 0, 1, 2, 3
-
-
-class FluxChannel(Channel):
-    """Requests to the service that the executor registered with its broker, and the responses to them.
-
-    Requests and responses are written and read directly, without libflux's futures: those bring a reactor
-    with them, which wants to be the only event loop.
-
-    Parameters
-    ----------
-    rank, service
-        The executor's broker, and the service's name.
-    library
-        Path of libflux-core to try first.
-    ping, ping_timeout
-        In seconds, see `PING` and `PING_TIMEOUT`. Needed since a request that its receiver took along
-        into death is never answered, unlike one that comes later.
-    """
-
-    def __init__(self, rank: int, service: str, *, library: str, ping: float, ping_timeout: float) -> None:
-        super().__init__()
-        import ctypes
-
-        self._ctypes = ctypes
-        self._rank = rank
-        self._topic = {name: f"{service}.{name}".encode() for name in ("open", "send", "ping")}
-        self._lib, match = _load(library)
-        self._match = match(_MSGTYPE_ANY, _TAG_NONE, None)
-        error = ctypes.create_string_buffer(160)
-        self._handle = self._lib.flux_open_ex(None, 0, error)
-        if not self._handle:
-            raise ChannelLost(f"cannot connect to Flux: {error.value.decode(errors='replace')}")
-        self._pollfd: int = self._lib.flux_pollfd(self._handle)
-        self._data = ctypes.c_void_p()
-        self._size = ctypes.c_size_t()
-        self._tag = ctypes.c_uint32()
-        self._out = (ctypes.byref(self._data), ctypes.byref(self._size), ctypes.byref(self._tag))
-        self._ping = ping
-        self._ping_timeout = ping_timeout
-        self._heard = time.monotonic()
-        self._asked: float | None = None
-        self._opened = False
-        self._flushed = True
-        self._lost = ""
-
-    def send(self, body: bytes) -> None:
-        if self._opened:
-            self._request("send", body, _MSGFLAG_NORESPONSE, _TAG_NONE)
-        else:
-            self._request("open", body, _MSGFLAG_STREAMING, _TAG_OPEN)
-            self._opened = True
-
-    def fileno(self) -> int:
-        return self._pollfd
-
-    def timeout(self) -> float | None:
-        since, bound = (self._heard, self._ping) if self._asked is None else (self._asked, self._ping_timeout)
-        return max(0.0, since + bound - time.monotonic())
-
-    def flush(self, timeout: float | None = None) -> bool:
-        # Messages keep their order, so that an answer to this one shows that all before it arrived.
-        self._flushed = False
-        self._request("ping", b"", 0, _TAG_FLUSH)
-        end = None if timeout is None else time.monotonic() + timeout
-        poll = select.poll()
-        poll.register(self._pollfd, select.POLLIN)
-        while True:
-            self._received += self._read()
-            if self._flushed or self._lost or (end is not None and time.monotonic() >= end):
-                return self._flushed
-            own = self.timeout() or 0.0
-            left = own if end is None else min(own, end - time.monotonic())
-            poll.poll(max(0.0, left * 1000))
-
-    def close(self) -> None:
-        handle, self._handle = self._handle, None
-        if handle:
-            self._lib.flux_close(handle)
-
-    def _request(self, name: str, body: bytes, flag: int, tag: int) -> None:
-        lib = self._lib
-        request = lib.flux_request_encode_raw(self._topic[name], body or None, len(body))
-        try:
-            if (
-                not request
-                or lib.flux_msg_set_nodeid(request, self._rank) < 0
-                or lib.flux_msg_set_matchtag(request, tag) < 0
-                or (flag and lib.flux_msg_set_flag(request, flag) < 0)
-                or lib.flux_send(self._handle, request, 0) < 0
-            ):
-                raise ChannelLost(f"cannot send to the executor: {self._error()}")
-        finally:
-            lib.flux_msg_destroy(request)
-
-    def _read(self) -> list[bytes]:
-        messages: list[bytes] = []
-        lib, flux_recv = self._lib, self._lib.flux_recv
-        lib.flux_pollevents(self._handle)  # arms the edge trigger: anything later than this wakes us again
-        while not self._lost:
-            message = flux_recv(self._handle, self._match, _O_NONBLOCK)
-            if not message:
-                if self._ctypes.get_errno() != errno.EAGAIN:
-                    self._lost = f"the connection to Flux broke: {self._error()}"
-                break
-            self._take(message, messages)
-            lib.flux_msg_destroy(message)
-        if not self._lost:
-            self._keep_alive(bool(messages))
-        if self._lost and not messages and not self._received:
-            raise ChannelLost(self._lost)
-        return messages
-
-    def _take(self, message: int, messages: list[bytes]) -> None:
-        data, size, tag = self._out
-        if self._lib.flux_msg_get_matchtag(message, tag) < 0:
-            return
-        failed = self._lib.flux_response_decode_raw(message, None, data, size) < 0
-        if self._tag.value == _TAG_FLUSH:
-            self._flushed = True
-        if self._tag.value in (_TAG_PING, _TAG_FLUSH):
-            self._asked, self._heard = None, time.monotonic()
-        if failed:
-            self._lost = f"the executor is gone: {self._error()}"
-        elif self._tag.value == _TAG_OPEN:
-            messages.append(self._ctypes.string_at(self._data.value or 0, self._size.value))
-
-    def _keep_alive(self, heard: bool) -> None:
-        now = time.monotonic()
-        if heard:
-            self._asked, self._heard = None, now
-        elif self._asked is None and now - self._heard >= self._ping:
-            self._asked = now
-            self._request("ping", b"", 0, _TAG_PING)
-        elif self._asked is not None and now - self._asked >= self._ping_timeout:
-            self._lost = f"the executor did not answer within {self._ping_timeout:g} s"
-
-    def _error(self) -> str:
-        return os.strerror(self._ctypes.get_errno())
-
-
-def _load(library: str) -> tuple[Any, Any]:
-    """Return libflux-core with its prototypes declared, and the type of ``struct flux_match``."""
-    import ctypes
-    from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_void_p
-
-    class Match(ctypes.Structure):
-        _fields_ = [("typemask", c_int), ("matchtag", c_uint32), ("topic_glob", c_char_p)]
-
-    try:
-        lib = _open_library([library] if library and os.path.exists(library) else [])
-    except OSError as error:
-        raise ChannelLost(
-            f"cannot load {_SONAME}: {error}; set LD_LIBRARY_PATH in the job's environment to where it is"
-        ) from error
-    for name, result, arguments in (
-        ("flux_open_ex", c_void_p, [c_char_p, c_int, c_char_p]),
-        ("flux_close", None, [c_void_p]),
-        ("flux_pollfd", c_int, [c_void_p]),
-        ("flux_pollevents", c_int, [c_void_p]),
-        ("flux_send", c_int, [c_void_p, c_void_p, c_int]),
-        ("flux_recv", c_void_p, [c_void_p, Match, c_int]),
-        ("flux_request_encode_raw", c_void_p, [c_char_p, c_char_p, c_size_t]),
-        ("flux_response_decode_raw", c_int, [c_void_p, c_void_p, POINTER(c_void_p), POINTER(c_size_t)]),
-        ("flux_msg_set_nodeid", c_int, [c_void_p, c_uint32]),
-        ("flux_msg_set_matchtag", c_int, [c_void_p, c_uint32]),
-        ("flux_msg_get_matchtag", c_int, [c_void_p, POINTER(c_uint32)]),
-        ("flux_msg_set_flag", c_int, [c_void_p, c_int]),
-        ("flux_msg_destroy", None, [c_void_p]),
-    ):
-        function = getattr(lib, name)
-        function.restype, function.argtypes = result, arguments
-    return lib, Match
-
-
-def _open_library(preferred: list[str]) -> ctypes.CDLL:
-    import ctypes
-
-    for path in preferred:
-        try:
-            return ctypes.CDLL(path, use_errno=True)
-        except OSError:
-            pass  # built for another system than this node's: its own may still do
-    return ctypes.CDLL(_SONAME, use_errno=True)
