@@ -1,0 +1,529 @@
+"""A block's own program: connects out to the executor, and relays for it to the instance that it is in.
+
+Run by path or with ``-m``, as the initial program of ``flux start``, or on its own::
+
+    flux start python .../parsl_flux_bulk/block.py SETTINGS.json
+
+    main thread        joins the executor (:func:`join`), then takes its packets
+    desk thread        submit, cancel, output, capacity: one connection for all of the executor's
+    a thread for each of the executor's completions (:class:`Reporter`)
+
+With ``FLUX_URI`` in the environment jobs go to that Flux instance, else this machine itself runs them
+(:mod:`.instances.local`). What travels is in :mod:`.instances.relay_wire`. The program ends, with status 0,
+when the executor says so, and with status 1 when that is gone, cannot be reached, or the instance is lost;
+its jobs are cancelled first, and a Flux instance whose initial program it is ends with it.
+
+The settings are a JSON object in a file that the one argument, or `SETTINGS_VARIABLE`, names; see
+:class:`Settings`. There are no secrets in it: those are in the files of the certificates' directory.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import queue
+import select
+import signal
+import socket as socket_module
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+if __name__ == "__main__" and not __package__:
+    # Run by path: our package is wanted, and not the modules in it, which have common names.
+    _directory = os.path.dirname(os.path.abspath(__file__))
+    if sys.path[:1] == [_directory]:
+        del sys.path[0]
+    sys.path.insert(0, os.path.dirname(_directory))
+
+import zmq
+
+from parsl_flux_bulk.errors import InstanceError, InstanceLost
+from parsl_flux_bulk.instances import relay_wire as wire
+from parsl_flux_bulk.instances.base import JobEnded, JobRequest, PeerLost, PeerMessage, Refusal
+
+if TYPE_CHECKING:
+    from parsl_flux_bulk.instances.base import Completion, Instance, JobId, PeerId
+
+SETTINGS_VARIABLE = "PARSL_FLUX_BULK_BLOCK"
+"""Environment variable: path of the settings, where there is no argument."""
+
+ID_VARIABLE = "PARSL_FLUX_BULK_BLOCK_ID"
+"""Environment variable: the block's id, if several blocks share one file of settings."""
+
+KNOCK_PERIOD = 1.0
+"""Seconds between two attempts to hear from the executor at any of its addresses."""
+
+END_TIMEOUT = 20.0
+"""Seconds that the end may take; then the program is gone in any case."""
+
+
+class BlockEnd(Exception):
+    """Why the block ends.
+
+    Attributes
+    ----------
+    status : int
+        Exit status.
+    """
+
+    def __init__(self, why: str, status: int) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the executor says to a block before it is there.
+
+    Attributes
+    ----------
+    addresses : list of str
+        Of the executor's host: names or numbers, all of which are tried.
+    port : int
+    certificates : str
+        Directory with ``client.key_secret`` and ``server.key``; nobody else may enter it.
+    block_id : str
+    walltime : float or None
+        Seconds from now until the block's allocation ends; where it is not given, Slurm's
+        ``SLURM_JOB_END_TIME`` is asked.
+    unreachable_timeout : float
+        Seconds after which a block that cannot reach the executor ends.
+    heartbeat : float
+        Seconds between two heartbeats.
+    cores : int or None
+        Of this machine, where there is no Flux.
+    """
+
+    addresses: list[str]
+    port: int
+    certificates: str
+    block_id: str = "0"
+    walltime: float | None = None
+    unreachable_timeout: float = 90.0
+    heartbeat: float = 15.0
+    cores: int | None = None
+
+    @classmethod
+    def read(cls, arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
+        """Read the file that the argument or the environment names.
+
+        Raises
+        ------
+        BlockEnd
+            It cannot be used; says why.
+        """
+        path = arguments[0] if len(arguments) == 1 else environ.get(SETTINGS_VARIABLE, "")
+        if not path or len(arguments) > 1:
+            raise BlockEnd(f"usage: block.py SETTINGS.json (or its path in {SETTINGS_VARIABLE})", 2)
+        known = {field.name for field in fields(cls)}
+        try:
+            with open(path) as file:
+                values = json.load(file)
+            if ID_VARIABLE in environ:
+                values["block_id"] = environ[ID_VARIABLE]
+            unknown = sorted(set(values) - known)
+            if unknown:
+                raise ValueError(f"unknown: {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+            return cls(**values)
+        except (OSError, TypeError, ValueError) as error:
+            raise BlockEnd(f"cannot use the settings in {path}: {error}", 2) from error
+
+
+def choose_instance(settings: Settings, environ: Mapping[str, str]) -> Instance:
+    """The instance that this program runs in, or this machine."""
+    if environ.get("FLUX_URI"):
+        from parsl_flux_bulk.instances.flux import FluxInstance
+
+        return FluxInstance.attach()
+    from parsl_flux_bulk.instances.local import LocalInstance
+
+    return LocalInstance(settings.cores)
+
+
+def seconds_left(settings: Settings, environ: Mapping[str, str]) -> float | None:
+    """Seconds until the allocation ends, if that is known."""
+    if settings.walltime is not None:
+        return settings.walltime
+    end = environ.get("SLURM_JOB_END_TIME", "")
+    return max(0.0, float(end) - time.time()) if end.isdecimal() else None
+
+
+# -- reaching the executor ------------------------------------------------------------------------
+
+
+def join(context: zmq.Context[zmq.Socket[bytes]], settings: Settings, hello: wire.Hello) -> wire.SharedSocket:
+    """Knock at every address until the executor answers at one, and introduce the block there.
+
+    Raises
+    ------
+    BlockEnd
+        Nobody answered in time, or the executor does not want this block.
+    """
+    deadline = time.monotonic() + settings.unreachable_timeout
+    tried = {address: _dial(context, settings, address) for address in settings.addresses}
+    chosen = None
+    try:
+        address, chosen = _knock(tried, deadline, settings)
+        chosen.disconnected()  # of earlier attempts
+        chosen.send(wire.pack([(wire.HELLO, 0, 0, json.dumps(hello._asdict()).encode())]))
+        kind, why = _answer(chosen, deadline)
+        if kind != wire.WELCOME:
+            raise BlockEnd(f"the executor at {address} port {settings.port} refused this block: {why}", 1)
+    except BaseException:
+        if chosen is not None:
+            chosen.close()
+        raise
+    finally:
+        for socket in tried.values():
+            if socket is not chosen:
+                socket.close()
+    return chosen
+
+
+def _dial(context: zmq.Context[zmq.Socket[bytes]], settings: Settings, address: str) -> wire.SharedSocket:
+    from zmq.auth import load_certificate
+
+    directory = settings.certificates
+    try:
+        if os.stat(directory).st_mode & 0o077:
+            raise OSError("others than its owner may enter the directory: make its mode 0700")
+        public, secret = load_certificate(os.path.join(directory, "client.key_secret"))
+        server, _ = load_certificate(os.path.join(directory, "server.key"))
+        if secret is None:
+            raise OSError("client.key_secret holds no secret key")
+    except (OSError, ValueError) as error:
+        raise BlockEnd(f"cannot use the certificates in {directory}: {error}", 1) from error
+    socket = context.socket(zmq.DEALER)
+    for option, value in (
+        (zmq.CURVE_PUBLICKEY, public),
+        (zmq.CURVE_SECRETKEY, secret),
+        (zmq.CURVE_SERVERKEY, server),
+        (zmq.IPV6, 1),
+        (zmq.HEARTBEAT_IVL, max(1, int(min(settings.heartbeat, settings.unreachable_timeout / 3) * 1000))),
+        (zmq.HEARTBEAT_TIMEOUT, max(1, int(settings.unreachable_timeout * 1000))),
+        (zmq.CONNECT_TIMEOUT, 5000),
+        (zmq.RECONNECT_IVL, 100),
+        (zmq.RECONNECT_IVL_MAX, 2000),
+    ):
+        socket.setsockopt(option, value)
+    shared = wire.SharedSocket(socket)
+    socket.connect(f"tcp://{f'[{address}]' if ':' in address else address}:{settings.port}")
+    return shared
+
+
+def _knock(
+    tried: dict[str, wire.SharedSocket], deadline: float, settings: Settings
+) -> tuple[str, wire.SharedSocket]:
+    poll = select.poll()
+    for socket in tried.values():
+        for descriptor in socket.descriptors():
+            poll.register(descriptor, select.POLLIN)
+    knock, next_knock = wire.pack([(wire.KNOCK, 0, 0, b"")]), 0.0
+    while (now := time.monotonic()) < deadline:
+        if now >= next_knock:
+            next_knock = now + KNOCK_PERIOD
+            for socket in tried.values():
+                socket.send(knock)
+        for address, socket in tried.items():
+            socket.disconnected()
+            if socket.receive():
+                return address, socket
+        poll.poll(max(0.0, min(next_knock, deadline) - time.monotonic()) * 1000)
+    where = ", ".join(tried)
+    raise BlockEnd(
+        f"no executor answered within {settings.unreachable_timeout:g} s at {where}, port {settings.port}: "
+        "it is gone, a firewall is between, or the certificates are not its own",
+        1,
+    )
+
+
+def _answer(socket: wire.SharedSocket, deadline: float) -> tuple[int, str]:
+    while (now := time.monotonic()) < deadline:
+        # One by one: what comes after the welcome is for others to read.
+        while packets := socket.receive(limit=1):
+            for kind, _end, _what, body in wire.unpack(packets[0][1]):
+                if kind != wire.HERE:  # perhaps the answer to a second knock
+                    return kind, body.decode(errors="replace")
+        if socket.disconnected():
+            break
+        socket.wait(deadline - now)
+    return wire.BYE, "it went away"
+
+
+# -- relaying ---------------------------------------------------------------------------------------
+
+
+class Block:
+    """What the threads share.
+
+    Parameters
+    ----------
+    instance : Instance
+        Started.
+    socket : SharedSocket
+        Joined.
+    """
+
+    def __init__(self, instance: Instance, socket: wire.SharedSocket) -> None:
+        self.instance = instance
+        self._socket = socket
+        self._reporters: dict[int, Reporter] = {}
+        self._desk = Desk(self)
+        self._end: BlockEnd | None = None
+        self.active_jobs: set[JobId] = set()
+        self.peer_numbers = itertools.count(1)
+
+    def send(self, records: list[wire.Record]) -> None:
+        """Send records to the executor; from any thread."""
+        self._socket.send(wire.pack(records))
+
+    def end(self, why: str, status: int) -> None:
+        """End the block soon; from any thread. The first reason counts."""
+        if self._end is None:
+            self._end = BlockEnd(why, status)
+            self._socket.wake()
+
+    def run(self) -> BlockEnd:
+        """Relay until there is a reason to end; then cancel and close everything."""
+        self._desk.start()
+        while self._end is None:
+            while packets := self._socket.receive():
+                for _sender, frames in packets:
+                    for kind, end, what, body in wire.unpack(frames):
+                        self._take(kind, end, what, body)
+            if self._socket.disconnected():
+                self.end("the connection to the executor ended: it is gone, or was silent for too long", 1)
+            if self._end is None:
+                self._socket.wait()
+        return self._end
+
+    def _take(self, kind: int, end: int, what: int, body: bytes) -> None:
+        if kind == wire.SEND or kind == wire.WATCH:
+            reporter = self._reporters.get(end)
+            if reporter is not None:
+                reporter.put((kind, what, body))
+        elif kind == wire.REQUEST:
+            verb, argument = json.loads(body)
+            reporter = self._reporters.get(argument) if verb == "channel" else None
+            if reporter is not None:
+                reporter.put((kind, end, b""))
+            else:
+                self._desk.put((end, verb, argument))
+        elif kind == wire.OPEN:
+            self._reporters[end] = Reporter(self, end)
+            self._reporters[end].start()
+        elif kind == wire.CLOSE:
+            reporter = self._reporters.pop(end, None)
+            if reporter is not None:
+                reporter.put((kind, 0, b""))
+        elif kind == wire.BYE:
+            self.end(body.decode(errors="replace"), 0)
+
+    def close(self, why: BlockEnd) -> None:
+        """Say goodbye, cancel the jobs, end the threads."""
+        if why.status:
+            self.send([(wire.BYE, 0, 0, str(why).encode())])
+        self._socket.close(linger=1.0)
+        for reporter in self._reporters.values():
+            reporter.put((wire.CLOSE, 0, b""))
+        if self.active_jobs:
+            self._desk.put((0, "cancel", [list(self.active_jobs), f"the block ends: {why}"]))
+        self._desk.put(None)
+        for thread in (self._desk, *self._reporters.values()):
+            thread.join(END_TIMEOUT)
+
+
+class Desk(threading.Thread):
+    """Answers requests, one after the other."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__(name="block-desk", daemon=True)
+        self._block = block
+        self._inbox: queue.SimpleQueue[tuple[int, str, Any] | None] = queue.SimpleQueue()
+
+    def put(self, request: tuple[int, str, Any] | None) -> None:
+        """Hand over a request (its number, verb and argument), or None for the end."""
+        self._inbox.put(request)
+
+    def run(self) -> None:
+        """Answer until the end."""
+        try:
+            connection = self._block.instance.connect()
+            while (request := self._inbox.get()) is not None:
+                number, verb, argument = request
+                try:
+                    answer = self._answer(connection, verb, argument)
+                except InstanceLost:
+                    raise
+                except Exception as error:
+                    self._block.send([(wire.REPLY, number, 1, repr(error).encode())])
+                else:
+                    self._block.send([(wire.REPLY, number, 0, json.dumps(answer).encode())])
+            connection.close()
+        except Exception as error:
+            self._block.end(_lost(error), 1)
+
+    def _answer(self, connection: Any, verb: str, argument: Any) -> Any:
+        if verb == "submit":
+            answers = connection.submit([JobRequest(*values) for values in argument])
+            self._block.active_jobs.update(a for a in answers if not isinstance(a, Refusal))
+            return [answer.reason if isinstance(answer, Refusal) else answer for answer in answers]
+        if verb == "cancel":
+            return connection.cancel(*argument)
+        if verb == "output":
+            return connection.output(argument)
+        if verb == "capacity":
+            capacity = connection.capacity()
+            return [capacity.nodes, capacity.cores, capacity.gpus]
+        raise ValueError(f"no such verb: {verb!r}")
+
+
+class Reporter(threading.Thread):
+    """Serves one of the executor's completions with one of the instance's."""
+
+    def __init__(self, block: Block, number: int) -> None:
+        super().__init__(name=f"block-completion-{number}", daemon=True)
+        self._block = block
+        self._number = number
+        self._inbox: deque[tuple[int, int, bytes]] = deque()
+        self._completion: Completion | None = None
+        self._awake = True
+        self._numbers: dict[PeerId, int] = {}
+        self._peers: dict[int, PeerId] = {}
+
+    def put(self, order: tuple[int, int, bytes]) -> None:
+        """Hand over what the executor wants of the completion; from the main thread."""
+        self._inbox.append(order)
+        if not self._awake:
+            self._awake = True
+            completion = self._completion
+            if completion is not None:
+                completion.wake()
+
+    def run(self) -> None:
+        """Carry out orders and report events until it is closed."""
+        try:
+            completion = self._completion = self._block.instance.completion()
+            try:
+                while self._carry_out(completion):
+                    self._awake = False
+                    # Whatever came before this point is seen; what comes later wakes.
+                    events = completion.poll(0 if self._inbox else None)
+                    self._awake = True
+                    if events:
+                        self._block.send(self._records(events))
+            finally:
+                self._awake = True
+                completion.close()
+        except Exception as error:
+            self._block.end(_lost(error), 1)
+
+    def _carry_out(self, completion: Completion) -> bool:
+        while self._inbox:
+            kind, what, body = self._inbox.popleft()
+            if kind == wire.SEND:
+                if what in self._peers:
+                    completion.send(self._peers[what], body)
+            elif kind == wire.WATCH:
+                completion.watch(what)
+            elif kind == wire.REQUEST:
+                environment = completion.channel().environment
+                self._block.send([(wire.REPLY, what, 0, json.dumps(environment).encode())])
+            else:
+                return False
+        return True
+
+    def _records(self, events: Sequence[object]) -> list[wire.Record]:
+        records: list[wire.Record] = []
+        number = self._number
+        for event in events:
+            if isinstance(event, PeerMessage):
+                records.append((wire.MESSAGE, number, self._peer(event.peer), event.body))
+            elif isinstance(event, JobEnded):
+                self._block.active_jobs.discard(event.job_id)
+                records.append((wire.ENDED, number, event.job_id, wire.encode_result(event.result)))
+            elif isinstance(event, PeerLost):
+                peer = self._numbers.pop(event.peer)
+                del self._peers[peer]
+                records.append((wire.PEER_LOST, number, peer, b""))
+        return records
+
+    def _peer(self, peer: PeerId) -> int:
+        number = self._numbers.get(peer)
+        if number is None:
+            number = self._numbers[peer] = next(self._block.peer_numbers)
+            self._peers[number] = peer
+        return number
+
+
+def _lost(error: Exception) -> str:
+    return str(error) if isinstance(error, InstanceError) else f"the relay failed: {error!r}"
+
+
+# -- the program ------------------------------------------------------------------------------------
+
+
+def serve(settings: Settings, environ: Mapping[str, str]) -> BlockEnd:
+    """Be a block until its end."""
+    stopped: list[Callable[[str, int], None]] = []
+
+    def on_signal(number: int, _frame: object) -> None:
+        why = f"it got {signal.Signals(number).name}"
+        if not stopped:
+            raise BlockEnd(why, 1)
+        stopped[0](why, 1)
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    instance = choose_instance(settings, environ)
+    try:
+        instance.start()
+        connection = instance.connect()
+        capacity = connection.capacity()
+        connection.close()
+        hello = wire.Hello(
+            protocol=wire.PROTOCOL,
+            block_id=settings.block_id,
+            host=socket_module.gethostname(),
+            pid=os.getpid(),
+            description=instance.description,
+            name_of_zero=instance.job_name(0),
+            seconds_left=seconds_left(settings, environ),
+            capacity=(capacity.nodes, capacity.cores, capacity.gpus),
+        )
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        block = Block(instance, join(context, settings, hello))
+        stopped.append(block.end)
+        end = block.run()
+        # Should anything below not come to its end by itself.
+        watchdog = threading.Timer(END_TIMEOUT, os._exit, (1,))
+        watchdog.daemon = True
+        watchdog.start()
+        block.close(end)
+        context.destroy()
+        return end
+    finally:
+        instance.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit status."""
+    try:
+        settings = Settings.read(sys.argv[1:] if arguments is None else arguments, os.environ)
+        end = serve(settings, os.environ)
+    except BlockEnd as error:
+        end = error
+    except InstanceError as error:
+        end = BlockEnd(str(error), 1)
+    print(f"block.py: {end}", file=sys.stderr, flush=True)
+    return end.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
