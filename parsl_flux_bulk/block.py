@@ -26,6 +26,7 @@ import queue
 import select
 import signal
 import socket as socket_module
+import subprocess
 import sys
 import threading
 import time
@@ -44,6 +45,7 @@ if __name__ == "__main__" and not __package__:
 import zmq
 
 from parsl_flux_bulk.errors import InstanceError, InstanceLost
+from parsl_flux_bulk.inherited import base_environment
 from parsl_flux_bulk.instances import relay_wire as wire
 from parsl_flux_bulk.instances.base import JobEnded, JobRequest, PeerLost, PeerMessage, Refusal
 
@@ -58,6 +60,12 @@ ID_VARIABLE = "PARSL_FLUX_BULK_BLOCK_ID"
 
 KNOCK_PERIOD = 1.0
 """Seconds between two attempts to hear from the executor at any of its addresses."""
+
+NODE_INIT_TIMEOUT = 300.0
+"""Seconds that the command for each node may take."""
+
+_NOT_FOR_JOBS = ("FLUX_", "PMI_", "PMIX_", "SLURM_", "PARSL_FLUX_BULK_")
+"""How the names of variables begin that tell a process what it is to its own launcher."""
 
 END_TIMEOUT = 20.0
 """Seconds that the end may take; then the program is gone in any case."""
@@ -98,6 +106,8 @@ class Settings:
         Seconds between two heartbeats.
     cores : int or None
         Of this machine, where there is no Flux.
+    node_init : str
+        Shell command to run once on each node before the block joins; "" for none.
     """
 
     addresses: list[str]
@@ -108,6 +118,7 @@ class Settings:
     unreachable_timeout: float = 90.0
     heartbeat: float = 15.0
     cores: int | None = None
+    node_init: str = ""
 
     @classmethod
     def read(cls, arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
@@ -152,6 +163,48 @@ def seconds_left(settings: Settings, environ: Mapping[str, str]) -> float | None
         return settings.walltime
     end = environ.get("SLURM_JOB_END_TIME", "")
     return max(0.0, float(end) - time.time()) if end.isdecimal() else None
+
+
+def initialise_nodes(command: str, environ: Mapping[str, str]) -> None:
+    """Run a command on every node of the block.
+
+    Raises
+    ------
+    BlockEnd
+        It failed somewhere.
+    """
+    everywhere = ["flux", "exec", "--rank=all"] if environ.get("FLUX_URI") else []
+    ended = subprocess.run([*everywhere, "/bin/bash", "-c", command], stdin=subprocess.DEVNULL)
+    if ended.returncode:
+        raise BlockEnd(f"node_init ended with exit status {ended.returncode}: {command}", 1)
+
+
+def environment_for_jobs(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a job should have of this program's environment."""
+    return {name: value for name, value in environ.items() if not name.startswith(_NOT_FOR_JOBS)}
+
+
+def prepare_nodes(command: str, environ: Mapping[str, str]) -> None:
+    """Run a shell command once on each node.
+
+    Raises
+    ------
+    BlockEnd
+        It failed, or did not end in time.
+    """
+    everywhere = ["flux", "exec", "--rank=all"] if environ.get("FLUX_URI") else []
+    try:
+        # What it prints goes where our own messages go.
+        done = subprocess.run(
+            [*everywhere, "sh", "-c", command],
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno(),
+            timeout=NODE_INIT_TIMEOUT,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BlockEnd(f"node_init: {error}", 1) from error
+    if done.returncode:
+        raise BlockEnd(f"node_init exited with status {done.returncode}: {command}", 1)
 
 
 # -- reaching the executor ------------------------------------------------------------------------
@@ -484,6 +537,8 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> BlockEnd:
     instance = choose_instance(settings, environ)
     try:
         instance.start()
+        if settings.node_init:
+            initialise_nodes(settings.node_init, environ)
         connection = instance.connect()
         capacity = connection.capacity()
         connection.close()
@@ -496,6 +551,8 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> BlockEnd:
             name_of_zero=instance.job_name(0),
             seconds_left=seconds_left(settings, environ),
             capacity=(capacity.nodes, capacity.cores, capacity.gpus),
+            environment=environment_for_jobs(environ),
+            environment=base_environment(environ),
         )
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         block = Block(instance, join(context, settings, hello))

@@ -14,20 +14,26 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import typeguard
-from parsl.executors.base import ParslExecutor
+from parsl.executors.status_handling import BlockProviderExecutor
+from parsl.jobs.states import JobStatus
 from parsl.monitoring.radios.base import RadioConfig
 from parsl.monitoring.radios.filesystem import FilesystemRadio
+from parsl.providers.base import ExecutionProvider
 from parsl.utils import RepresentationMixin
 
 from parsl_flux_bulk import bash
 from parsl_flux_bulk.agent import TaskAgent, TaskFuture
+from parsl_flux_bulk.blocks import Blocks
 from parsl_flux_bulk.calls import FunctionTable, serialise_call
 from parsl_flux_bulk.errors import ExecutorClosed
 from parsl_flux_bulk.inherited import base_environment, soft_limits
+from parsl_flux_bulk.instances.base import Instance
 from parsl_flux_bulk.instances.choose import choose_instance
+from parsl_flux_bulk.instances.federation import Federation
 from parsl_flux_bulk.jobbuilder import WorkerSettings
 from parsl_flux_bulk.pipeline import Pipeline
 from parsl_flux_bulk.resources import Resources
+from parsl_flux_bulk.scaling import BlockScaling
 from parsl_flux_bulk.task import Task, TaskFunction
 
 if TYPE_CHECKING:
@@ -41,7 +47,7 @@ SHUTDOWN_GRACE = 2.0
 """Seconds that workers get at shutdown to end by themselves before their jobs are cancelled."""
 
 
-class FluxBulkExecutor(ParslExecutor, RepresentationMixin):
+class FluxBulkExecutor(BlockScaling, RepresentationMixin):
     """Run Parsl apps through Flux: floods of small tasks and large MPI or GPU ones alike.
 
     By default, invocations whose ``parsl_resource_specification`` names nothing but
@@ -80,6 +86,18 @@ class FluxBulkExecutor(ParslExecutor, RepresentationMixin):
         ``"native"`` makes the command of a bash app that needs a job of its own that job's command,
         without Python, and runs small ones in workers that do not import Parsl for it; ``"python"``
         runs Parsl's own code for them. See ``docs/bash-apps.md``.
+    provider : ExecutionProvider or None
+        A Parsl provider that gets blocks, each of which becomes a Flux instance that tasks are spread
+        over; see ``docs/blocks.md``. `instance` is then None, or ``"local"`` for blocks without Flux,
+        each one machine.
+    launch : str
+        With a provider: what starts the Flux instance of a block.
+    address : str or None
+        With a provider: under which blocks can reach this host; None means all that it has.
+    node_init : str
+        With a provider: shell command that runs once on each node of a block before there are workers.
+    block_error_handler : bool or callable
+        With a provider: what to do when blocks fail; as Parsl's HighThroughputExecutor takes it.
 
     Raises
     ------
@@ -105,8 +123,15 @@ class FluxBulkExecutor(ParslExecutor, RepresentationMixin):
         worker_idle_time: int | float = 3.0,
         tasks_per_worker: int | None = None,
         bash_apps: str = "native",
+        provider: ExecutionProvider | None = None,
+        launch: str = "flux start",
+        address: str | None = None,
+        node_init: str = "",
+        block_error_handler: bool | Callable[[BlockProviderExecutor, dict[str, JobStatus]], None] = True,
     ) -> None:
-        super().__init__()
+        super().__init__(provider=provider, block_error_handler=block_error_handler)
+        if provider is not None and instance not in (None, "local"):
+            raise ValueError(f"with a provider, instance must be None or 'local', not {instance!r}")
         if tasks_per_job not in (None, 1):
             raise ValueError(f"tasks_per_job must be 1 or None, not {tasks_per_job}")
         for name, value in (("max_active_jobs", max_active_jobs), ("tasks_per_worker", tasks_per_worker)):
@@ -130,17 +155,19 @@ class FluxBulkExecutor(ParslExecutor, RepresentationMixin):
         self.worker_idle_time = worker_idle_time
         self.tasks_per_worker = tasks_per_worker
         self.bash_apps = bash_apps
+        self.launch = launch
+        self.address = address
+        self.node_init = node_init
         self._lock = threading.Lock()
         self._functions = FunctionTable(bash.light) if bash_apps == "native" else FunctionTable()
         self._cwd = ""
         self._last_task_id = 0
-        self._agent: TaskAgent | None = None
         self._pipeline: Pipeline | None = None
         self._closed = False
 
     def start(self) -> None:
         """Attach to the instance or start it; a second call does nothing."""
-        super().start()
+        super().start()  # type: ignore[no-untyped-call]
         with self._lock:
             if self._pipeline is not None:
                 return
@@ -148,7 +175,7 @@ class FluxBulkExecutor(ParslExecutor, RepresentationMixin):
             self._cwd = os.getcwd()
             agent = TaskAgent(self._settings())
             pipeline = Pipeline(
-                choose_instance(self.instance),  # type: ignore[arg-type]
+                self._instance(agent),
                 max_active_jobs=self.max_active_jobs,
                 name=self.label,
                 agent=agent,
@@ -158,18 +185,38 @@ class FluxBulkExecutor(ParslExecutor, RepresentationMixin):
             pipeline.close_with(self, grace=SHUTDOWN_GRACE)
             self._agent, self._pipeline = agent, pipeline
 
+    def _instance(self, agent: TaskAgent) -> Instance:
+        if self.provider is None:
+            return choose_instance(self.instance)  # type: ignore[arg-type]
+        federation = Federation()
+        settings = self._block_settings(
+            self._output,
+            self.python or sys.executable,
+            embedded=self.instance == "local",
+            launch=self.launch,
+            address=self.address,
+            node_init=self.node_init,
+        )
+        blocks = Blocks(settings, federation, drain=agent.drain)
+        blocks.start()
+        self._blocks = blocks
+        return federation
+
     def _settings(self) -> WorkerSettings:
         directory = self.working_dir or os.path.join(self.run_dir, self.label)
         # Two executors, or two runs, may share a working directory.
         output = os.path.join(os.path.abspath(directory), f"jobs-{uuid.uuid4().hex[:8]}")
         os.makedirs(output, exist_ok=True)
+        self._output = output
+        own = self.environment or {}
         return WorkerSettings(
             label=self.label,
             python=self.python or sys.executable,
             output=output,
             cwd=self._cwd,
-            environment={**base_environment(os.environ), **(self.environment or {})},
-            rlimits=soft_limits(),
+            # A block's jobs begin with the block's environment: what worker_init did there counts.
+            environment=own if self.provider else {**base_environment(os.environ), **own},
+            rlimits={} if self.provider else soft_limits(),
             sys_path=_own_sys_path() if self.python in (None, sys.executable) else (),
             tasks_per_job=self.tasks_per_job,
             tasks_per_worker=self.tasks_per_worker,
@@ -250,6 +297,7 @@ class FluxBulkExecutor(ParslExecutor, RepresentationMixin):
             self._closed = True
         if pipeline is not None:
             pipeline.close(grace=SHUTDOWN_GRACE)
+        self._end_blocks()
         super().shutdown()
 
     def status_report(self) -> StatusReport | None:

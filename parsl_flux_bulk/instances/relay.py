@@ -272,6 +272,11 @@ class RelayedInstance:
         Of its program.
     initial_capacity : Capacity
         As it was when the block joined.
+    environment : dict of str to str
+        That of the block's program, so with what the provider's ``worker_init`` set, less what
+        concerns that program alone.
+    environment : dict of str to str
+        That of the block, in which its jobs are to begin.
     """
 
     def __init__(self, hello: wire.Hello, send: Callable[[list[wire.Record]], bool]) -> None:
@@ -279,6 +284,8 @@ class RelayedInstance:
         self.host = hello.host
         self.pid = hello.pid
         self.initial_capacity = Capacity(*hello.capacity)
+        self.environment = hello.environment
+        self.environment = hello.environment
         self.descriptor = -1
         self._description = hello.description
         self._name_of_zero = hello.name_of_zero

@@ -76,6 +76,8 @@ class Hello(NamedTuple):
         Until its allocation ends, if it knows; not a point in time, since clocks differ.
     capacity : tuple of int
         Nodes, cores, GPUs.
+    environment : dict of str to str
+        The block's own, in which jobs there are to begin: what ``worker_init`` did is in it.
     """
 
     protocol: int
@@ -86,6 +88,7 @@ class Hello(NamedTuple):
     name_of_zero: str
     seconds_left: float | None
     capacity: tuple[int, int, int]
+    environment: dict[str, str]
 
 
 def pack(records: Iterable[Record]) -> list[bytes | memoryview]:
@@ -160,7 +163,7 @@ class SharedSocket:
         socket.setsockopt(zmq.SNDHWM, 0)  # the seam's `send` never waits
         socket.setsockopt(zmq.RCVHWM, 0)
         self._socket = socket
-        self._router = socket.socket_type == zmq.ROUTER
+        self._router = socket.getsockopt(zmq.TYPE) == zmq.ROUTER
         # Reentrant: a signal's handler wakes, and may interrupt any of the methods below.
         self._lock = threading.RLock()
         self._closed = False
