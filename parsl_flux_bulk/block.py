@@ -45,7 +45,6 @@ if __name__ == "__main__" and not __package__:
 import zmq
 
 from parsl_flux_bulk.errors import InstanceError, InstanceLost
-from parsl_flux_bulk.inherited import base_environment
 from parsl_flux_bulk.instances import relay_wire as wire
 from parsl_flux_bulk.instances.base import JobEnded, JobRequest, PeerLost, PeerMessage, Refusal
 
@@ -163,20 +162,6 @@ def seconds_left(settings: Settings, environ: Mapping[str, str]) -> float | None
         return settings.walltime
     end = environ.get("SLURM_JOB_END_TIME", "")
     return max(0.0, float(end) - time.time()) if end.isdecimal() else None
-
-
-def initialise_nodes(command: str, environ: Mapping[str, str]) -> None:
-    """Run a command on every node of the block.
-
-    Raises
-    ------
-    BlockEnd
-        It failed somewhere.
-    """
-    everywhere = ["flux", "exec", "--rank=all"] if environ.get("FLUX_URI") else []
-    ended = subprocess.run([*everywhere, "/bin/bash", "-c", command], stdin=subprocess.DEVNULL)
-    if ended.returncode:
-        raise BlockEnd(f"node_init ended with exit status {ended.returncode}: {command}", 1)
 
 
 def environment_for_jobs(environ: Mapping[str, str]) -> dict[str, str]:
@@ -538,7 +523,7 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> BlockEnd:
     try:
         instance.start()
         if settings.node_init:
-            initialise_nodes(settings.node_init, environ)
+            prepare_nodes(settings.node_init, environ)
         connection = instance.connect()
         capacity = connection.capacity()
         connection.close()
@@ -552,7 +537,6 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> BlockEnd:
             seconds_left=seconds_left(settings, environ),
             capacity=(capacity.nodes, capacity.cores, capacity.gpus),
             environment=environment_for_jobs(environ),
-            environment=base_environment(environ),
         )
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         block = Block(instance, join(context, settings, hello))

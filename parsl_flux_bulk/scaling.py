@@ -7,7 +7,6 @@ poller talk to. The blocks themselves are :mod:`parsl_flux_bulk.blocks`' affair.
 from __future__ import annotations
 
 import logging
-import os
 from typing import TYPE_CHECKING, Any
 
 from parsl.executors.errors import BadStateException

@@ -275,8 +275,6 @@ class RelayedInstance:
     environment : dict of str to str
         That of the block's program, so with what the provider's ``worker_init`` set, less what
         concerns that program alone.
-    environment : dict of str to str
-        That of the block, in which its jobs are to begin.
     """
 
     def __init__(self, hello: wire.Hello, send: Callable[[list[wire.Record]], bool]) -> None:
@@ -284,7 +282,6 @@ class RelayedInstance:
         self.host = hello.host
         self.pid = hello.pid
         self.initial_capacity = Capacity(*hello.capacity)
-        self.environment = hello.environment
         self.environment = hello.environment
         self.descriptor = -1
         self._description = hello.description
