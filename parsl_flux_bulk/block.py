@@ -45,6 +45,7 @@ if __name__ == "__main__" and not __package__:
 import zmq
 
 from parsl_flux_bulk.errors import InstanceError, InstanceLost
+from parsl_flux_bulk.inherited import base_environment
 from parsl_flux_bulk.instances import relay_wire as wire
 from parsl_flux_bulk.instances.base import JobEnded, JobRequest, PeerLost, PeerMessage, Refusal
 
@@ -62,9 +63,6 @@ KNOCK_PERIOD = 1.0
 
 NODE_INIT_TIMEOUT = 300.0
 """Seconds that the command for each node may take."""
-
-_NOT_FOR_JOBS = ("FLUX_", "PMI_", "PMIX_", "SLURM_", "PARSL_FLUX_BULK_")
-"""How the names of variables begin that tell a process what it is to its own launcher."""
 
 END_TIMEOUT = 20.0
 """Seconds that the end may take; then the program is gone in any case."""
@@ -164,11 +162,6 @@ def seconds_left(settings: Settings, environ: Mapping[str, str]) -> float | None
     return max(0.0, float(end) - time.time()) if end.isdecimal() else None
 
 
-def environment_for_jobs(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a job should have of this program's environment."""
-    return {name: value for name, value in environ.items() if not name.startswith(_NOT_FOR_JOBS)}
-
-
 def prepare_nodes(command: str, environ: Mapping[str, str]) -> None:
     """Run a shell command once on each node.
 
@@ -181,7 +174,7 @@ def prepare_nodes(command: str, environ: Mapping[str, str]) -> None:
     try:
         # What it prints goes where our own messages go.
         done = subprocess.run(
-            [*everywhere, "sh", "-c", command],
+            [*everywhere, "bash", "-c", command],
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),
             timeout=NODE_INIT_TIMEOUT,
@@ -536,7 +529,7 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> BlockEnd:
             name_of_zero=instance.job_name(0),
             seconds_left=seconds_left(settings, environ),
             capacity=(capacity.nodes, capacity.cores, capacity.gpus),
-            environment=environment_for_jobs(environ),
+            environment=base_environment(environ),
         )
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         block = Block(instance, join(context, settings, hello))

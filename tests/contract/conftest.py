@@ -1,4 +1,4 @@
-"""Every contract test runs over every instance: embedded, a Flux of our own, an attached Flux."""
+"""Every contract test runs over every instance: embedded, Flux of our own, attached, and relayed blocks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import helpers
 import pytest
+from relay_service import BlockInstance
 from seam import Seam
 
 from parsl_flux_bulk.instances.base import Instance
@@ -15,8 +16,10 @@ from parsl_flux_bulk.instances.local import LocalInstance
 KINDS = [
     "local",
     "federation",
+    "relay-local",
     pytest.param("flux-own", marks=pytest.mark.flux),
     pytest.param("flux-attached", marks=pytest.mark.flux),
+    pytest.param("relay-flux", marks=pytest.mark.flux),
 ]
 
 
@@ -49,6 +52,8 @@ def new_instance(kind: str, request: pytest.FixtureRequest) -> Callable[[], Inst
         return LocalInstance
     if kind == "federation":
         return OneBlock
+    if kind.startswith("relay"):
+        return lambda: BlockInstance(flux=kind == "relay-flux")
     from parsl_flux_bulk.instances.flux import FluxInstance
 
     if kind == "flux-own":

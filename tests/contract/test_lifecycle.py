@@ -78,6 +78,8 @@ def test_a_killed_user_leaves_nothing_behind(kind: str, tmp_path: Path) -> None:
     made = {
         "local": "from parsl_flux_bulk.instances.local import LocalInstance; instance = LocalInstance()",
         "flux-own": "from parsl_flux_bulk.instances.flux import FluxInstance; instance = FluxInstance.own()",
+        "relay-local": "from relay_service import BlockInstance; instance = BlockInstance()",
+        "relay-flux": "from relay_service import BlockInstance; instance = BlockInstance(flux=True)",
     }[kind]
     text = shell("echo $$ > pid; sleep 600 & exec sleep 600", cwd=tmp_path)
     source = f"""

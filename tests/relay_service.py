@@ -1,0 +1,140 @@
+"""A block that joins a relay, as an instance like any other: for the contract, and for measuring."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import IO, Any
+
+from helpers import wait_until
+from parsl.curvezmq import create_certificates
+
+from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
+from parsl_flux_bulk.instances.base import Completion, Connection, JobId
+from parsl_flux_bulk.instances.relay import RelayedInstance, RelayServer
+
+BLOCK = Path(__file__).resolve().parent.parent / "parsl_flux_bulk" / "block.py"
+JOIN_BOUND = 60.0
+END_BOUND = 30.0
+
+
+def without_flux() -> dict[str, str]:
+    """This process's environment, less what says that it is inside of a Flux instance."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("FLUX_")}
+
+
+class BlockInstance:
+    """A relay, and one block that it is for, started and ended together.
+
+    Parameters
+    ----------
+    flux : bool
+        The block's program is the initial program of ``flux start``, else it runs jobs itself.
+    settings
+        More of the block's settings.
+    """
+
+    def __init__(self, flux: bool = False, relay: dict[str, Any] | None = None, **settings: Any) -> None:
+        self._flux = flux
+        self._relay = relay or {}
+        self._settings = settings
+        self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._joined = threading.Event()
+        self._closed = False
+        self.left: list[str] = []
+        self.process: subprocess.Popen[bytes] | None = None
+        self.stderr: IO[bytes] | None = None
+        self.server: RelayServer | None = None
+        self.block: RelayedInstance | None = None
+
+    @property
+    def description(self) -> str:
+        return self.block.description if self.block else "a relayed block, not started"
+
+    @property
+    def certificates(self) -> Path:
+        assert self._directory is not None
+        return Path(self._directory.name) / "certificates"
+
+    def start(self) -> None:
+        if self._directory is not None:
+            return
+        self._directory = tempfile.TemporaryDirectory()
+        create_certificates(self._directory.name)
+        self.server = RelayServer(
+            self.certificates,
+            self._on_join,
+            on_leave=lambda _, why: self.left.append(why),
+            host="127.0.0.1",
+            **self._relay,
+        )
+        self.server.start()
+        self.start_block()
+        assert self.process is not None
+        wait_until(
+            lambda: self._joined.is_set() or self.process.poll() is not None, JOIN_BOUND, "a block joins"
+        )
+        if not self._joined.is_set():
+            raise InstanceUnavailable(f"the block did not join: {self.said()}")
+
+    def start_block(self) -> None:
+        """Start the block's program."""
+        assert self._directory is not None and self.server is not None
+        path = Path(self._directory.name) / "block.json"
+        settings = {
+            "addresses": ["127.0.0.1"],
+            "port": self.server.port,
+            "certificates": str(self.certificates),
+            "block_id": "7",
+            **self._settings,
+        }
+        path.write_text(json.dumps(settings))
+        command = [sys.executable, str(BLOCK), str(path)]
+        if self._flux:
+            command = ["flux", "start", *command]
+        self.stderr = tempfile.TemporaryFile()  # noqa: SIM115
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stderr=self.stderr, env=without_flux(), start_new_session=True
+        )
+
+    def said(self) -> str:
+        """What the block's program wrote to its standard error."""
+        assert self.stderr is not None
+        self.stderr.seek(0)
+        return self.stderr.read().decode()
+
+    def _on_join(self, block: RelayedInstance) -> None:
+        self.block = block
+        self._joined.set()
+
+    def connect(self) -> Connection:
+        return self._started().connect()
+
+    def completion(self) -> Completion:
+        return self._started().completion()
+
+    def job_name(self, job_id: JobId) -> str:
+        return self._started().job_name(job_id)
+
+    def _started(self) -> RelayedInstance:
+        if self.block is None:
+            raise InstanceLost("not started")
+        return self.block
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self.server is not None:
+            self.server.close()
+        if self.process is not None:
+            self.process.wait(END_BOUND)
+        if self.stderr is not None:
+            self.stderr.close()
+        if self._directory is not None:
+            self._directory.cleanup()
