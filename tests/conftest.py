@@ -1,10 +1,10 @@
-"""What every suite gets: a leak check, a time-out, the ``flux`` marker, executors to test.
+"""What every suite gets: a leak check, a time-out, the ``flux`` and ``slurm`` markers, executors to test.
 
 * A test that leaves a thread or a child process behind fails, with the thread's stack or the
   process's command line. ``@pytest.mark.may_leak(reason)`` exempts one.
 * A test that takes more than 120 s fails; ``@pytest.mark.timeout(seconds)`` says otherwise.
-* ``@pytest.mark.flux`` needs a real Flux. Where there is none the test is skipped, and the head of
-  the report says so once more.
+* ``@pytest.mark.flux`` needs a real Flux, and ``@pytest.mark.slurm`` Slurm's daemons and root. Where
+  they are missing the test is skipped, and the head of the report says so once more.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import helpers
 import pytest
+from slurm_cluster import slurm_missing
 
 if TYPE_CHECKING:
     from parsl_flux_bulk import FluxBulkExecutor
@@ -37,9 +38,12 @@ def pytest_configure(config: pytest.Config) -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def pytest_report_header() -> str:
-    missing = helpers.flux_missing()
-    return f"flux: tests against it are SKIPPED: {missing}" if missing else "flux: here, tests against it run"
+def pytest_report_header() -> list[str]:
+    return [
+        f"{name}: "
+        + (f"tests against it are SKIPPED: {missing}" if missing else "here, tests against it run")
+        for name, missing in (("flux", helpers.flux_missing()), ("slurm", slurm_missing()))
+    ]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,6 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(DEFAULT_TIMEOUT))
         if item.get_closest_marker("flux") is not None and helpers.flux_missing():
             item.add_marker(pytest.mark.skip(reason=f"no Flux here: {helpers.flux_missing()}"))
+        if item.get_closest_marker("slurm") is not None and slurm_missing():
+            item.add_marker(pytest.mark.skip(reason=f"no Slurm here: {slurm_missing()}"))
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,78 @@
+"""In a real Slurm of three nodes: one Flux instance over all of an allocation, and bulksubmit in it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import helpers
+import pytest
+from slurm_cluster import PARTITION, SlurmCluster
+
+import parsl_flux_bulk
+
+pytestmark = [pytest.mark.slurm, pytest.mark.flux]
+
+BOUND = 90.0
+"""Seconds that a small run in an allocation may take."""
+
+FLUX_START = ["srun", "--mpi=pmi2", "--cpu-bind=none", "-N3", "flux", "start"]
+
+
+@pytest.fixture(autouse=True)
+def package_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(parsl_flux_bulk.__file__).parent.parent))
+    monkeypatch.chdir(tmp_path)
+
+
+def allocate(slurm: SlurmCluster, *command: str) -> str:
+    """Run a command in an allocation of three nodes; give what it wrote to stdout."""
+    done = slurm.run("salloc", "--quiet", "-N3", "--exclusive", f"-p{PARTITION}", *command, bound=BOUND)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_srun_with_pmi2_makes_one_instance_of_all_nodes(slurm: SlurmCluster) -> None:
+    count = "flux getattr size; flux resource list -n -s free -o {ncores}"
+    out = allocate(slurm, *FLUX_START, "sh", "-c", count)
+    assert out.split() == ["3", str(3 * slurm.cores_per_node)]
+
+
+def test_without_pmi_every_node_is_an_instance_of_its_own(slurm: SlurmCluster) -> None:
+    """Why launch lines must name pmi2: nothing fails, the nodes just do not find each other."""
+    out = allocate(slurm, "srun", "--mpi=none", "-N3", "flux", "start", "flux", "getattr", "size")
+    assert out.split() == ["1", "1", "1"]
+
+
+def test_bulksubmit_runs_jobspec_files_on_all_nodes(slurm: SlurmCluster, tmp_path: Path) -> None:
+    jobs = tmp_path / "jobs"
+    jobs.mkdir()
+    steps = f"""
+        set -e
+        flux submit --dry-run -n1 sleep 0.2 > jobs/0.json
+        for i in $(seq 1 29); do cp jobs/0.json jobs/$i.json; done
+        {sys.executable} -m parsl_flux_bulk --json records jobs
+        flux jobs -a -n -o 'rank={{ranks}}'
+    """
+    out = allocate(slurm, *FLUX_START, "bash", "-c", steps)
+    assert "bulksubmit: Ran 30 jobs in" in out
+    records = [json.loads(line) for line in (tmp_path / "records").read_text().splitlines()]
+    assert [record["status"] for record in records] == ["completed"] * 30
+    assert {f"rank={rank}" for rank in range(3)} <= set(out.split())
+
+
+def test_a_cancelled_allocation_leaves_no_broker_behind(slurm: SlurmCluster, tmp_path: Path) -> None:
+    script = tmp_path / "block.sh"
+    started = tmp_path / "started"
+    program = f"sh -c 'flux getattr broker.pid > {started}; sleep 600'"
+    script.write_text(f"#!/bin/bash\n{' '.join(FLUX_START)} {program}\n")
+    options = ["--parsable", "-N3", "--exclusive", f"--output={tmp_path}/out"]
+    submitted = slurm.run("sbatch", *options, str(script))
+    job = submitted.stdout.strip()
+    assert job, submitted.stderr
+    pid = int(helpers.wait_until(lambda: started.exists() and started.read_text(), BOUND, "Flux is up"))
+    assert helpers.is_running(pid)
+    assert slurm.run("scancel", job).returncode == 0
+    helpers.wait_gone([pid], 30)
+    helpers.wait_until(lambda: job not in slurm.jobs(), 30, "Slurm has forgotten the job")
