@@ -1,0 +1,284 @@
+"""What is measured: each function is one measurement, made in a process of its own.
+
+``python benchmarks/measures.py MEASURE EXECUTOR JSON`` prints one number, or one JSON object, as its last
+line. `JSON` holds the keyword arguments. Run by ``benchmarks/peers.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import executors
+import parsl
+
+MEGABYTE = 1_000_000
+
+
+@contextlib.contextmanager
+def loaded(name: str) -> Iterator[None]:
+    """Parsl, loaded with one executor."""
+    with parsl.load(parsl.Config(executors=[executors.parsl_executor(name)])):
+        yield
+
+
+@parsl.python_app
+def nothing(*_: Any) -> int:
+    return 1
+
+
+@parsl.python_app
+def size_of(data: bytes) -> int:
+    return len(data)
+
+
+@parsl.python_app
+def make(size: int) -> bytes:
+    return bytes(size)
+
+
+@parsl.python_app
+def sleep(seconds: float) -> None:
+    import time
+
+    time.sleep(seconds)
+
+
+@parsl.bash_app
+def true() -> str:
+    return "true"
+
+
+def warm_up(app: Callable[..., Any], *arguments: Any) -> None:
+    """Have both workers up, and acquainted with the app."""
+    for _ in range(2):
+        wait_all([app(*arguments) for _ in range(2 * executors.WORKERS)])
+
+
+def wait_all(futures: list[Any]) -> None:
+    for future in futures:
+        future.result()
+
+
+def rate(app: Callable[..., Any], tasks: int, *arguments: Any) -> float:
+    """Tasks a second, from the first call to the last result."""
+    warm_up(app, *arguments)
+    began = time.perf_counter()
+    wait_all([app(*arguments) for _ in range(tasks)])
+    return tasks / (time.perf_counter() - began)
+
+
+# -- through Parsl's DataFlowKernel ------------------------------------------------------------------
+
+
+def perf(name: str, seconds: float) -> float:
+    """No-op tasks a second, by Parsl's own benchmark."""
+    from parsl.benchmark.perf import cli_run
+
+    os.environ["BENCHMARK_EXECUTOR"] = name
+    sys.argv = ["parsl-perf", "--config", executors.__file__, "--time", str(seconds)]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        cli_run()
+    return float(re.findall(r"Tasks per second: ([\d.]+)", printed.getvalue())[-1])
+
+
+def chain(name: str, links: int) -> float:
+    """Milliseconds a link of a chain of dependent tasks."""
+    with loaded(name):
+        warm_up(nothing)
+        began = time.perf_counter()
+        future = nothing()
+        for _ in range(links - 1):
+            future = nothing(future)
+        future.result()
+        return 1000 * (time.perf_counter() - began) / links
+
+
+def first(name: str) -> float:
+    """Seconds from just before ``parsl.load`` to the first result."""
+    config = parsl.Config(executors=[executors.parsl_executor(name)])
+    began = time.perf_counter()
+    with parsl.load(config):
+        nothing().result()
+        return time.perf_counter() - began
+
+
+def bash(name: str, tasks: int) -> float:
+    """Bash apps a second."""
+    with loaded(name):
+        return rate(true, tasks)
+
+
+def megabyte_arguments(name: str, tasks: int) -> float:
+    """Tasks a second, each with an argument of 1 MB."""
+    with loaded(name):
+        return rate(size_of, tasks, os.urandom(MEGABYTE))
+
+
+def megabyte_results(name: str, tasks: int) -> float:
+    """Tasks a second, each with a result of 1 MB."""
+    with loaded(name):
+        return rate(make, tasks, MEGABYTE)
+
+
+def sleeps(name: str, tasks: int, seconds: float) -> float:
+    """Per cent of what the workers could do at best."""
+    with loaded(name):
+        warm_up(sleep, 0.0)
+        began = time.perf_counter()
+        wait_all([sleep(seconds) for _ in range(tasks)])
+        return 100 * tasks * seconds / executors.WORKERS / (time.perf_counter() - began)
+
+
+# -- the executor alone ------------------------------------------------------------------------------
+
+
+def no_op() -> int:
+    return 1
+
+
+def hold(path: str) -> None:
+    """Return when `path` is there."""
+    import os
+    import time
+
+    while not os.path.exists(path):
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def alone(name: str) -> Iterator[Callable[..., Any]]:
+    """An executor without Parsl's DataFlowKernel; yields its submit."""
+    if name == executors.PROCESSES:
+        from concurrent.futures import ProcessPoolExecutor
+
+        with ProcessPoolExecutor(executors.WORKERS) as processes:
+            yield processes.submit
+    elif name == executors.EXECUTORLIB:
+        from executorlib import FluxJobExecutor
+
+        with FluxJobExecutor(max_workers=executors.WORKERS, block_allocation=True) as jobs:
+            yield jobs.submit
+    else:
+        executor = executors.parsl_executor(name)
+        executor.run_dir = os.getcwd()
+        if name == executors.HTEX:
+            executor.provider.script_dir = os.getcwd()
+        executor.start()
+        if name == executors.HTEX:
+            executor.scale_out_facade(1)
+        try:
+            yield lambda function, *arguments: executor.submit(function, {}, *arguments)
+        finally:
+            executor.shutdown()
+
+
+def executor_alone(name: str, tasks: int) -> float:
+    """No-op tasks a second."""
+    with alone(name) as submit:
+        return rate(lambda: submit(no_op), tasks)
+
+
+def memory(name: str, tasks: int) -> float:
+    """Bytes of this process's memory for each task that waits."""
+    with alone(name) as submit, tempfile.TemporaryDirectory() as directory:
+        warm_up(lambda: submit(no_op))
+        path = os.path.join(directory, "go")
+        futures = [submit(hold, path) for _ in range(executors.WORKERS)]
+        # What the workers are given in advance, and the first growth of tables, is not counted.
+        futures += [submit(no_op) for _ in range(1000)]
+        time.sleep(0.5)
+        before = resident()
+        futures += [submit(no_op) for _ in range(tasks)]
+        after = resident()
+        Path(path).touch()
+        wait_all(futures)
+        return (after - before) / tasks
+
+
+def resident() -> int:
+    """Bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+# -- many workers on one node ------------------------------------------------------------------------
+
+
+def meet(directory: str, parties: int) -> tuple[float, float, int]:
+    """Wait until so many of these run; say when this one began, its CPU time, and its parent."""
+    import os
+    import time
+
+    began, used = time.time(), time.process_time()
+    with open(os.path.join(directory, str(os.getpid())), "w"):
+        pass
+    until = time.time() + 60
+    while len(os.listdir(directory)) < parties:
+        if time.time() > until:
+            raise TimeoutError(f"{len(os.listdir(directory))} of {parties} workers")
+        time.sleep(0.05)
+    return began, used, os.getppid()
+
+
+def workers_ready(name: str, workers: int) -> dict[str, float]:
+    """CPU and wall seconds until so many workers run a task each; the job's shell is counted too."""
+    # A pool starts as many workers as it sees CPUs to bind them to, unless it is told how many.
+    os.environ["PARSL_FLUX_BULK_SLOTS"] = str(workers)
+    with alone(name) as submit, tempfile.TemporaryDirectory() as directory:
+        submitted = time.time()
+        futures = [submit(meet, directory, workers) for _ in range(workers)]
+        while len(os.listdir(directory)) < workers and not any(future.done() for future in futures):
+            time.sleep(0.01)
+        parents = {int(entry) for entry in os.listdir(directory)}
+        parents = {_parent(pid) for pid in parents}
+        shells = {_parent(pid) for pid in parents}
+        shared = sum(map(_cpu, parents | shells))
+        met = [future.result() for future in futures]
+    return {
+        "cpu": shared + sum(used for _, used, _ in met),
+        "wall": max(began for began, _, _ in met) - submitted,
+        "jobs": float(len(parents)),
+    }
+
+
+def _parent(pid: int) -> int:
+    # The field before, the command, may contain anything: proc(5).
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _cpu(pid: int) -> float:
+    """CPU seconds of all threads of a process; finer than the ticks of its stat."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
+MEASURES: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        perf,
+        chain,
+        first,
+        bash,
+        megabyte_arguments,
+        megabyte_results,
+        sleeps,
+        executor_alone,
+        memory,
+        workers_ready,
+    )
+}
+
+
+if __name__ == "__main__":
+    measured = MEASURES[sys.argv[1]](sys.argv[2], **json.loads(sys.argv[3]))
+    print(json.dumps(measured), flush=True)
