@@ -1,0 +1,41 @@
+"""Blocks from Slurm: the script runs on a login node, each block is one Slurm job and one Flux instance.
+
+When to use it
+    On any cluster with Slurm that has Flux installed (module, Spack or conda-forge's ``flux-core``).
+    Blocks come and go with the work there is: from ``min_blocks`` to ``max_blocks`` jobs of
+    ``nodes_per_block`` nodes.
+
+What to edit
+    ``partition``, ``account``, ``walltime``, the numbers of blocks and nodes, and ``worker_init``,
+    which has to make ``flux`` and this Python's packages available on the compute nodes.
+
+``--mpi=pmi2`` lets the nodes of a block find each other: without it each becomes an instance of its
+own. ``srun --mpi=list`` says whether your Slurm has it. ``--cpu-bind=none`` leaves all cores of a
+node to Flux. Both are options of srun(1); flux-start(1) tells how Flux starts under it.
+"""
+
+from parsl.config import Config
+from parsl.launchers import SrunLauncher
+from parsl.providers import SlurmProvider
+
+from parsl_flux_bulk import FluxBulkExecutor
+
+config = Config(
+    executors=[
+        FluxBulkExecutor(
+            label="slurm",
+            provider=SlurmProvider(
+                partition="PARTITION",
+                account="ACCOUNT",
+                nodes_per_block=2,
+                init_blocks=1,
+                min_blocks=0,
+                max_blocks=4,
+                walltime="01:00:00",
+                worker_init="module load flux && source ~/venv/bin/activate",
+                launcher=SrunLauncher(overrides="--mpi=pmi2 --cpu-bind=none"),
+            ),
+        )
+    ],
+    retries=1,
+)
