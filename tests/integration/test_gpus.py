@@ -1,0 +1,88 @@
+"""GPUs: tasks that run at the same time see different ones, in jobs of their own and in warm workers."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import apps
+import helpers
+import parsl
+import pytest
+from commands import command
+
+from parsl_flux_bulk import FluxBulkExecutor
+from parsl_flux_bulk.errors import JobRefused
+
+pytestmark = pytest.mark.flux
+
+BOUND = 60.0
+
+
+@pytest.fixture(scope="module")
+def gpu_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Flux instance that believes in four cores and two GPUs."""
+    path = tmp_path_factory.mktemp("resources") / "R"
+    with path.open("w") as file:
+        subprocess.run(["flux", "R", "encode", "-r0", "-c0-3", "-g0-1"], stdout=file, check=True, timeout=30)
+    with helpers.flux_instance(f"--conf=resource.path={path}", "--conf=resource.noverify=true") as uri:
+        yield uri
+
+
+@pytest.fixture(scope="module", params=[None, 1], ids=["workers", "jobs"])
+def executor(
+    request: pytest.FixtureRequest,
+    gpu_uri: str,
+    new_executor: Callable[..., AbstractContextManager[FluxBulkExecutor]],
+) -> Iterator[FluxBulkExecutor]:
+    with new_executor(gpu_uri, tasks_per_job=request.param) as executor:
+        yield executor
+
+
+def meet(directory: str, others: int) -> str | None:
+    """Return the visible GPUs, once `others` more tasks are running too."""
+    import os
+    import time
+    import uuid
+
+    Path(directory, uuid.uuid4().hex).touch()
+    deadline = time.monotonic() + 30
+    while len(os.listdir(directory)) <= others:
+        assert time.monotonic() < deadline, "the other task never ran at the same time"
+        time.sleep(0.01)
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def test_tasks_at_the_same_time_have_different_gpus(executor, tmp_path):
+    futures = [executor.submit(meet, {"gpus_per_task": 1}, str(tmp_path), 1) for _ in range(2)]
+    assert sorted(future.result(BOUND) for future in futures) == ["0", "1"]
+
+
+def test_a_task_with_two_gpus_has_both(executor):
+    seen = executor.submit(apps.environment, {"gpus_per_task": 2}, "CUDA_VISIBLE_DEVICES").result(BOUND)
+    assert seen == {"CUDA_VISIBLE_DEVICES": "0,1"}
+
+
+def test_a_task_without_a_gpu_sees_none(executor):
+    seen = executor.submit(apps.environment, {}, "CUDA_VISIBLE_DEVICES").result(BOUND)
+    assert seen["CUDA_VISIBLE_DEVICES"] in ("", "-1", None)
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [({}, ["0", "1"]), ({"shell_options": {"gpu-affinity": "on"}}, ["0,1", "0,1"])],
+    ids=["default", "all"],
+)
+def test_ranks_of_a_job_share_its_gpus_out_unless_told_otherwise(executor, tmp_path, options, lines):
+    spec = {"num_tasks": 2, "gpus_per_task": 1, **options}
+    app = parsl.bash_app(command).wrapped_remote_function
+    out = tmp_path / "out"
+    assert executor.submit(app, spec, "echo $CUDA_VISIBLE_DEVICES", stdout=str(out)).result(BOUND) == 0
+    assert sorted(out.read_text().split()) == lines
+
+
+def test_more_gpus_than_there_are(executor):
+    error = executor.submit(apps.nothing, {"gpus_per_task": 3}).exception(BOUND)
+    assert type(error) is JobRefused and "unsatisfiable" in str(error)
