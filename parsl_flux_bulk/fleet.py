@@ -230,7 +230,8 @@ class Fleet:
             job.leaving
             and not (job.retired or job.cancelled)
             and job.result is None
-            and any(not peer.gone and peer.barren < BARREN_LIMIT for peer in job.peers.values())
+            and any(not peer.gone for peer in job.peers.values())
+            and all(peer.barren < BARREN_LIMIT for peer in job.peers.values())
         )
 
     def retire(self, job: WorkerJob) -> None:

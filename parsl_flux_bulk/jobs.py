@@ -71,9 +71,9 @@ class Job:
         return ", ".join(dict.fromkeys(peer.host for peer in self.peers.values()))
 
     @property
-    def nodes(self) -> set[object]:
+    def nodes(self) -> list[object]:
         """The nodes that it occupies; one that is not known yet counts as a node of its own."""
-        return {peer.node for peer in self.peers.values()} or {self}
+        return list(dict.fromkeys(peer.node for peer in self.peers.values())) or [self]
 
 
 class TaskJob(Job):

@@ -164,12 +164,12 @@ class Planner:
         """Drain worker jobs so that `need` fits; none at all if it would not then either."""
         room = self._ledger.room
         cores, gpus = need.cores - room.cores, need.gpus - room.gpus
-        staying = set(self._staying())
+        staying = dict.fromkeys(self._staying())
         chosen: list[WorkerJob] = []
 
         def choose(job: WorkerJob) -> None:
             nonlocal cores, gpus
-            staying.remove(job)
+            del staying[job]
             chosen.append(job)
             cores -= job.holding.cores
             gpus -= job.holding.gpus

@@ -14,9 +14,9 @@ from collections import Counter, deque
 from parsl_flux_bulk.dispatcher import Dispatcher
 from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus
 from parsl_flux_bulk.instructions import CancelJob, Give, Kill, Recall, Resolve, SubmitJob
-from parsl_flux_bulk.jobs import TaskJob, WorkerJob
+from parsl_flux_bulk.jobs import Peer, TaskJob, WorkerJob
 from parsl_flux_bulk.resources import Resources, Shape
-from parsl_flux_bulk.task import CANCELLED, Loss, LossReason, Task
+from parsl_flux_bulk.task import CANCELLED, Loss, LossReason, Task, TaskState
 
 SMALL = Resources(shape=Shape())
 COMPLETED = JobResult(JobStatus.COMPLETED, exit_code=0)
@@ -115,7 +115,8 @@ class Pool:
         slot.queue.remove(task)
 
         def give_back(dispatcher):
-            self.world.with_peer.discard(task)
+            if task not in self.world.outcomes:
+                self.world.with_peer.discard(task)
             dispatcher.returned(self.peer_id, slot.number, task.task_id)
 
         self.say(give_back)
@@ -427,6 +428,10 @@ class Simulation(World):
 
     def run(self, until=None, for_=None, limit=3_000_000):
         """Let time pass until a condition holds, for so many seconds, or until nothing is left to happen."""
+        self._run(until, for_, limit)
+        check_books(self.dispatcher)
+
+    def _run(self, until, for_, limit):
         end = None if for_ is None else self.now + for_
         for _ in range(limit):
             if self._dirty:
@@ -567,3 +572,56 @@ class Simulation(World):
     def cores_in_use(self):
         total = sum(cores for cores, _ in self.free)
         return len(self.free) * self.node_cores - total
+
+
+def check_books(dispatcher):
+    """Count everything again that the dispatcher keeps count of."""
+    fleet, feeder = dispatcher._fleet, dispatcher._feeder
+    ledger = fleet.ledger
+    jobs = list(fleet.jobs.values())
+    workers = [job for job in jobs if isinstance(job, WorkerJob)]
+    alone = [job for job in jobs if isinstance(job, TaskJob)]
+    assert ledger.cores == sum(job.holding.cores for job in jobs)
+    assert ledger.gpus == sum(job.holding.gpus for job in jobs)
+    assert ledger.leaving_cores == sum(job.holding.cores for job in workers if job.leaving)
+    assert ledger.leaving_gpus == sum(job.holding.gpus for job in workers if job.leaving)
+    assert ledger.task_cores == sum(job.holding.cores for job in alone)
+    assert ledger.task_jobs == len(alone) == len(fleet.task_jobs)
+    unsettled = set(feeder.touched)
+    for crew in fleet.crews.values():
+        own = [job for job in workers if job.crew is crew]
+        assert set(crew.jobs) == set(own)
+        assert crew.slots == sum(job.live for job in own if not job.leaving)
+        tasks = {id(t): t for t in (*crew._pending, *(t for _, t in crew._returned)) if not t.state}
+        assert crew.waiting == len(tasks)
+        queued = [w for p in known_peers(dispatcher, crew) for w in p.workers]
+        assert crew.given == sum(len(w.queue) + w.ended for w in queued)
+        serving = [w for w in queued if w.serving]
+        assert set(serving) == set(crew.idle) | set(crew.busy)
+        assert not set(crew.idle) & set(crew.busy)
+        for worker in queued:
+            assert worker.size == sum(len(task.call) for task in worker.queue)
+            assert worker.cancels == sum(task.cancelled for task in worker.queue)
+            assert all(task.place is worker and task.state == TaskState.GIVEN for task in worker.queue)
+            if worker not in unsettled and not worker.peer.gone and not dispatcher._closed:
+                assert worker.active == bool(worker.queue)
+        for job in own:
+            assert job.busy == sum(w.active for p in job.peers.values() for w in p.workers)
+
+
+def known_peers(dispatcher, crew):
+    """All pools of a crew that may still hold tasks: known, or waiting to be blamed."""
+    peers = {id(peer): peer for peer in dispatcher._peers.values()}
+    for job in dispatcher._fleet.jobs.values():
+        peers.update({id(peer): peer for peer in job.peers.values()})
+    for timer in dispatcher._timers._heap:
+        for cell in getattr(timer[2].call, "__closure__", None) or ():
+            if isinstance(cell.cell_contents, Peer):
+                peers[id(cell.cell_contents)] = cell.cell_contents
+    for _, timer in dispatcher._timers._soon:
+        for cell in getattr(timer.call, "__closure__", None) or ():
+            if isinstance(cell.cell_contents, Peer):
+                peers[id(cell.cell_contents)] = cell.cell_contents
+    for worker in dispatcher._feeder.touched:
+        peers[id(worker.peer)] = worker.peer
+    return [peer for peer in peers.values() if isinstance(peer.job, WorkerJob) and peer.job.crew is crew]

@@ -597,6 +597,13 @@ def test_cancelling_a_running_task_ends_its_worker_and_moves_the_others():
     world.run(for_=0.05)
     assert world.starts[slow]
     cancel(world, slow)
+    told = world.dispatcher.take(world.now)
+    # First the others are asked back: nothing is to start between our look and the end.
+    assert [type(instruction) for instruction in told] == [Recall, Kill]
+    (pool,) = world.pools.values()
+    pool.down.extend(told)
+    world.sent_down(pool)
+    world.sent_down(pool)
     start = world.now
     world.run_all()
     assert world.now - start < 1.0

@@ -11,6 +11,7 @@ from dispatcher_world import (
     SMALL,
     Function,
     World,
+    check_books,
     shaped,
 )
 from hypothesis import HealthCheck, settings
@@ -47,12 +48,16 @@ INDEX = st.integers(0, 1 << 16)
 class Chaos(RuleBasedStateMachine):
     """Hypothesis decides what the world does next, and when the dispatcher hears of it."""
 
-    @initialize(options=st.sampled_from(OPTIONS))
-    def begin_world(self, options):
+    @initialize(options=st.sampled_from(OPTIONS), warm=st.sampled_from([0, 0, 1, 30, 300]))
+    def begin_world(self, options, warm):
         self.world = World(**options)
         self.functions = [Function() for _ in range(3)]
         self.cancelled = set()
         self.shut_down = False
+        if warm:
+            # Workers that are there already, and whose pace is known.
+            self.world.submit(warm, SMALL, self.functions[0])
+            self.flow(200, run=True)
 
     # -- what there is -----------------------------------------------------------------------------
 
@@ -99,17 +104,21 @@ class Chaos(RuleBasedStateMachine):
         self.world.submit(count, resources, self.functions[function], size, bare)
 
     @precondition(lambda self: self.world.tasks)
-    @rule(index=INDEX)
-    def cancel(self, index):
-        open_tasks = [task for task in self.world.tasks if task not in self.world.outcomes]
-        if open_tasks:
-            task = open_tasks[index % len(open_tasks)]
+    @rule(index=INDEX, given=st.booleans())
+    def cancel(self, index, given):
+        wanted = [
+            task
+            for task in self.world.tasks
+            if task not in self.world.outcomes and (not given or task.state == TaskState.GIVEN)
+        ]
+        if wanted:
+            task = wanted[index % len(wanted)]
             self.cancelled.add(task)
             self.world.dispatcher.cancel(task)
 
-    @rule(lottery=st.integers(0, 20))
+    @rule(lottery=st.integers(0, 60))
     def shutdown(self, lottery):
-        if lottery == 0:
+        if lottery == 31:
             self.shut_down = True
             self.world.dispatcher.shutdown()
 
@@ -118,6 +127,26 @@ class Chaos(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([0.0, 0.0, 0.0001, 0.004, 0.06, 0.2, 1.0, 3.0, 20.0]))
     def take(self, seconds):
         self.world.now += seconds
+        self.world.take()
+
+    @rule(steps=st.sampled_from([1, 2, 5, 20]), run=st.booleans())
+    def flow(self, steps, run):
+        """For a while, nothing bad happens; tasks may all be short, or not end at all."""
+        for _ in range(steps):
+            if not self.calm_step(run):
+                self.world.now += 0.005
+
+    @rule(count=st.sampled_from([20, 100]), function=st.integers(0, 2))
+    def burst(self, count, function):
+        """Many tasks come, and are given."""
+        self.world.submit(count, SMALL, self.functions[function])
+        self.flow(3, run=False)
+
+    @precondition(lambda self: any(slot.queue for slot in self.slots(running=True)))
+    @rule()
+    def stall(self):
+        """What runs takes long, and others wait behind it."""
+        self.world.now += 0.2
         self.world.take()
 
     # -- the instance ------------------------------------------------------------------------------
@@ -232,11 +261,12 @@ class Chaos(RuleBasedStateMachine):
                 slot.pool.finish(slot)
 
     @precondition(lambda self: self.pools(alive=True))
-    @rule(index=INDEX, signal=st.sampled_from([None, 9]), slot=st.integers(0, 3))
-    def worker_dies(self, index, signal, slot):
-        pools = self.pools(alive=True)
-        pool = pools[index % len(pools)]
-        pool.die(pool.slots[slot % len(pool.slots)], None if signal else 3, signal)
+    @rule(index=INDEX, signal=st.sampled_from([None, 9]), idle=st.booleans())
+    def worker_dies(self, index, signal, idle):
+        slots = [slot for pool in self.pools(alive=True) for slot in pool.slots]
+        slots = [slot for slot in slots if (slot.running is None) == idle] or slots
+        slot = slots[index % len(slots)]
+        slot.pool.die(slot, None if signal else 3, signal)
 
     @precondition(lambda self: self.pools(alive=True))
     @rule(index=INDEX, lose=st.sampled_from([0, 0, 1, 3, 1000]))
@@ -289,7 +319,7 @@ class Chaos(RuleBasedStateMachine):
         assert (status.pending, status.running, status.worker_jobs, status.task_jobs) == (0, 0, 0, 0)
         assert status.done + status.failed + status.cancelled == len(world.tasks)
 
-    def calm_step(self):
+    def calm_step(self, run=True):
         """Let everything happen that is due, and nothing bad; whether anything was."""
         world = self.world
         world.now += 0.0001
@@ -307,15 +337,17 @@ class Chaos(RuleBasedStateMachine):
             return True
         self.nobody_idles()
         for slot in self.slots(running=False):
-            slot.pool.begin(slot)
-            something = True
-        for slot in self.slots(running=True):
-            slot.pool.finish(slot)
-            something = True
+            if slot.running is None:
+                slot.pool.begin(slot)
+                something = True
+        if run:
+            for slot in self.slots(running=True):
+                slot.pool.finish(slot)
+                something = True
         for model in self.endable():
             self.finish(model)
             something = True
-        for model in self.world.active():
+        for model in self.world.active() if run else ():
             if not model.pools:
                 self.end(model, COMPLETED)
                 something = True
@@ -344,61 +376,6 @@ class Stranger:
     ended = True
     up = ()
     down = ()
-
-
-def check_books(dispatcher):
-    """Count everything again that the dispatcher keeps count of."""
-    fleet, feeder = dispatcher._fleet, dispatcher._feeder
-    ledger = fleet.ledger
-    jobs = list(fleet.jobs.values())
-    workers = [job for job in jobs if isinstance(job, WorkerJob)]
-    alone = [job for job in jobs if isinstance(job, TaskJob)]
-    assert ledger.cores == sum(job.holding.cores for job in jobs)
-    assert ledger.gpus == sum(job.holding.gpus for job in jobs)
-    assert ledger.leaving_cores == sum(job.holding.cores for job in workers if job.leaving)
-    assert ledger.leaving_gpus == sum(job.holding.gpus for job in workers if job.leaving)
-    assert ledger.task_cores == sum(job.holding.cores for job in alone)
-    assert ledger.task_jobs == len(alone) == len(fleet.task_jobs)
-    unsettled = set(feeder.touched)
-    for crew in fleet.crews.values():
-        own = [job for job in workers if job.crew is crew]
-        assert set(crew.jobs) == set(own)
-        assert crew.slots == sum(job.live for job in own if not job.leaving)
-        tasks = {id(t): t for t in (*crew._pending, *(t for _, t in crew._returned)) if not t.state}
-        assert crew.waiting == len(tasks)
-        queued = [w for p in known_peers(dispatcher, crew) for w in p.workers]
-        assert crew.given == sum(len(w.queue) + w.ended for w in queued)
-        serving = [w for w in queued if w.serving]
-        assert set(serving) == set(crew.idle) | set(crew.busy)
-        assert not set(crew.idle) & set(crew.busy)
-        for worker in queued:
-            assert worker.size == sum(len(task.call) for task in worker.queue)
-            assert worker.cancels == sum(task.cancelled for task in worker.queue)
-            assert all(task.place is worker and task.state == TaskState.GIVEN for task in worker.queue)
-            if worker not in unsettled and not worker.peer.gone and not dispatcher._closed:
-                assert worker.active == bool(worker.queue)
-        for job in own:
-            assert job.busy == sum(w.active for p in job.peers.values() for w in p.workers)
-
-
-def known_peers(dispatcher, crew):
-    """All pools of a crew that may still hold tasks: known, or waiting to be blamed."""
-    from parsl_flux_bulk.jobs import Peer
-
-    peers = {id(peer): peer for peer in dispatcher._peers.values()}
-    for job in dispatcher._fleet.jobs.values():
-        peers.update({id(peer): peer for peer in job.peers.values()})
-    for timer in dispatcher._timers._heap:
-        for cell in getattr(timer[2].call, "__closure__", None) or ():
-            if isinstance(cell.cell_contents, Peer):
-                peers[id(cell.cell_contents)] = cell.cell_contents
-    for _, timer in dispatcher._timers._soon:
-        for cell in getattr(timer.call, "__closure__", None) or ():
-            if isinstance(cell.cell_contents, Peer):
-                peers[id(cell.cell_contents)] = cell.cell_contents
-    for worker in dispatcher._feeder.touched:
-        peers[id(worker.peer)] = worker.peer
-    return [peer for peer in peers.values() if isinstance(peer.job, WorkerJob) and peer.job.crew is crew]
 
 
 TestChaos = Chaos.TestCase
