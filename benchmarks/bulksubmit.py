@@ -1,0 +1,113 @@
+"""bulksubmit against a plain script that does the same; and how many jobs to keep inside Flux.
+
+    python benchmarks/bulksubmit.py [--jobs N] [--runs N] [--max-active N ...] [--json FILE]
+
+N jobspecs ``sleep 0`` (1025 by default) are made by ``flux submit --dry-run``, and then run in turns, each
+time in a fresh Flux instance on this machine (one slows down with the finished jobs that it remembers): by
+``bulksubmit``, once for each ``--max-active``, and by ``benchmarks/plain_submit.py``. Timed are the whole
+commands' own figures: bulksubmit's from its "Starting" line, the script's from opening Flux. Exit status 1
+if bulksubmit's median rate is below ``--least`` times the script's (default 1.2).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from flux_instance import flux_instance, flux_missing
+
+HERE = Path(__file__).resolve().parent
+LIMIT = 300.0
+"""Seconds that one run may take."""
+
+PLAIN = "plain script"
+DEFAULT = "bulksubmit"
+
+
+def make_jobspecs(directory: Path, jobs: int) -> None:
+    """Write jobspecs, all alike, into a directory."""
+    with flux_instance() as uri:
+        command = ["flux", "submit", "--dry-run", "sleep", "0"]
+        made = subprocess.run(
+            command, env={**os.environ, "FLUX_URI": uri}, capture_output=True, text=True, check=True
+        )
+    for number in range(jobs):
+        (directory / f"job-{number:05}.json").write_text(made.stdout)
+
+
+def run(kind: str, directory: Path, jobs: int) -> float:
+    """Run all jobs once, in a fresh instance; return jobs a second."""
+    with flux_instance() as uri, tempfile.TemporaryDirectory() as elsewhere:
+        paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, "FLUX_URI": uri, "PYTHONPATH": os.pathsep.join(paths)}
+        if kind == PLAIN:
+            command = [sys.executable, str(HERE / "plain_submit.py"), str(directory)]
+        else:
+            record = Path(elsewhere) / "record.json"
+            command = [sys.executable, "-m", "parsl_flux_bulk", str(directory), "--json", str(record)]
+            command += kind.split()[1:]
+        done = subprocess.run(
+            command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=LIMIT
+        )
+        if done.returncode:
+            raise RuntimeError(f"{kind} ended with {done.returncode}: {(done.stderr or done.stdout)[-500:]}")
+        if kind == PLAIN:
+            seconds, failed = done.stdout.split()
+            if int(failed):
+                raise RuntimeError(f"{failed} jobs failed")
+            return jobs / float(seconds)
+        return rate_said(done.stdout, jobs)
+
+
+def rate_said(printed: str, jobs: int) -> float:
+    """The rate in bulksubmit's last line, ``Ran N jobs in S s. R job/s``."""
+    words = printed.strip().splitlines()[-1].split()
+    if words[1:4] != ["Ran", str(jobs), "jobs"]:
+        raise RuntimeError(f"bulksubmit did not run {jobs} jobs; it printed at the end: {' '.join(words)}")
+    return jobs / float(words[5].rstrip("s."))
+
+
+def main() -> int:
+    """Measure, print, judge."""
+    parser = argparse.ArgumentParser(description="bulksubmit against a plain script that does the same.")
+    parser.add_argument("--jobs", type=int, default=1025, help="jobs a run (default 1025)")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each (default 3)")
+    parser.add_argument("--least", type=float, default=1.2, help="ratio to reach (default 1.2)")
+    parser.add_argument("--max-active", type=int, nargs="+", default=[], metavar="N", help="try these too")
+    parser.add_argument("--json", metavar="FILE", help="write every rate there")
+    options = parser.parse_args()
+    if why := flux_missing():
+        print(f"bulksubmit cannot be compared here: {why}", file=sys.stderr)
+        return 2
+    kinds = [PLAIN, DEFAULT, *(f"{DEFAULT} --max-active {number}" for number in options.max_active)]
+    rates: dict[str, list[float]] = {kind: [] for kind in kinds}
+    with tempfile.TemporaryDirectory(prefix="jobspecs-") as directory:
+        make_jobspecs(Path(directory), options.jobs)
+        for number in range(options.runs):
+            for kind in kinds:
+                rates[kind].append(run(kind, Path(directory), options.jobs))
+                print(
+                    f"  run {number + 1}, {kind}: {rates[kind][-1]:.1f} jobs/s", file=sys.stderr, flush=True
+                )
+    plain = statistics.median(rates[PLAIN])
+    print(f"\n{options.jobs} jobs `sleep 0`, medians of {options.runs} runs\n")
+    print("| | jobs/s | lowest … highest | ratio |")
+    print("|---|---:|---|---:|")
+    for kind, values in rates.items():
+        median = statistics.median(values)
+        print(f"| {kind} | {median:.1f} | {min(values):.1f} … {max(values):.1f} | {median / plain:.2f} |")
+    if options.json:
+        Path(options.json).write_text(json.dumps(rates, indent=1) + "\n")
+    ratio = statistics.median(rates[DEFAULT]) / plain
+    print(f"\nbulksubmit : plain script = {ratio:.2f}, must reach {options.least:g}")
+    return 0 if ratio >= options.least else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
