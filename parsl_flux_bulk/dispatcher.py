@@ -177,7 +177,7 @@ class Dispatcher:
                 self._feeder.kill(place, task)
             else:
                 self._feeder.recall_one(place, task)
-        elif isinstance(place, TaskJob) and place.submitted:
+        elif isinstance(place, TaskJob) and place.submitted and place not in self._fates.parked:
             self._fleet.cancel(place, "its task was cancelled")
         else:
             if place is None:
@@ -203,6 +203,7 @@ class Dispatcher:
         fleet = self._fleet
         fleet.ledger.capacity = capacity if capacity.cores else None
         fleet.changed = True
+        self._fates.unpark()
         for crew in fleet.crews.values():
             crew.slot_limit = NO_LIMIT
             crew.stopped = False
@@ -365,12 +366,16 @@ class Dispatcher:
         for crew in self._fleet.crews.values():
             for task in crew.empty():
                 self._fates.resolve(task, loss)
-        for held in self._fleet.held:
-            if held.task.state != TaskState.DONE:
-                self._fates.resolve(held.task, loss)
+        for waiting in (*self._fleet.held, *self._fates.parked):
+            if waiting.task.state != TaskState.DONE:
+                self._fates.resolve(waiting.task, loss)
         self._fleet.held.clear()
+        self._fates.parked.clear()
         for peer in list(self._peers.values()):
             self._fates.lose_queues(peer, loss, loss)
+            if isinstance(peer.job, TaskJob) and peer.job.task.state != TaskState.DONE:
+                # Its job may have ended already, and nobody will wait for its last words now.
+                self._fates.resolve(peer.job.task, loss)
         for job in list(self._fleet.jobs.values()):
             if isinstance(job, WorkerJob):
                 for peer in job.peers.values():
@@ -390,9 +395,10 @@ class Dispatcher:
         jobs = list(self._worker_jobs())
         running = sum(job.busy for job in jobs)
         own = sum(job.task.state != TaskState.DONE for job in fleet.task_jobs)
+        waiting = (*fleet.held, *self._fates.parked)
         unanswered = sum(crew.outstanding for crew in crews) - sum(w.ended for w in self._feeder.touched)
         return Status(
-            pending=unanswered - running + sum(job.task.state != TaskState.DONE for job in fleet.held),
+            pending=unanswered - running + sum(job.task.state != TaskState.DONE for job in waiting),
             running=running + own,
             done=self._fates.done,
             failed=self._fates.failed,

@@ -6,6 +6,7 @@ import signal
 import textwrap
 
 from parsl_flux_bulk.errors import (
+    BlockLost,
     FluxBulkError,
     InstanceLost,
     JobCanceled,
@@ -13,7 +14,7 @@ from parsl_flux_bulk.errors import (
     JobRefused,
     JobTimeout,
 )
-from parsl_flux_bulk.instances.base import JobResult, JobStatus
+from parsl_flux_bulk.instances.base import BLOCK_LOST, JobResult, JobStatus
 
 
 def describe(result: JobResult) -> str:
@@ -26,6 +27,8 @@ def describe(result: JobResult) -> str:
         return _with_note("its duration ran out", result.note)
     if result.exception == "instance-lost":
         return _with_note("the instance was lost", result.note)
+    if result.exception == BLOCK_LOST:
+        return _with_note("its block was lost", result.note)
     if _refused(result):
         return _with_note("refused", result.note)
     # Without an exception the note only repeats the exit status, or the signal, in other words.
@@ -53,6 +56,8 @@ def error_of(result: JobResult, job: str) -> FluxBulkError | None:
         message += "\nits standard error ended with:\n" + textwrap.indent(result.stderr.rstrip("\n"), "    ")
     if result.exception == "instance-lost":
         return InstanceLost(message)
+    if result.exception == BLOCK_LOST:
+        return BlockLost(message)
     if result.status is JobStatus.CANCELED:
         return JobCanceled(message, result)
     if result.status is JobStatus.TIMEOUT:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from parsl_flux_bulk.crew import Crew
 from parsl_flux_bulk.fleet import Fleet
-from parsl_flux_bulk.instances.base import BLOCK_LOST, JobResult, PeerId
+from parsl_flux_bulk.instances.base import BLOCK_LOST, NO_BLOCK, JobResult, PeerId
 from parsl_flux_bulk.instructions import Instruction, Resolve
 from parsl_flux_bulk.jobs import Peer, TaskJob, WorkerJob
 from parsl_flux_bulk.task import (
@@ -44,6 +44,8 @@ class Fates:
         Those that may still say something.
     done, failed, cancelled : int
         Tasks that have ended.
+    parked : dict of TaskJob to None
+        Those whose tasks wait for other blocks than there are.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Fates:
     ) -> None:
         self.peers: dict[PeerId, Peer] = {}
         self.done = self.failed = self.cancelled = 0
+        self.parked: dict[TaskJob, None] = {}
         self._out = out
         self._timers = timers
         self._fleet = fleet
@@ -133,6 +136,8 @@ class Fates:
             self.resolve(task, CANCELLED)
         elif result.exception == BLOCK_LOST and _not_begun(job, result):
             self._fleet.hold_again(task)
+        elif result.exception == NO_BLOCK:
+            self.parked[job] = None
         elif task.bare:
             self.resolve(task, BareJobEnded(job, result))
         else:
@@ -141,6 +146,13 @@ class Fates:
             reason = LossReason.REFUSED if _refused(result) else LossReason.JOB_ENDED
             rank = lost[0].rank if len(lost) == 1 else None
             self.resolve(task, _loss(reason, job, host=host, rank=rank))
+
+    def unpark(self) -> None:
+        """There are other blocks than before."""
+        for job in self.parked:
+            if job.task.state != TaskState.DONE:
+                self._fleet.hold(job.task)
+        self.parked.clear()
 
     # -- losses of workers -------------------------------------------------------------------------
 

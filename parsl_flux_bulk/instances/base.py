@@ -31,6 +31,9 @@ PeerId: TypeAlias = Hashable
 BLOCK_LOST = "block-lost"
 """Exception of a job that ended because the block that it was in, or was to go to, is gone."""
 
+NO_BLOCK = "no-block"
+"""Exception of a job that no block has the time left for, as a fresh one would; it has not started."""
+
 DEFAULT_URGENCY = 16
 """RFC 30: 0 holds a job, 31 expedites it, 16 is the default."""
 

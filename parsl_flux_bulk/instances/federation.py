@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, cast
 from parsl_flux_bulk.errors import InstanceLost
 from parsl_flux_bulk.instances.base import (
     BLOCK_LOST,
+    NO_BLOCK,
     Capacity,
     CapacityChanged,
     ChannelAddress,
@@ -86,6 +87,8 @@ class Member:
     capacity : Capacity
     ends_at : float or None
         When its allocation ends, in ``time.time()`` seconds.
+    lifetime : float or None
+        Seconds that were left of its allocation when it came; about what another one would have.
     environment : mapping
         Of its jobs, below what each jobspec says.
     jobs : dict of int to Demand
@@ -110,6 +113,7 @@ class Member:
         self.instance = instance
         self.capacity = capacity
         self.ends_at = ends_at
+        self.lifetime = None if ends_at is None else ends_at - time.time()
         self.environment = environment
         self.jobs: dict[JobId, Demand] = {}
         self.cores_used = 0
@@ -117,11 +121,17 @@ class Member:
         self.closing = False
         self.lost = ""
 
-    def fits_ever(self, demand: Demand) -> bool:
+    def has_time(self, demand: Demand) -> bool:
+        """Whether such a job would end before it does."""
+        return self.ends_at is None or demand.duration <= self.ends_at - time.time()
+
+    def had_time(self, demand: Demand) -> bool:
+        """Whether such a job would have, when it was new."""
+        return self.lifetime is None or demand.duration <= self.lifetime
+
+    def has_room(self, demand: Demand) -> bool:
         """Whether it could run such a job, were it empty."""
         capacity = self.capacity
-        if self.ends_at is not None and demand.duration > self.ends_at - time.time():
-            return False
         return (
             demand.nodes <= capacity.nodes
             and self.cores_of(demand) <= capacity.cores
@@ -162,6 +172,8 @@ class Federation:
         self._completions: dict[str, FederationCompletion] = {}
         self._numbers = itertools.count(1)
         self._nowhere = itertools.count(1)
+        self._waiting: dict[JobId, int] = {}
+        self._changes = 0
 
     # -- the members ----------------------------------------------------------------------------
 
@@ -273,14 +285,25 @@ class Federation:
             sum(c.nodes for c in usable), sum(c.cores for c in usable), sum(c.gpus for c in usable)
         )
 
-    def place(self, demand: Demand) -> Member | Refusal | None:
-        """Choose a member for a job, and count the job's cores there; None if there is no member."""
+    def place(self, demand: Demand) -> Member | Refusal | JobId:
+        """Choose a member for a job, and count the job's cores there.
+
+        Returns
+        -------
+        Member, Refusal or JobId
+            The id, which `why_nowhere` explains, if there is no member now that it could go to.
+        """
         with self.lock:
             usable = self._usable()
             if not usable:
-                return None
-            possible = [member for member in usable if member.fits_ever(demand)]
+                return self.nowhere()
+            large = [member for member in usable if member.has_room(demand)]
+            possible = [member for member in large if member.has_time(demand)]
             if not possible:
+                if any(member.had_time(demand) for member in large):
+                    job_id = self.nowhere()
+                    self._waiting[job_id] = self._changes
+                    return job_id
                 return Refusal(_no_room(demand, usable))
             now = [member for member in possible if member.free_cores >= member.cores_of(demand)]
             # The fullest that has room, so that others fall idle; else the one that is least behind.
@@ -289,8 +312,16 @@ class Federation:
             return member
 
     def nowhere(self) -> JobId:
-        """An id for a job that no member has: `watch` reports it as lost, before it started."""
+        """An id for a job that no member has: `watch` reports its end, before it started."""
         return next(self._nowhere)
+
+    def why_nowhere(self, job_id: JobId) -> JobResult:
+        """How a job ends that no member has."""
+        with self.lock:
+            if self._waiting.pop(job_id, -1) == self._changes:
+                return _lost("no block has so much time left", NO_BLOCK, started=False)
+            # There are other members by now: it is worth another attempt.
+            return _lost("there was no block to go to", started=False)
 
     def placed(self, member: Member, demand: Demand, answer: JobId | Refusal | None) -> JobId | Refusal:
         """Take down what a member answered to a job that was placed there; None if it is gone."""
@@ -329,6 +360,7 @@ class Federation:
         return [member for member in self.members if not member.closing]
 
     def _announce_capacity(self) -> None:
+        self._changes += 1
         event = CapacityChanged(self.total())
         for completion in self._completions.values():
             completion.put([event])
@@ -352,9 +384,7 @@ class FederationConnection:
                 answers[index] = Refusal(f"jobspec: {error!r}")
                 continue
             member = self._federation.place(demand)
-            if member is None:
-                answers[index] = self._federation.nowhere()
-            elif isinstance(member, Refusal):
+            if not isinstance(member, Member):
                 answers[index] = member
             else:
                 placed.setdefault(member, []).append(
@@ -493,10 +523,10 @@ class FederationCompletion:
             branch = self._branch(job_id)
             if branch is not None:
                 branch.watched.add(own)
+            elif job_id >> _MEMBER_SHIFT:
+                self._events.append(JobEnded(job_id, _lost("its block is not there any more")))
             else:
-                started = bool(job_id >> _MEMBER_SHIFT)
-                result = _lost("its block is not there any more", started=started)
-                self._events.append(JobEnded(job_id, result))
+                self._events.append(JobEnded(job_id, self.federation.why_nowhere(job_id)))
         if branch is not None:
             branch.call(lambda completion: completion.watch(own))
 
@@ -594,6 +624,7 @@ class FederationCompletion:
 _KEY_PREFIX = "federation:"
 _keys = itertools.count(1)
 
+
 def demand_of(jobspec: dict[str, Any]) -> Demand:
     """Add up what a jobspec (RFC 25, version 1) asks for."""
     totals = {"node": 0, "core": 0, "gpu": 0}
@@ -615,8 +646,8 @@ def demand_of(jobspec: dict[str, Any]) -> Demand:
     return Demand(max(1, totals["node"]), totals["core"], totals["gpu"], exclusive, duration)
 
 
-def _lost(why: str, *, started: bool = True) -> JobResult:
-    return JobResult(JobStatus.FAILED, exception=BLOCK_LOST, note=why, started=started)
+def _lost(why: str, exception: str = BLOCK_LOST, *, started: bool = True) -> JobResult:
+    return JobResult(JobStatus.FAILED, exception=exception, note=why, started=started)
 
 
 def _free_cores(member: Member) -> int:

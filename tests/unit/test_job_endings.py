@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from parsl_flux_bulk.endings import describe, error_of
-from parsl_flux_bulk.errors import InstanceLost, JobCanceled, JobFailed, JobRefused, JobTimeout
+from parsl_flux_bulk.errors import BlockLost, InstanceLost, JobCanceled, JobFailed, JobRefused, JobTimeout
 from parsl_flux_bulk.instances.base import JobResult, JobStatus
 
 FAILED, CANCELED, TIMEOUT = JobStatus.FAILED, JobStatus.CANCELED, JobStatus.TIMEOUT
@@ -33,6 +33,11 @@ ENDINGS = [
         JobResult(FAILED, exception="instance-lost", note="its broker ended"),
         "the instance was lost: its broker ended",
         InstanceLost,
+    ),
+    (
+        JobResult(FAILED, exception="block-lost", note="block 3: its host died"),
+        "its block was lost: block 3: its host died",
+        BlockLost,
     ),
     (JobResult(CANCELED, exception="cancel", note="enough"), "cancelled: enough", JobCanceled),
     (JobResult(TIMEOUT, exception="timeout"), "its duration ran out", JobTimeout),
