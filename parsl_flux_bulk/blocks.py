@@ -17,9 +17,10 @@ import json
 import logging
 import os
 import shlex
+import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -266,8 +267,19 @@ def seconds_of(walltime: str | None) -> float | None:
     return float(seconds)
 
 
-def addresses_of_this_host() -> Sequence[str]:
-    """Names and numbers under which others may know this host."""
-    from parsl.addresses import get_all_addresses
+def addresses_of_this_host() -> list[str]:
+    """Numbers under which others may know this host: those of its network interfaces (IPv4).
 
-    return sorted(get_all_addresses())
+    Nobody is asked: Parsl's ``get_all_addresses`` also asks a web service how it sees us, which takes
+    30 s where there is no way out, and gives an address that compute nodes seldom reach.
+    """
+    import psutil  # type: ignore[import-untyped]
+
+    found = [
+        address.address
+        for interface in psutil.net_if_addrs().values()
+        for address in interface
+        if address.family is socket.AF_INET
+    ]
+    others = [address for address in found if not address.startswith("127.")]
+    return others or found

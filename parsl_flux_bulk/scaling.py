@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from parsl.executors import HighThroughputExecutor
 from parsl.executors.errors import BadStateException
 from parsl.executors.status_handling import BlockProviderExecutor
 from parsl.jobs.states import TERMINAL_STATES, JobState, JobStatus
@@ -139,7 +140,7 @@ class BlockScaling(BlockProviderExecutor):
         return BlockSettings(
             directory=directory,
             python=python,
-            addresses=[LOOPBACK] if local else [address] if address else list(addresses_of_this_host()),
+            addresses=[LOOPBACK] if local else [address] if address else addresses_of_this_host(),
             listen=LOOPBACK if local else "*",
             launch="" if embedded or once else launch,
             once=once,
@@ -157,3 +158,8 @@ class BlockScaling(BlockProviderExecutor):
         self._cancel_blocks(
             [block for block in self.blocks_to_job_id if block in left or block not in self._status]
         )
+
+
+# Parsl's strategy "htex_auto_scale" gives idle blocks back while others work, by `scale_in` with
+# `max_idletime`, and does so for whatever passes for a HighThroughputExecutor. Nothing else asks.
+HighThroughputExecutor.register(BlockScaling)  # type: ignore[type-abstract]
