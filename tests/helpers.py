@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -148,6 +149,26 @@ def run_script(source: str, directory: Path, bound: float = 60.0) -> subprocess.
             out, err = process.communicate()
             raise AssertionError(f"script did not end in {bound} s; stdout {out!r}, stderr {err!r}") from None
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def run_documentation(page: str, executor: str, directory: Path, then: str = "") -> str:
+    """Run the Python examples of a page in ``docs/`` as one script, and `then`; return what it printed.
+
+    Parameters
+    ----------
+    executor : str
+        Arguments of the FluxBulkExecutor that Parsl is loaded with, as source.
+    """
+    text = (PROJECT / "docs" / page).read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    before = f"""
+import parsl
+from parsl_flux_bulk import FluxBulkExecutor
+kernel = parsl.load(parsl.Config(executors=[FluxBulkExecutor({executor})]))
+"""
+    done = run_script("\n".join([before, *examples, then, "kernel.cleanup()\n"]), directory, bound=90)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 # -- Flux --------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import parsl
 import parsl.app.errors as pe
 import pytest
 from commands import attribute_error, command, forgetful, formatted, of_inputs, own_error, own_exit
-from helpers import script, wait_gone, wait_until
+from helpers import run_documentation, script, wait_gone, wait_until
 from parsl.config import Config
 from parsl.data_provider.files import File
 
@@ -428,3 +428,12 @@ def test_through_parsl_with_names_of_its_own_choice(where, tasks_per_job, tmp_pa
         assert future.result(BOUND) == 0
         assert Path(future.stdout).read_text() == "hello world\n"
         assert Path(future.stderr).read_text() == header("echo hello world")
+
+
+def test_the_examples_of_the_documentation(where, tmp_path):
+    (tmp_path / "data.txt").write_text("one\ntwo\n")
+    then = "print(failure, failure.__notes__)"
+    printed = run_documentation("bash-apps.md", f"instance={where!r}", tmp_path, then)
+    assert (tmp_path / "lines.txt").read_text().strip() == "2"
+    assert sorted((tmp_path / "ranks.txt").read_text().splitlines()) == ["rank 0 of 2", "rank 1 of 2"]
+    assert "bash_app count failed with unix exit code 1" in printed and "stderr in count.err" in printed

@@ -19,9 +19,10 @@ import parsl.app.errors as pe
 import pytest
 import ranks
 from commands import command
-from helpers import wait_gone
+from helpers import run_documentation, wait_gone
 
 from parsl_flux_bulk import FluxBulkExecutor
+from parsl_flux_bulk.inherited import LAUNCHER_VARIABLES
 
 pytestmark = [pytest.mark.flux, pytest.mark.mpi]
 
@@ -156,3 +157,17 @@ def test_a_rank_that_raises_ends_the_others_in_their_collective(executor, tmp_pa
     wait_gone(pids, PROMPT)
     # Its nodes are free again.
     assert executor.submit(ranks.allreduce, {"num_nodes": 4}, 0).result(BOUND) == (6, 0, 4)
+
+
+@needs_mpicc
+@pytest.mark.usefixtures("mpi4py")
+def test_the_examples_of_the_documentation(hello, mpi_environment, tmp_path):
+    (tmp_path / "hello").symlink_to(hello)
+    with helpers.flux_instance("-s4") as uri:
+        run_documentation("mpi.md", f"instance={uri!r}, environment={mpi_environment}", tmp_path)
+    assert len((tmp_path / "hello.txt").read_text().splitlines()) == 4
+
+
+def test_the_documentation_lists_what_is_removed():
+    text = (helpers.PROJECT / "docs" / "mpi.md").read_text(encoding="utf-8")
+    assert [name for name in LAUNCHER_VARIABLES if f"`{name}`" not in text] == []
