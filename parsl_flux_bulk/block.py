@@ -321,13 +321,16 @@ class Block:
             self._socket.wake()
 
     def run(self) -> BlockEnd:
-        """Relay until there is a reason to end; then cancel and close everything."""
+        """Relay until there is a reason to end, and return it."""
         self._desk.start()
         while self._end is None:
-            while packets := self._socket.receive():
-                for _sender, frames in packets:
-                    for kind, end, what, body in wire.unpack(frames):
-                        self._take(kind, end, what, body)
+            try:
+                while packets := self._socket.receive():
+                    for _sender, frames in packets:
+                        for kind, end, what, body in wire.unpack(frames):
+                            self._take(kind, end, what, body)
+            except Exception as error:
+                self.end(_lost(error), 1)
             if self._socket.disconnected():
                 self.end("the connection to the executor ended: it is gone, or was silent for too long", 1)
             if self._end is None:

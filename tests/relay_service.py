@@ -35,12 +35,23 @@ class BlockInstance:
     ----------
     flux : bool
         The block's program is the initial program of ``flux start``, else it runs jobs itself.
+    options : list of str
+        Of ``flux start``.
+    relay : dict
+        More of the relay's arguments.
     settings
         More of the block's settings.
     """
 
-    def __init__(self, flux: bool = False, relay: dict[str, Any] | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        flux: bool = False,
+        options: list[str] | None = None,
+        relay: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
         self._flux = flux
+        self._options = options or []
         self._relay = relay or {}
         self._settings = settings
         self._directory: tempfile.TemporaryDirectory[str] | None = None
@@ -96,7 +107,7 @@ class BlockInstance:
         path.write_text(json.dumps(settings))
         command = [sys.executable, str(BLOCK), str(path)]
         if self._flux:
-            command = ["flux", "start", *command]
+            command = ["flux", "start", *self._options, *command]
         self.stderr = tempfile.TemporaryFile()  # noqa: SIM115
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stderr=self.stderr, env=without_flux(), start_new_session=True

@@ -24,7 +24,7 @@ from relay_service import BLOCK, BlockInstance, without_flux
 
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
 from parsl_flux_bulk.instances import relay_wire as wire
-from parsl_flux_bulk.instances.base import JobRequest, JobResult
+from parsl_flux_bulk.instances.base import JobEnded, JobRequest, JobResult, PeerMessage
 from parsl_flux_bulk.instances.relay import RelayServer
 from parsl_flux_bulk.pipeline import Pipeline
 from parsl_flux_bulk.submitter import Job
@@ -226,6 +226,42 @@ def test_a_block_that_is_closed_ends_well_and_its_jobs_with_it() -> None:
         assert "done with this block" in instance.said()
         with pytest.raises(InstanceUnavailable):
             instance.block.start()
+
+
+@pytest.mark.flux
+def test_a_block_of_several_nodes_is_one_block(tmp_path: Path) -> None:
+    ready = "from parsl_flux_bulk import channel; import os; c = channel.connect(os.environ); "
+    source = (
+        ready + 'c.send(os.environ["FLUX_TASK_RANK"].encode()); c.wait(30); c.send(c.receive()[0] + b"!")'
+    )
+    with running(flux=True, options=["-s2"]) as instance:
+        assert instance.server is not None and len(instance.server.blocks) == 1
+        connection, completion = instance.connect(), instance.completion()
+        assert connection.capacity().nodes == 2
+        spec = json.loads(TRUE_SPEC)
+        spec["resources"] = [{"type": "node", "count": 2, "with": spec["resources"]}]
+        spec["tasks"][0]["command"] = [sys.executable, "-c", source]
+        spec["attributes"]["system"]["environment"].update(
+            {**completion.channel().environment, "PYTHONPATH": str(BLOCK.parent.parent)}
+        )
+        (job_id,) = connection.submit([JobRequest(json.dumps(spec))])
+        assert isinstance(job_id, int)
+        completion.watch(job_id)
+        heard: dict[Any, list[bytes]] = {}
+        result = None
+        deadline = time.monotonic() + 60
+        while result is None:
+            assert time.monotonic() < deadline, heard
+            for event in completion.poll(1):
+                if isinstance(event, PeerMessage):
+                    heard.setdefault(event.peer, []).append(event.body)
+                    if len(heard[event.peer]) == 1:
+                        completion.send(event.peer, b"to " + event.body)
+                elif isinstance(event, JobEnded):
+                    result = event.result
+        assert result.ok
+        assert sorted(heard.values()) == [[b"0", b"to 0!"], [b"1", b"to 1!"]]
+        completion.close()
 
 
 # -- who is not let in --------------------------------------------------------------------------------
