@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 DRAIN_TIMEOUT = 120.0
 """Seconds that a block that is scaled in may take to end what it runs."""
 
+DRAIN_PERIOD = 2.0
+"""Seconds after which its jobs are told to end once more: one may have been on its way to it."""
+
 _BLOCK_PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "block.py")
 
 
@@ -180,7 +183,6 @@ class Blocks:
             then()
             return
         self._federation.close_member(member)
-        self._drain(member.has_job)
         thread = threading.Thread(
             target=self._drain_and_end,
             args=(block_id, member, then),
@@ -191,8 +193,15 @@ class Blocks:
         thread.start()
 
     def _drain_and_end(self, block_id: str, member: Member, then: Callable[[], Any]) -> None:
-        if not self._federation.wait_empty(member, DRAIN_TIMEOUT):
-            logger.warning("block %s still has jobs after %g s: they end with it", block_id, DRAIN_TIMEOUT)
+        deadline = time.monotonic() + DRAIN_TIMEOUT
+        self._drain(member.has_job)
+        while not self._federation.wait_empty(member, DRAIN_PERIOD):
+            if time.monotonic() > deadline:
+                logger.warning(
+                    "block %s still has jobs after %g s: they end with it", block_id, DRAIN_TIMEOUT
+                )
+                break
+            self._drain(member.has_job)
         self._let_go(block_id)
         then()
 

@@ -209,9 +209,10 @@ class Dispatcher:
             crew.stopped = False
 
     def drain_jobs(self, chosen: Callable[[WorkerJob], bool], reason: str) -> None:
-        """Let some worker jobs end as soon as what they run has; what they have not started moves."""
+        """Let a block's worker jobs end as soon as what they run has; what they have not started moves."""
         for job in list(self._worker_jobs()):
             if chosen(job):
+                job.ends_with_block = True
                 self._fleet.drain(job, reason)
 
     # -- events: peers -----------------------------------------------------------------------------

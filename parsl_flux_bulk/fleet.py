@@ -228,7 +228,7 @@ class Fleet:
         """Whether it leaves, but could still stay."""
         return (
             job.leaving
-            and not (job.retired or job.cancelled)
+            and not (job.retired or job.cancelled or job.ends_with_block)
             and job.result is None
             and any(not peer.gone for peer in job.peers.values())
             and all(peer.barren < BARREN_LIMIT for peer in job.peers.values())

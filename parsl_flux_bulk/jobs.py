@@ -114,6 +114,8 @@ class WorkerJob(Job):
         Workers that have tasks.
     leaving : bool
         It gets no more tasks, and its cores will be free before long.
+    ends_with_block : bool
+        It leaves because its block does, so it cannot stay after all.
     retired : bool
         Its peers have been told to end.
     since : float
@@ -129,6 +131,7 @@ class WorkerJob(Job):
     __slots__ = (
         "busy",
         "crew",
+        "ends_with_block",
         "idle_since",
         "idle_timer",
         "leaving",
@@ -146,6 +149,7 @@ class WorkerJob(Job):
         self.live = slots
         self.busy = 0
         self.leaving = False
+        self.ends_with_block = False
         self.retired = False
         self.since = now
         self.idle_since = now
