@@ -28,7 +28,7 @@ import io
 import marshal
 import pickle
 import sys
-from types import CellType, FunctionType
+from types import CellType, CodeType, FunctionType, ModuleType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -106,6 +106,8 @@ def _reduce_function(function: FunctionType) -> Any:
         sys.version_info[:2],
         marshal.dumps(function.__code__),
         home,
+        function.__globals__.get("__package__"),
+        _modules_used(function),
         function.__module__,
         function.__name__,
         function.__qualname__,
@@ -118,10 +120,58 @@ def _reduce_function(function: FunctionType) -> Any:
     return _make_function, state
 
 
+_LOOKS_AROUND = ("__import__", "eval", "exec", "globals")
+
+
+def _modules_used(function: FunctionType) -> dict[str, str] | None:
+    """Return the modules that all global names of a function stand for, or None if some are anything else.
+
+    Most apps import what they need in their body. Then nobody needs the module that defines them, which
+    imports Parsl.
+    """
+    import builtins
+    import dis
+
+    used: dict[str, str] = {}
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        for instruction in dis.get_instructions(code):
+            if instruction.opname != "LOAD_GLOBAL":
+                # A global is set, or a class made, whose body looks names up in yet other ways.
+                if "GLOBAL" in instruction.opname or instruction.opname in ("LOAD_NAME", "STORE_NAME"):
+                    return None
+                continue
+            name = instruction.argval
+            value = function.__globals__.get(name)
+            if isinstance(value, ModuleType) and sys.modules.get(value.__name__) is value:
+                used[name] = value.__name__
+            elif name in function.__globals__ or name in _LOOKS_AROUND or not hasattr(builtins, name):
+                return None
+    return used
+
+
+def _globals_here(home: str, package: str | None, used: dict[str, str] | None) -> dict[str, Any]:
+    """The globals for a function of the module `home` that needs no more of it than other modules."""
+    if home in sys.modules or used is None:
+        if home not in sys.modules:
+            __import__(home)
+        return vars(sys.modules[home])
+    # Relative imports ask for the package.
+    found: dict[str, Any] = {"__name__": home, "__package__": package}
+    for name, module in used.items():
+        __import__(module)
+        found[name] = sys.modules[module]
+    return found
+
+
 def _make_function(
     version: tuple[int, int],
     code: bytes,
     home: str,
+    package: str | None,
+    used: dict[str, str] | None,
     module: str,
     name: str,
     qualname: str,
@@ -131,16 +181,17 @@ def _make_function(
     contents: tuple[Any, ...] | None,
     attributes: dict[str, Any],
 ) -> FunctionType:
-    """Make a function again; its globals are those of the module `home` here, as with dill."""
+    """Make a function again; its globals are those of the module `home` here, as with dill.
+
+    Unless it uses nothing of them but other modules: then only those are imported.
+    """
     if version != sys.version_info[:2]:
         here = ".".join(map(str, sys.version_info[:2]))
         raise ValueError(
             f"the function {name} comes from Python {'.'.join(map(str, version))}, and this is {here}"
         )
-    if home not in sys.modules:
-        __import__(home)
     cells = None if contents is None else tuple(map(CellType, contents))
-    function = FunctionType(marshal.loads(code), vars(sys.modules[home]), name, defaults, cells)
+    function = FunctionType(marshal.loads(code), _globals_here(home, package, used), name, defaults, cells)
     function.__kwdefaults__ = kwdefaults
     function.__module__, function.__qualname__, function.__doc__ = module, qualname, doc
     function.__dict__.update(attributes)

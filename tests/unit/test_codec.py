@@ -141,6 +141,87 @@ def test_a_wrapper_keeps_the_globals_of_the_module_that_made_it(
     assert carried(1) == wrapper(1)
 
 
+APPS = """
+import os, os.path as paths
+import antigravity_of_apps
+
+COUNT = 1
+
+def decorate(function):
+    def app(*args): return function(*args)
+    globals()["the_" + function.__name__] = function
+    return app
+
+@decorate
+def nothing(x, y=2):
+    from math import floor
+    return len([x, y]) + floor(0.5)
+
+@decorate
+def modules(x): return paths.basename(os.path.join("a", x))
+
+@decorate
+def inner(x):
+    return [(lambda y: os.path.basename(y))(z) for z in (x,)]
+
+@decorate
+def a_constant(x): return COUNT + x
+
+@decorate
+def a_neighbour(x): return nothing(x)
+
+@decorate
+def sets(x):
+    global COUNT
+    COUNT = x
+
+@decorate
+def looks(x): return globals()["COUNT"] + x
+
+@decorate
+def makes(x):
+    class Local: y = COUNT
+    return Local.y + x
+"""
+
+
+@pytest.mark.parametrize(
+    "name, argument, result, imported",
+    [
+        ("nothing", 1, 2, False),
+        ("modules", "b", "b", False),
+        ("inner", "a/b", ["b"], False),
+        ("a_constant", 1, 2, True),
+        ("a_neighbour", 1, 2, True),
+        ("sets", 1, None, True),
+        ("looks", 1, 2, True),
+        ("makes", 1, 2, True),
+    ],
+)
+def test_the_module_of_an_app_is_imported_only_if_the_app_uses_it(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bare_python: Callable[[str], str],
+    name: str,
+    argument: object,
+    result: object,
+    imported: bool,
+) -> None:
+    (tmp_path / "antigravity_of_apps.py").touch()
+    (tmp_path / "some_apps.py").write_text(APPS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "some_apps", raising=False)
+    function = getattr(__import__("some_apps"), f"the_{name}")
+    payload, call = codec.dumps(function), codec.dumps(((argument,), {}))
+    assert payload[:1] == codec.PICKLE
+    printed = bare_python(
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from parsl_flux_bulk import codec\n"
+        f"print(codec.read_outcome(codec.run(codec.load_function({payload!r}), {call!r})))\n"
+        "print('antigravity_of_apps' in sys.modules)"
+    )
+    assert printed.splitlines() == [str((result, None)), str(imported)]
+
+
 def test_a_function_of_a_module_that_nobody_can_import_takes_its_globals_along() -> None:
     module = types.ModuleType("loaded_from_a_file")
     exec("factor = 3\ndef times(x): return factor * x", module.__dict__)
