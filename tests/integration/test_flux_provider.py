@@ -19,6 +19,7 @@ from parsl.jobs.states import TERMINAL_STATES, JobState
 from parsl.launchers import WrappedLauncher
 from parsl.providers.errors import SubmitException
 
+from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.providers import FluxProvider, OncePerBlock
 
 pytestmark = pytest.mark.flux
@@ -218,3 +219,35 @@ def test_high_throughput_executor_runs_on_it(
         helpers.wait_until(lambda: len(executor.connected_managers()) == 2, 60, "a pool on each node")
     (job,) = provider.resources
     wait_state(provider, job, JobState.CANCELLED, JobState.COMPLETED)
+
+
+def nap(seconds: float) -> str:
+    """Sleep, and tell which broker of which block that was on."""
+    import os
+    import time
+
+    time.sleep(seconds)
+    return os.environ["FLUX_URI"]
+
+
+def test_blocks_of_our_executor_come_with_the_work_and_go_without(
+    new_provider: Callable[..., FluxProvider], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    provider = new_provider(nodes_per_block=2, init_blocks=0, max_blocks=2)
+    executor = FluxBulkExecutor(label="blocks", provider=provider)
+    config = Config(
+        executors=[executor], run_dir=str(tmp_path / "runinfo"),
+        strategy="htex_auto_scale", strategy_period=0.5, max_idletime=2,
+    )  # fmt: skip
+
+    def all_blocks_have_gone() -> bool:
+        return all(status.terminal for status in executor.status().values())
+
+    with parsl.load(config) as kernel:
+        app = parsl.python_app(nap, data_flow_kernel=kernel)
+        for so_far in (2, 4):
+            brokers = {future.result(timeout=60) for future in [app(0.1) for _ in range(120)]}
+            assert len(brokers) == 4, "each of the two nodes of both blocks had tasks"
+            assert len(provider.resources) == so_far
+            helpers.wait_until(all_blocks_have_gone, 60, "idle blocks are given back")

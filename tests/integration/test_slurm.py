@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import helpers
+import parsl
 import pytest
+from parsl.config import Config
+from parsl.launchers import SrunLauncher
+from parsl.providers import SlurmProvider
 from slurm_cluster import PARTITION, SlurmCluster
 
 import parsl_flux_bulk
+from parsl_flux_bulk import FluxBulkExecutor
 
 pytestmark = [pytest.mark.slurm, pytest.mark.flux]
 
@@ -76,3 +82,40 @@ def test_a_cancelled_allocation_leaves_no_broker_behind(slurm: SlurmCluster, tmp
     assert slurm.run("scancel", job).returncode == 0
     helpers.wait_gone([pid], 30)
     helpers.wait_until(lambda: job not in slurm.jobs(), 30, "Slurm has forgotten the job")
+
+
+def nap(seconds: float, parsl_resource_specification: object = None) -> str:
+    """Sleep, and tell which broker that was on."""
+    import os
+    import time
+
+    time.sleep(seconds)
+    return os.environ["FLUX_URI"].rpartition("/")[2]
+
+
+def test_a_parsl_script_runs_on_all_nodes_of_a_block(
+    slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in slurm.environment.items():
+        monkeypatch.setenv(name, value)
+    provider = SlurmProvider(
+        partition=PARTITION,
+        nodes_per_block=3,
+        walltime="00:10:00",
+        launcher=SrunLauncher(overrides="--mpi=pmi2 --cpu-bind=none"),
+        worker_init=f"export FROM_WORKER_INIT='a b' PYTHONPATH={os.environ['PYTHONPATH']}",
+    )
+    executor = FluxBulkExecutor(label="slurm", provider=provider)
+    everywhere = {"local-0", "local-1", "local-2"}
+    with parsl.load(
+        Config(executors=[executor], run_dir=str(tmp_path / "runinfo"), strategy="none")
+    ) as kernel:
+        app = parsl.python_app(nap, data_flow_kernel=kernel)
+        small = [app(0.2) for _ in range(60)]
+        assert {future.result(timeout=BOUND) for future in small} == everywhere
+        own_job = {"cores_per_task": slurm.cores_per_node, "duration": 60}
+        large = [app(0.5, parsl_resource_specification=own_job) for _ in range(6)]
+        assert {future.result(timeout=BOUND) for future in large} == everywhere
+        environment = parsl.python_app(os.getenv, data_flow_kernel=kernel)
+        assert environment("FROM_WORKER_INIT").result(timeout=BOUND) == "a b"
+    helpers.wait_until(lambda: not slurm.jobs(), 30, "the block's job has ended with the script")

@@ -95,7 +95,7 @@ def batch_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = tmp_path / "bin"
     commands.mkdir()
     for name in (
-        *("sbatch", "sacct", "squeue", "scancel"), *("qsub", "qstat", "qdel"), *("bsub", "bjobs", "bkill"), "flux"
+        "sbatch", "sacct", "squeue", "scancel", "qsub", "qstat", "qdel", "bsub", "bjobs", "bkill", "flux",
     ):  # fmt: skip
         (commands / name).write_text(BATCH_SYSTEM)
         (commands / name).chmod(0o755)
