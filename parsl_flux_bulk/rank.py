@@ -92,6 +92,9 @@ def _watch(environ: Mapping[str, str], finished: _thread.LockType) -> None:
         channel.wait()
     except channels.ChannelLost as error:
         if finished.locked():
-            os.write(2, f"worker.py: ending, since {error}\n".encode())
+            try:
+                os.write(2, f"worker.py: ending, since {error}\n".encode())
+            except OSError:
+                pass  # whoever read it is gone, too
             # As leader of a process group, as Flux starts us, this ends what the call has started too.
             (os.killpg if os.getpgrp() == os.getpid() else os.kill)(os.getpid(), signal.SIGKILL)

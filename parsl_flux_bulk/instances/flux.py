@@ -377,7 +377,8 @@ class FluxCompletion:
     def _raise_lost(self) -> None:
         number = self._ffi.errno
         type(self._handle).raise_if_exception()
-        raise InstanceLost(f"lost the connection to Flux ({os.strerror(number)}): {_LOST_HINT}")
+        why = f" ({os.strerror(number)})" if number else ""
+        raise InstanceLost(f"lost the connection to Flux{why}: {_LOST_HINT}")
 
     def _on_timer(self, *_: Any) -> None:
         self._expired = True

@@ -1,0 +1,47 @@
+"""The loss of the instance ends everything outstanding, at once, and says what happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+
+import apps
+import pytest
+from helpers import descendants, flux_instance, wait_gone, wait_until
+
+from parsl_flux_bulk import FluxBulkExecutor
+from parsl_flux_bulk.channel import PING
+from parsl_flux_bulk.errors import InstanceLost
+
+BOUND = 60.0
+
+NewExecutor = Callable[..., AbstractContextManager[FluxBulkExecutor]]
+
+
+@pytest.mark.parametrize("kind", ["local", pytest.param("flux", marks=pytest.mark.flux)])
+def test_everything_outstanding_ends(
+    kind: str, new_executor: NewExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PING, "1")
+    marks = tmp_path / "marks"
+    with ExitStack() as stack:
+        before = descendants(os.getpid())
+        instance = stack.enter_context(flux_instance()) if kind == "flux" else "local"
+        executor = stack.enter_context(new_executor(instance))
+        futures = [executor.submit(apps.mark, spec, str(marks), 1000) for spec in ({}, {"num_tasks": 1})]
+        wait_until(lambda: marks.exists() and len(marks.read_text().split()) == 2, BOUND)
+        futures += [executor.submit(apps.nothing, spec) for spec in ({}, {"num_tasks": 1}) for _ in range(10)]
+        running = [int(pid) for pid in marks.read_text().split()]
+        # Whatever is between the tasks and us.
+        for pid in descendants(os.getpid()) - before - set(running):
+            os.kill(pid, signal.SIGKILL)
+        for future in futures:
+            error = future.exception(BOUND)
+            assert isinstance(error, InstanceLost), error
+        assert str(error) and "(Success)" not in str(error)
+        with pytest.raises(InstanceLost):
+            executor.submit(apps.nothing, {})
+        wait_gone(running, BOUND)
