@@ -4,14 +4,12 @@ Run by path or with ``-m``, as the initial program of ``flux start``, or on its 
 
     flux start python .../parsl_flux_bulk/block.py SETTINGS.json
 
-    main thread        joins the executor (:func:`join`), then takes its packets
-    desk thread        submit, cancel, output, capacity: one connection for all of the executor's
-    a thread for each of the executor's completions (:class:`Reporter`)
+    Settings ──> choose_instance, prepare_nodes ──> join ──> block_relay.Block.run ──> the end
 
 With ``FLUX_URI`` in the environment jobs go to that Flux instance, else this machine itself runs them
-(:mod:`.instances.local`). What travels is in :mod:`.instances.relay_wire`. The program ends, with status 0,
-when the executor says so, and with status 1 when that is gone, cannot be reached, or the instance is lost;
-its jobs are cancelled first, and a Flux instance whose initial program it is ends with it.
+(:mod:`.instances.local`). The program ends, with status 0, when the executor says so, and with status 1 when
+that is gone, cannot be reached, or the instance is lost; its jobs are cancelled first, and a Flux instance
+whose initial program it is ends with it.
 
 The settings are a JSON object in a file that the one argument, or `SETTINGS_VARIABLE`, names; see
 :class:`Settings`. There are no secrets in it: those are in the files of the certificates' directory.
@@ -19,10 +17,8 @@ The settings are a JSON object in a file that the one argument, or `SETTINGS_VAR
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import queue
 import select
 import signal
 import socket as socket_module
@@ -30,10 +26,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if __name__ == "__main__" and not __package__:
     # Run by path: our package is wanted, and not the modules in it, which have common names.
@@ -44,13 +39,13 @@ if __name__ == "__main__" and not __package__:
 
 import zmq
 
-from parsl_flux_bulk.errors import InstanceError, InstanceLost
+from parsl_flux_bulk.block_relay import Block, BlockEnd
+from parsl_flux_bulk.errors import InstanceError
 from parsl_flux_bulk.inherited import base_environment
 from parsl_flux_bulk.instances import relay_wire as wire
-from parsl_flux_bulk.instances.base import JobEnded, JobRequest, PeerLost, PeerMessage, Refusal
 
 if TYPE_CHECKING:
-    from parsl_flux_bulk.instances.base import Completion, Instance, JobId, PeerId
+    from parsl_flux_bulk.instances.base import Instance
 
 SETTINGS_VARIABLE = "PARSL_FLUX_BULK_BLOCK"
 """Environment variable: path of the settings, where there is no argument."""
@@ -66,20 +61,6 @@ NODE_INIT_TIMEOUT = 300.0
 
 END_TIMEOUT = 20.0
 """Seconds that the end may take; then the program is gone in any case."""
-
-
-class BlockEnd(Exception):
-    """Why the block ends.
-
-    Attributes
-    ----------
-    status : int
-        Exit status.
-    """
-
-    def __init__(self, why: str, status: int) -> None:
-        super().__init__(why)
-        self.status = status
 
 
 @dataclass(frozen=True)
@@ -206,9 +187,11 @@ def join(context: zmq.Context[zmq.Socket[bytes]], settings: Settings, hello: wir
         kind, why = _answer(chosen, deadline)
         if kind != wire.WELCOME:
             raise BlockEnd(f"the executor at {address} port {settings.port} refused this block: {why}", 1)
-    except BaseException:
+    except BaseException as error:
         if chosen is not None:
-            chosen.close()
+            # It may have let us in already.
+            chosen.send(wire.pack([(wire.BYE, 0, 0, str(error).encode())]))
+            chosen.close(linger=1.0)
         raise
     finally:
         for socket in tried.values():
@@ -287,219 +270,6 @@ def _answer(socket: wire.SharedSocket, deadline: float) -> tuple[int, str]:
     return wire.BYE, "it went away"
 
 
-# -- relaying ---------------------------------------------------------------------------------------
-
-
-class Block:
-    """What the threads share.
-
-    Parameters
-    ----------
-    instance : Instance
-        Started.
-    socket : SharedSocket
-        Joined.
-    """
-
-    def __init__(self, instance: Instance, socket: wire.SharedSocket) -> None:
-        self.instance = instance
-        self._socket = socket
-        self._reporters: dict[int, Reporter] = {}
-        self._desk = Desk(self)
-        self._end: BlockEnd | None = None
-        self.active_jobs: set[JobId] = set()
-        self.peer_numbers = itertools.count(1)
-
-    def send(self, records: list[wire.Record]) -> None:
-        """Send records to the executor; from any thread."""
-        self._socket.send(wire.pack(records))
-
-    def end(self, why: str, status: int) -> None:
-        """End the block soon; from any thread. The first reason counts."""
-        if self._end is None:
-            self._end = BlockEnd(why, status)
-            self._socket.wake()
-
-    def run(self) -> BlockEnd:
-        """Relay until there is a reason to end, and return it."""
-        self._desk.start()
-        while self._end is None:
-            try:
-                while packets := self._socket.receive():
-                    for _sender, frames in packets:
-                        for kind, end, what, body in wire.unpack(frames):
-                            self._take(kind, end, what, body)
-            except Exception as error:
-                self.end(_lost(error), 1)
-            if self._socket.disconnected():
-                self.end("the connection to the executor ended: it is gone, or was silent for too long", 1)
-            if self._end is None:
-                self._socket.wait()
-        return self._end
-
-    def _take(self, kind: int, end: int, what: int, body: bytes) -> None:
-        if kind == wire.SEND or kind == wire.WATCH:
-            reporter = self._reporters.get(end)
-            if reporter is not None:
-                reporter.put((kind, what, body))
-        elif kind == wire.REQUEST:
-            verb, argument = json.loads(body)
-            reporter = self._reporters.get(argument) if verb == "channel" else None
-            if reporter is not None:
-                reporter.put((kind, end, b""))
-            else:
-                self._desk.put((end, verb, argument))
-        elif kind == wire.OPEN:
-            self._reporters[end] = Reporter(self, end)
-            self._reporters[end].start()
-        elif kind == wire.CLOSE:
-            reporter = self._reporters.pop(end, None)
-            if reporter is not None:
-                reporter.put((kind, 0, b""))
-        elif kind == wire.BYE:
-            self.end(body.decode(errors="replace"), 0)
-
-    def close(self, why: BlockEnd) -> None:
-        """Say goodbye, cancel the jobs, end the threads."""
-        if why.status:
-            self.send([(wire.BYE, 0, 0, str(why).encode())])
-        self._socket.close(linger=1.0)
-        for reporter in self._reporters.values():
-            reporter.put((wire.CLOSE, 0, b""))
-        if self.active_jobs:
-            self._desk.put((0, "cancel", [list(self.active_jobs), f"the block ends: {why}"]))
-        self._desk.put(None)
-        for thread in (self._desk, *self._reporters.values()):
-            thread.join(END_TIMEOUT)
-
-
-class Desk(threading.Thread):
-    """Answers requests, one after the other."""
-
-    def __init__(self, block: Block) -> None:
-        super().__init__(name="block-desk", daemon=True)
-        self._block = block
-        self._inbox: queue.SimpleQueue[tuple[int, str, Any] | None] = queue.SimpleQueue()
-
-    def put(self, request: tuple[int, str, Any] | None) -> None:
-        """Hand over a request (its number, verb and argument), or None for the end."""
-        self._inbox.put(request)
-
-    def run(self) -> None:
-        """Answer until the end."""
-        try:
-            connection = self._block.instance.connect()
-            while (request := self._inbox.get()) is not None:
-                number, verb, argument = request
-                try:
-                    answer = self._answer(connection, verb, argument)
-                except InstanceLost:
-                    raise
-                except Exception as error:
-                    self._block.send([(wire.REPLY, number, 1, repr(error).encode())])
-                else:
-                    self._block.send([(wire.REPLY, number, 0, json.dumps(answer).encode())])
-            connection.close()
-        except Exception as error:
-            self._block.end(_lost(error), 1)
-
-    def _answer(self, connection: Any, verb: str, argument: Any) -> Any:
-        if verb == "submit":
-            answers = connection.submit([JobRequest(*values) for values in argument])
-            self._block.active_jobs.update(a for a in answers if not isinstance(a, Refusal))
-            return [answer.reason if isinstance(answer, Refusal) else answer for answer in answers]
-        if verb == "cancel":
-            return connection.cancel(*argument)
-        if verb == "output":
-            return connection.output(argument)
-        if verb == "capacity":
-            capacity = connection.capacity()
-            return [capacity.nodes, capacity.cores, capacity.gpus]
-        raise ValueError(f"no such verb: {verb!r}")
-
-
-class Reporter(threading.Thread):
-    """Serves one of the executor's completions with one of the instance's."""
-
-    def __init__(self, block: Block, number: int) -> None:
-        super().__init__(name=f"block-completion-{number}", daemon=True)
-        self._block = block
-        self._number = number
-        self._inbox: deque[tuple[int, int, bytes]] = deque()
-        self._completion: Completion | None = None
-        self._awake = True
-        self._numbers: dict[PeerId, int] = {}
-        self._peers: dict[int, PeerId] = {}
-
-    def put(self, order: tuple[int, int, bytes]) -> None:
-        """Hand over what the executor wants of the completion; from the main thread."""
-        self._inbox.append(order)
-        if not self._awake:
-            self._awake = True
-            completion = self._completion
-            if completion is not None:
-                completion.wake()
-
-    def run(self) -> None:
-        """Carry out orders and report events until it is closed."""
-        try:
-            completion = self._completion = self._block.instance.completion()
-            try:
-                while self._carry_out(completion):
-                    self._awake = False
-                    # Whatever came before this point is seen; what comes later wakes.
-                    events = completion.poll(0 if self._inbox else None)
-                    self._awake = True
-                    if events:
-                        self._block.send(self._records(events))
-            finally:
-                self._awake = True
-                completion.close()
-        except Exception as error:
-            self._block.end(_lost(error), 1)
-
-    def _carry_out(self, completion: Completion) -> bool:
-        while self._inbox:
-            kind, what, body = self._inbox.popleft()
-            if kind == wire.SEND:
-                if what in self._peers:
-                    completion.send(self._peers[what], body)
-            elif kind == wire.WATCH:
-                completion.watch(what)
-            elif kind == wire.REQUEST:
-                environment = completion.channel().environment
-                self._block.send([(wire.REPLY, what, 0, json.dumps(environment).encode())])
-            else:
-                return False
-        return True
-
-    def _records(self, events: Sequence[object]) -> list[wire.Record]:
-        records: list[wire.Record] = []
-        number = self._number
-        for event in events:
-            if isinstance(event, PeerMessage):
-                records.append((wire.MESSAGE, number, self._peer(event.peer), event.body))
-            elif isinstance(event, JobEnded):
-                self._block.active_jobs.discard(event.job_id)
-                records.append((wire.ENDED, number, event.job_id, wire.encode_result(event.result)))
-            elif isinstance(event, PeerLost):
-                peer = self._numbers.pop(event.peer)
-                del self._peers[peer]
-                records.append((wire.PEER_LOST, number, peer, b""))
-        return records
-
-    def _peer(self, peer: PeerId) -> int:
-        number = self._numbers.get(peer)
-        if number is None:
-            number = self._numbers[peer] = next(self._block.peer_numbers)
-            self._peers[number] = peer
-        return number
-
-
-def _lost(error: Exception) -> str:
-    return str(error) if isinstance(error, InstanceError) else f"the relay failed: {error!r}"
-
-
 # -- the program ------------------------------------------------------------------------------------
 
 
@@ -554,8 +324,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = Settings.read(sys.argv[1:] if arguments is None else arguments, os.environ)
         end = serve(settings, os.environ)
-    except BlockEnd as error:
-        end = error
+    except BlockEnd as why:
+        end = why
     except InstanceError as error:
         end = BlockEnd(str(error), 1)
     print(f"block.py: {end}", file=sys.stderr, flush=True)

@@ -209,6 +209,7 @@ def test_sigterm_is_told_to_the_executor() -> None:
     with running() as instance:
         assert instance.process is not None
         completion = instance.completion()
+        completion.channel()
         instance.process.terminate()
         error = lost_within(BOUND, completion.poll)
         assert "SIGTERM" in str(error)
