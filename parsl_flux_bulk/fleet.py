@@ -51,6 +51,7 @@ class Fleet:
         self._out = out
         self._timers = timers
         self._last_token = 0
+        self._ambiguous: set[object] = set()
 
     def crew(self, shape: Shape) -> Crew:
         """The crew of a shape."""
@@ -130,6 +131,7 @@ class Fleet:
             job.since = now
         job.peers[peer.rank] = peer
         peer.workers = [Worker(peer, job, slot) for slot in range(slots)]
+        self._note_node(peer.node)
         self.changed = True
         if job.leaving:
             if not job.busy:
@@ -164,6 +166,31 @@ class Fleet:
             if worker.active:
                 worker.active = False
                 worker.job.busy -= 1
+
+    # -- where they are ----------------------------------------------------------------------------
+
+    def nodes_of(self, job: WorkerJob) -> list[object]:
+        """The nodes that a job occupies, at most; one that is not known yet counts as one of its own."""
+        nodes: list[object] = []
+        for peer in job.peers.values():
+            if peer.node in self._ambiguous:
+                nodes += peer.workers
+            else:
+                nodes.append(peer.node)
+        return nodes or [job]
+
+    def _note_node(self, node: object) -> None:
+        """Nodes that call themselves the same, as several brokers of one machine do, cannot be told apart."""
+        total = self.ledger.total
+        cores = sum(
+            len(peer.workers) * job.shape.cores
+            for crew in self.crews.values()
+            for job in crew.jobs
+            for peer in job.peers.values()
+            if peer.node == node and not peer.lost
+        )
+        if cores > -(-total.cores // total.nodes):
+            self._ambiguous.add(node)
 
     # -- workers serve, or do not ------------------------------------------------------------------
 

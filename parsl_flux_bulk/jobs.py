@@ -70,11 +70,6 @@ class Job:
         """Where it runs, as far as is known."""
         return ", ".join(dict.fromkeys(peer.host for peer in self.peers.values()))
 
-    @property
-    def nodes(self) -> list[object]:
-        """The nodes that it occupies; one that is not known yet counts as a node of its own."""
-        return list(dict.fromkeys(peer.node for peer in self.peers.values())) or [self]
-
 
 class TaskJob(Job):
     """A job that runs one task.

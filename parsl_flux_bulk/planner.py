@@ -143,11 +143,19 @@ class Planner:
         room = self._ledger.room
         if need.cores > room.cores or need.gpus > room.gpus:
             return False
-        return not need.nodes or need.nodes <= self._ledger.free_nodes(len(_by_node(self._staying())))
+        return not need.nodes or need.nodes <= self._ledger.free_nodes(len(self._by_node(self._staying())))
 
     def _staying(self) -> list[WorkerJob]:
         """Worker jobs that are not leaving."""
         return [job for crew in self._fleet.crews.values() for job in crew.jobs if not job.leaving]
+
+    def _by_node(self, jobs: Iterable[WorkerJob]) -> dict[object, list[WorkerJob]]:
+        """The jobs on each node that has any; what is not known to be one node counts as several."""
+        nodes: dict[object, list[WorkerJob]] = {}
+        for job in jobs:
+            for node in self._fleet.nodes_of(job):
+                nodes.setdefault(node, []).append(job)
+        return nodes
 
     def _may_wait_inside(self) -> bool:
         """Whether a task job may be submitted though others are in its way: so as many as end in a second."""
@@ -175,14 +183,14 @@ class Planner:
             gpus -= job.holding.gpus
 
         if need.nodes:
-            by_node = _by_node(staying)
+            by_node = self._by_node(staying)
             for jobs in sorted(by_node.values(), key=lambda jobs: sum(map(_price, jobs))):
-                if need.nodes <= self._ledger.free_nodes(len(_by_node(staying))):
+                if need.nodes <= self._ledger.free_nodes(len(self._by_node(staying))):
                     break
                 for job in jobs:
                     if job in staying:
                         choose(job)
-            if need.nodes > self._ledger.free_nodes(len(_by_node(staying))):
+            if need.nodes > self._ledger.free_nodes(len(self._by_node(staying))):
                 return False
         for job in sorted(staying, key=_price):
             if cores <= 0 and gpus <= 0:
@@ -219,7 +227,7 @@ class Planner:
             return
         if ledger.task_nodes:
             jobs = [job for crew in self._fleet.crews.values() for job in crew.jobs]
-            if ledger.free_nodes(len(_by_node(jobs))) < 0:
+            if ledger.free_nodes(len(self._by_node(jobs))) < 0:
                 return
         for job in leaving:
             self._fleet.keep(job)
@@ -348,15 +356,6 @@ class Planner:
             for job in other.jobs
             if not job.leaving
         )
-
-
-def _by_node(jobs: Iterable[WorkerJob]) -> dict[object, list[WorkerJob]]:
-    """The jobs on each node that has any."""
-    nodes: dict[object, list[WorkerJob]] = {}
-    for job in jobs:
-        for node in job.nodes:
-            nodes.setdefault(node, []).append(job)
-    return nodes
 
 
 def _price(job: WorkerJob) -> int:

@@ -814,6 +814,23 @@ def test_a_large_task_gets_whole_nodes_though_workers_are_scattered():
     assert world.now - start <= 0.3
 
 
+def test_nodes_that_cannot_be_told_apart_are_taken_to_be_scattered_over():
+    world = Simulation(nodes=4, cores=2)
+    hello = world.dispatcher.peer_hello
+    world.dispatcher.peer_hello = lambda peer, token, slots, host, *rest: hello(
+        peer, token, slots, "it", *rest
+    )
+    world.submit(4000, function=Function(0.05))
+    until_running(world, 8)
+    world.run(for_=1.0)
+    (big,) = world.submit(1, EXCLUSIVE, Function(0.5))
+    start = world.now
+    world.run(until=lambda: world.starts[big])
+    assert world.now - start <= 0.3
+    world.run(until=lambda: big in world.outcomes)
+    until_running(world, 8)
+
+
 def test_a_task_job_that_fits_beside_the_workers_does_not_wait():
     world = Simulation(nodes=2, cores=2)
     world.submit(2, function=Function(30.0))
