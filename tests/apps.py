@@ -70,6 +70,17 @@ def zeros(size: int) -> bytes:
     return bytes(size)
 
 
+def meet(directory: str, brokers: int, bound: float = 60.0, **_: Any) -> str:
+    """Wait until so many brokers of Flux have come to a directory; tell which one this is."""
+    mine = os.environ["FLUX_URI"].removeprefix("local://").replace("/", "_")
+    with open(os.path.join(directory, mine), "w"):
+        pass
+    deadline = time.monotonic() + bound
+    while len(os.listdir(directory)) < brokers and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return mine
+
+
 def say(out: str, err: str) -> None:
     print(out)
     print(err, file=sys.stderr)

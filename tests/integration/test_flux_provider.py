@@ -82,7 +82,7 @@ def test_any_other_command_runs_on_each_node_as_often_as_asked(
 ) -> None:
     provider = new_provider(nodes_per_block=2)
     cores = "$(python3 -c 'import os; print(len(os.sched_getaffinity(0)))')"
-    job = provider.submit(f'''echo "rank $FLUX_TASK_RANK of $(flux getattr size)" cores {cores}''', 2)
+    job = provider.submit(f"""echo "rank $FLUX_TASK_RANK of $(flux getattr size)" cores {cores}""", 2)
     wait_state(provider, job, JobState.COMPLETED)
     (status,) = provider.status([job])
     here = len(os.sched_getaffinity(0))
@@ -221,15 +221,7 @@ def test_high_throughput_executor_runs_on_it(
     wait_state(provider, job, JobState.CANCELLED, JobState.COMPLETED)
 
 
-def nap(seconds: float) -> str:
-    """Sleep, and tell which broker of which block that was on."""
-    import os
-    import time
-
-    time.sleep(seconds)
-    return os.environ["FLUX_URI"]
-
-
+@pytest.mark.timeout(240)
 def test_blocks_of_our_executor_come_with_the_work_and_go_without(
     new_provider: Callable[..., FluxProvider], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,9 +237,11 @@ def test_blocks_of_our_executor_come_with_the_work_and_go_without(
         return all(status.terminal for status in executor.status().values())
 
     with parsl.load(config) as kernel:
-        app = parsl.python_app(nap, data_flow_kernel=kernel)
-        for so_far in (2, 4):
-            brokers = {future.result(timeout=60) for future in [app(0.1) for _ in range(120)]}
+        app = parsl.python_app(apps.meet, data_flow_kernel=kernel)
+        for wave in (1, 2):
+            place = tmp_path / f"wave-{wave}"
+            place.mkdir()
+            brokers = {future.result(timeout=90) for future in [app(str(place), 4) for _ in range(60)]}
             assert len(brokers) == 4, "each of the two nodes of both blocks had tasks"
-            assert len(provider.resources) == so_far
+            assert len(provider.resources) >= 2 * wave
             helpers.wait_until(all_blocks_have_gone, 60, "idle blocks are given back")

@@ -84,7 +84,7 @@ def test_the_instance_to_submit_to_is_the_one_that_was_given(tmp_path: Path, cal
 
 def test_a_command_reaches_every_node_as_it_is() -> None:
     line = FluxLauncher(debug=False)("""echo "it's $HOME" `date`""", 1, 1)
-    fake = "flux() { shift 4; while [ $1 != /bin/bash ]; do shift; done; printf %s \"$3\"; }\n"
+    fake = 'flux() { shift 4; while [ $1 != /bin/bash ]; do shift; done; printf %s "$3"; }\n'
     done = subprocess.run(["bash", "-c", fake + line], capture_output=True, text=True, check=True)
     assert done.stdout == """echo "it's $HOME" `date`"""
     assert "set -x" in FluxLauncher()("true", 1, 1)
