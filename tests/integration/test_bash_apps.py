@@ -279,7 +279,7 @@ def ended(executor: FluxBulkExecutor, text: str, spec: dict[str, Any], **kwargs:
 
 def test_a_specification_makes_a_bash_app_a_job_without_python(native, tmp_path):
     out = tmp_path / "out"
-    text = "cat /proc/$$/comm /proc/$PPID/comm"
+    text = "cat /proc/$$/comm /proc/$PPID/comm; true"  # bash would become a last command itself
     submit(native, command, JOB, text, stdout=str(out)).result(BOUND)
     # The embedded instance starts its jobs from a process of its own, which is Python.
     parent = Path(sys.executable).resolve().name if native.instance == "local" else "flux-shell"
