@@ -304,7 +304,7 @@ class Chaos(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         world = self.world
-        for _ in range(5_000):
+        for _ in range(2_000 + 10 * len(world.tasks)):
             if not self.calm_step():
                 deadline = world.dispatcher.deadline()
                 if deadline is None:
