@@ -36,7 +36,9 @@ if kind == "htex":
     from parsl.executors import HighThroughputExecutor
     from parsl.providers import LocalProvider
     executor = HighThroughputExecutor(
-        max_workers_per_node=2, encrypted=False, provider=LocalProvider(min_blocks=1, init_blocks=1, max_blocks=1)
+        max_workers_per_node=2,
+        encrypted=False,
+        provider=LocalProvider(min_blocks=1, init_blocks=1, max_blocks=1),
     )
 else:
     from parsl_flux_bulk import FluxBulkExecutor
