@@ -66,8 +66,11 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Running:
         config = Config(
             executors=[executor], run_dir=str(tmp_path / "runinfo"), initialize_logging=False, **options
         )
+        before = set(helpers.own_processes())
         with parsl.load(config):
             yield executor
+        # A broker takes its time, on a busy machine more than the leak check grants.
+        helpers.wait_gone(set(helpers.own_processes()) - before, 30)
 
     return run
 
