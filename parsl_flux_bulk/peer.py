@@ -25,6 +25,8 @@ def hello(environ: Mapping[str, str], slots: int) -> bytes:
         "size": int(environ.get("FLUX_JOB_SIZE") or 1),
         "host": os.uname().nodename,
         "pid": os.getpid(),
+        # Its broker's, by which nodes are told apart that share a host name.
+        "node": environ.get("FLUX_URI"),
     }
     return wire.encode_json(wire.HELLO, slots, int(environ.get(TOKEN) or 0), about)
 

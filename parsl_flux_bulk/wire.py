@@ -9,7 +9,7 @@ things travel together. A *frame* is a header of 21 bytes, little-endian, and a 
 kind      direction  slot, id, payload
 ========  =========  ======================================================================
 HELLO     to exec.   number of worker slots (0: a rank of a task job), job token, JSON
-                     {rank, size, host, pid}; always the first
+                     {rank, size, host, pid, node}; always the first
 OUTCOME   to exec.   slot, task id, outcome
 RETURNED  to exec.   slot, task id: given back, certainly not started
 DIED      to exec.   slot, id of the task that was running (0: none), JSON {exit_code, signal,
