@@ -62,6 +62,9 @@ NODE_INIT_TIMEOUT = 300.0
 END_TIMEOUT = 20.0
 """Seconds that the end may take; then the program is gone in any case."""
 
+STARTED = time.time()
+"""When this program began."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -76,8 +79,8 @@ class Settings:
         Directory with ``client.key_secret`` and ``server.key``; nobody else may enter it.
     block_id : str
     walltime : float or None
-        Seconds from now until the block's allocation ends; where it is not given, Slurm's
-        ``SLURM_JOB_END_TIME`` is asked.
+        Seconds that the block's allocation has from this program's start on, at most; where it is not
+        given, Slurm's ``SLURM_JOB_END_TIME`` is asked. What Flux knows of the end counts, too.
     unreachable_timeout : float
         Seconds after which a block that cannot reach the executor ends.
     heartbeat : float
@@ -137,10 +140,24 @@ def choose_instance(settings: Settings, environ: Mapping[str, str]) -> Instance:
 
 def seconds_left(settings: Settings, environ: Mapping[str, str]) -> float | None:
     """Seconds until the allocation ends, if that is known."""
+    ends = []
+    slurm = environ.get("SLURM_JOB_END_TIME", "")
     if settings.walltime is not None:
-        return settings.walltime
-    end = environ.get("SLURM_JOB_END_TIME", "")
-    return max(0.0, float(end) - time.time()) if end.isdecimal() else None
+        ends.append(STARTED + settings.walltime)
+    elif slurm.isdecimal():
+        ends.append(float(slurm))
+    if environ.get("FLUX_URI") and (expiration := _expiration()):
+        ends.append(expiration)
+    return max(0.0, min(ends) - time.time()) if ends else None
+
+
+def _expiration() -> float:
+    """When the Flux instance's resources expire (RFC 20), in ``time.time()`` seconds; 0 if never."""
+    try:
+        done = subprocess.run(["flux", "kvs", "get", "resource.R"], capture_output=True, timeout=30)
+        return float(json.loads(done.stdout)["execution"].get("expiration", 0))
+    except (OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired):
+        return 0.0
 
 
 def prepare_nodes(command: str, environ: Mapping[str, str]) -> None:

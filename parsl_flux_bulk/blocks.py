@@ -62,7 +62,8 @@ class BlockSettings:
     node_init : str
         Shell command that runs once on each node, before there are workers.
     unreachable_timeout : float
-        Seconds after which a block that cannot reach us ends.
+        Seconds after which a block that cannot reach us ends; until that is noticed, a heartbeat's
+        time passes as well, and then the block has to end: all in all less than two minutes.
     """
 
     directory: str
@@ -73,7 +74,7 @@ class BlockSettings:
     once: bool = False
     walltime: float | None = None
     node_init: str = ""
-    unreachable_timeout: float = 90.0
+    unreachable_timeout: float = 75.0
 
 
 class Blocks:

@@ -201,12 +201,12 @@ def test_what_is_longer_than_a_block_is_refused_and_what_fits_runs(running: Runn
 
 def test_what_only_a_fresh_block_has_time_for_waits_for_it_and_others_do_not(running: Running) -> None:
     provider = Local(init_blocks=1, max_blocks=1)
-    provider.walltime = "00:00:20"
+    provider.walltime = "00:01:00"
     with running(new_executor("local", provider)) as executor:
         assert executor.submit(apps.double, {}, 1).result(timeout=BOUND) == 2
         began = time.monotonic()
-        helpers.wait_until(lambda: time.monotonic() - began > 3, 5, "some of the block's time passes")
-        long = executor.submit(apps.environment, {"duration": 18}, "JOBNAME")
+        helpers.wait_until(lambda: time.monotonic() - began > 6, 10, "some of the block's time passes")
+        long = executor.submit(apps.environment, {"duration": 55}, "JOBNAME")
         assert executor.submit(apps.double, {"duration": 5}, 2).result(timeout=BOUND) == 4
         assert not long.done()
         executor.scale_out_facade(1)
@@ -601,3 +601,14 @@ def test_a_block_of_flux_provider_has_all_its_nodes_and_knows_its_walltime(
         assert said == {"FROM_INIT": "1"}
         with pytest.raises(JobRefused, match="for 700 s"):
             executor.submit(apps.nothing, {"duration": 700}).result(timeout=BOUND)
+
+
+# -- what the documentation says -----------------------------------------------------------------------
+
+
+def test_the_examples_of_the_documentation_run(tmp_path: Path) -> None:
+    text = (helpers.PROJECT / "docs" / "blocks.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(examples) == 5
+    done = helpers.run_script("\n".join(examples), tmp_path, bound=90)
+    assert (done.returncode, done.stdout) == (0, "['hello 0', 'hello 1', 'hello 2']\n"), done.stderr
