@@ -605,7 +605,9 @@ class FederationCompletion:
         """End a lost member's jobs and peers."""
         branch = self._branches.get(member)
         if branch is not None:
-            result = _lost(f"block {member.name}: {member.lost}")
+            name = f"block {member.name}"
+            # Relayed blocks say themselves which they are.
+            result = _lost(member.lost if member.lost.startswith(name) else f"{name}: {member.lost}")
             ids = [(member.number << _MEMBER_SHIFT) | own for own in branch.watched]
             self.put([JobEnded(job_id, result) for job_id in ids])
             self.put([PeerLost((member, peer)) for peer in branch.peers])
