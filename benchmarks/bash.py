@@ -78,7 +78,9 @@ def bare(jobs: int) -> float:
     """Return the rate that bulksubmit tells of itself."""
     with flux_instance() as (uri, _):
         command = [sys.executable, "-m", "parsl_flux_bulk", "--uri", uri, "-n", str(jobs), "--"]
-        done = subprocess.run([*command, "/bin/bash", "-c", "true"], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [*command, "/bin/bash", "-c", "true"], capture_output=True, text=True, check=True
+        )
     match = re.search(rf"Ran {jobs} jobs in .*?s\. ([\d.]+) job/s", done.stdout)
     assert match, done.stdout
     return float(match[1])
@@ -111,14 +113,18 @@ def _python_path() -> str:
 def _look(pid: int, ended: threading.Event, seen: set[str]) -> None:
     """Look at what the job shells of a Flux instance have started again and again, for Python among it."""
     while not ended.wait(0.1):
-        listing = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+        listing = subprocess.run(
+            ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+        )
         processes: dict[int, tuple[int, str]] = {}
         for line in listing.stdout.splitlines():
             child, parent, *args = line.split(None, 2)
             processes[int(child)] = int(parent), "".join(args)
         for child, (_, args) in processes.items():
             above = list(_ancestors(child, processes))
-            in_job = any("flux-shell" in processes[ancestor][1] for ancestor in above if ancestor in processes)
+            in_job = any(
+                "flux-shell" in processes[ancestor][1] for ancestor in above if ancestor in processes
+            )
             if "python" in args and in_job and pid in above:
                 seen.add(args)
 
@@ -136,7 +142,9 @@ def main() -> int:
     parser.add_argument("-r", "--runs", type=int, default=3, help="runs of each kind (default 3)")
     parser.add_argument("--least", type=float, default=0.95, help="lowest ratio that passes (default 0.95)")
     parser.add_argument("--warm", action="store_true", help="also in warm workers, 10 times as many")
-    parser.add_argument("--htex", action="store_true", help="also on HighThroughputExecutor, 10 times as many")
+    parser.add_argument(
+        "--htex", action="store_true", help="also on HighThroughputExecutor, 10 times as many"
+    )
     arguments = parser.parse_args()
     kinds = ["bare", "native", *(k for k in ("warm", "htex") if getattr(arguments, k))]
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}

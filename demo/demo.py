@@ -18,7 +18,7 @@ import parsl
 from parsl.config import Config
 
 from parsl_flux_bulk import FluxBulkExecutor, jobspec
-from parsl_flux_bulk.resources import Resources
+from parsl_flux_bulk.jobspec.resources import Resources
 
 
 def make_jobspecs(directory: Path, count: int) -> None:

@@ -18,21 +18,21 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from parsl_flux_bulk import codec, wire
-from parsl_flux_bulk.dispatcher import Dispatcher
+from parsl_flux_bulk.dispatch.dispatcher import Dispatcher
+from parsl_flux_bulk.dispatch.instructions import CancelJob, Give, Kill, Recall, Resolve, Retire, SubmitJob
+from parsl_flux_bulk.dispatch.task import CANCELLED, BareJobEnded, Loss, RankFailed, Task
 from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost
 from parsl_flux_bulk.instances.base import Capacity, ChannelAddress, JobId, JobResult, PeerId
-from parsl_flux_bulk.instructions import CancelJob, Give, Kill, Recall, Resolve, Retire, SubmitJob
 from parsl_flux_bulk.jobbuilder import JobBuilder, WorkerSettings
 from parsl_flux_bulk.losses import error_of_loss
 from parsl_flux_bulk.notes import add_note
 from parsl_flux_bulk.pipeline import Job
-from parsl_flux_bulk.task import CANCELLED, BareJobEnded, Loss, RankFailed, Task
 
 if TYPE_CHECKING:
     from parsl_flux_bulk.bash import BashCommand
     from parsl_flux_bulk.calls import Function
-    from parsl_flux_bulk.crew import TaskJob, WorkerJob
-    from parsl_flux_bulk.dispatcher import Status
+    from parsl_flux_bulk.dispatch.crew import TaskJob, WorkerJob
+    from parsl_flux_bulk.dispatch.dispatcher import Status
     from parsl_flux_bulk.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)

@@ -18,13 +18,14 @@ from typing import Any
 
 from parsl.app.bash import remote_side_bash_executor
 
-from parsl_flux_bulk import bashrun, jobspec
+from parsl_flux_bulk import jobspec
 from parsl_flux_bulk.calls import unwrap
 from parsl_flux_bulk.endings import error_of
 from parsl_flux_bulk.errors import TaskCrashed
 from parsl_flux_bulk.instances.base import JobResult, JobStatus
+from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.notes import add_note
-from parsl_flux_bulk.resources import Resources
+from parsl_flux_bulk.worker import bashrun
 
 MAX_COMMAND_BYTES = 128 * 1024 - 1
 """Linux takes no longer argument; execve(2)."""

@@ -33,8 +33,8 @@ from parsl_flux_bulk.endings import error_of
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.instances.base import DEFAULT_URGENCY, Instance, JobRequest, JobResult
 from parsl_flux_bulk.instances.choose import choose_instance
+from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.pipeline import CLOSE_TIMEOUT, Job, Pipeline
-from parsl_flux_bulk.resources import Resources
 
 __all__ = ["BulkSubmitter", "JobFuture"]
 
@@ -227,7 +227,7 @@ class BulkSubmitter:
         resources
             Keys of a resource specification, such as ``num_tasks=4``, ``duration="5m"``,
             ``environment={"OMP_NUM_THREADS": "2"}`` or ``urgency=20``; see
-            :mod:`parsl_flux_bulk.resources`.
+            :mod:`parsl_flux_bulk.jobspec.resources`.
 
         Raises
         ------

@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from parsl_flux_bulk import jobspec
-from parsl_flux_bulk.bashrun import BASH
-from parsl_flux_bulk.crew import WorkerJob
+from parsl_flux_bulk.dispatch.crew import WorkerJob
 from parsl_flux_bulk.instances.base import JobRequest, JobResult
-from parsl_flux_bulk.resources import Resources
+from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.submitter import refused
+from parsl_flux_bulk.worker.bashrun import BASH
 
 if TYPE_CHECKING:
     from parsl_flux_bulk.bash import BashCommand
-    from parsl_flux_bulk.crew import TaskJob
+    from parsl_flux_bulk.dispatch.crew import TaskJob
 
 STDERR_TAIL_BYTES = 4096
 STDERR_TAIL_LINES = 20
 
-_WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py")
+_WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker", "main.py")
 
 
 @dataclass(frozen=True, slots=True)

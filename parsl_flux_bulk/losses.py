@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import textwrap
 
+from parsl_flux_bulk.dispatch.task import Loss, LossReason, Task
 from parsl_flux_bulk.endings import describe, error_of, signal_name
 from parsl_flux_bulk.errors import BlockLost, FluxBulkError, TaskCrashed, WorkerLost
 from parsl_flux_bulk.instances.base import BLOCK_LOST
-from parsl_flux_bulk.task import Loss, LossReason, Task
 
 _JOBS_OWN = {LossReason.JOB_ENDED, LossReason.REFUSED, LossReason.NO_WORKER}
 

@@ -18,7 +18,7 @@ from helpers import PROJECT
 from parsl_flux_bulk import wire
 
 LENGTH = struct.Struct("<Q")
-WORKER = PROJECT / "parsl_flux_bulk" / "worker.py"
+WORKER = PROJECT / "parsl_flux_bulk" / "worker" / "main.py"
 
 
 class Frame:
@@ -105,7 +105,7 @@ class Peer:
 
 
 class ExecutorEnd:
-    """Listens as the embedded instance does, and starts ``worker.py`` as a job would."""
+    """Listens as the embedded instance does, and starts ``worker/main.py`` as a job would."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "channel"

@@ -228,7 +228,9 @@ def own_processes() -> dict[int, str]:
         owned |= descendants(pid)
     found = {pid: command_of(pid) for pid in descendants(os.getpid()) - owned}
     # multiprocessing starts one for good at first use, on whoever's behalf.
-    return {pid: command for pid, command in found.items() if "multiprocessing.resource_tracker" not in command}
+    return {
+        pid: command for pid, command in found.items() if "multiprocessing.resource_tracker" not in command
+    }
 
 
 def stack_of(thread: threading.Thread) -> str:

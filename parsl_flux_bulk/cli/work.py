@@ -13,7 +13,7 @@ from parsl_flux_bulk.bulk import BulkSubmitter, JobFuture, read_jobspec
 from parsl_flux_bulk.cli.arguments import RESOURCE_KEYS
 from parsl_flux_bulk.cli.inputs import STDIN, UnusableInput, find_files
 from parsl_flux_bulk.errors import JobspecError
-from parsl_flux_bulk.resources import Resources
+from parsl_flux_bulk.jobspec.resources import Resources
 
 
 @dataclass(frozen=True)

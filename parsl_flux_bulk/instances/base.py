@@ -12,7 +12,7 @@ implementation.
 
 The channel carries raw bytes both ways between the completion thread and any number of *peers*,
 which are processes inside jobs. A peer comes into being with its first message and ends with one
-:class:`PeerLost`, however it died. See :mod:`parsl_flux_bulk.channel` for a peer's own end of it.
+:class:`PeerLost`, however it died. See :mod:`parsl_flux_bulk.worker.channel` for a peer's own end of it.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ def peer_job(source: str, directory: Path, completion: Completion, **keywords: o
 
 _PEER = """\
 import os, signal, sys, time
-from parsl_flux_bulk import channel as channel_module
+from parsl_flux_bulk.worker import channel as channel_module
 
 channel = channel_module.connect(os.environ)
 inbox = []

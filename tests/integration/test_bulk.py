@@ -22,7 +22,7 @@ from parsl_flux_bulk.errors import (
 )
 from parsl_flux_bulk.instances.base import JobStatus
 from parsl_flux_bulk.jobspec import build
-from parsl_flux_bulk.resources import Resources
+from parsl_flux_bulk.jobspec.resources import Resources
 
 BOUND = 30.0
 

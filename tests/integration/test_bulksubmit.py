@@ -17,7 +17,7 @@ import pytest
 
 import parsl_flux_bulk
 from parsl_flux_bulk.jobspec import build
-from parsl_flux_bulk.resources import Resources
+from parsl_flux_bulk.jobspec.resources import Resources
 
 BOUND = 60.0
 COMMAND = [sys.executable, "-m", "parsl_flux_bulk"]

@@ -17,7 +17,8 @@ import helpers
 import pytest
 from executor_end import LENGTH, WORKER, executor_end
 
-from parsl_flux_bulk import channel, codec, wire
+from parsl_flux_bulk import codec, wire
+from parsl_flux_bulk.worker import channel
 
 SERVICE = helpers.PROJECT / "tests" / "flux_service.py"
 

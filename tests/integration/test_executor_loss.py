@@ -13,8 +13,8 @@ import pytest
 from helpers import descendants, flux_instance, wait_gone, wait_until
 
 from parsl_flux_bulk import FluxBulkExecutor
-from parsl_flux_bulk.channel import PING
 from parsl_flux_bulk.errors import InstanceLost
+from parsl_flux_bulk.worker.channel import PING
 
 BOUND = 60.0
 

@@ -18,7 +18,7 @@ from parsl_flux_bulk.bulk import BulkSubmitter
 from parsl_flux_bulk.instances.base import JobRequest, JobStatus
 from parsl_flux_bulk.instances.flux import FluxInstance
 from parsl_flux_bulk.jobspec import build
-from parsl_flux_bulk.resources import Resources
+from parsl_flux_bulk.jobspec.resources import Resources
 
 pytestmark = pytest.mark.flux
 

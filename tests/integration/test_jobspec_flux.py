@@ -13,13 +13,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from specifications import GOOD, Good
 
-from parsl_flux_bulk.constraint import check_constraint, parse_constraint
-from parsl_flux_bulk.dependency import parse_dependency
-from parsl_flux_bulk.duration import format_duration, parse_duration
-from parsl_flux_bulk.environment import filter_environment
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.jobspec import build, validate
-from parsl_flux_bulk.resources import Resources
+from parsl_flux_bulk.jobspec.constraint import check_constraint, parse_constraint
+from parsl_flux_bulk.jobspec.dependency import parse_dependency
+from parsl_flux_bulk.jobspec.duration import format_duration, parse_duration
+from parsl_flux_bulk.jobspec.environment import filter_environment
+from parsl_flux_bulk.jobspec.resources import Resources
 
 pytestmark = pytest.mark.flux
 read = Resources.from_specification

@@ -170,7 +170,10 @@ def test_a_result_of_50_mb(end):
 
 def test_a_result_too_long_to_travel_fails_alone(end, tmp_path):
     starter = tmp_path / "starter.py"
-    starter.write_text("from parsl_flux_bulk import pool, wire\nwire.MAX_PAYLOAD = 1000\npool.main()\n")
+    starter.write_text(
+        "from parsl_flux_bulk import wire\nfrom parsl_flux_bulk.worker import pool\n"
+        "wire.MAX_PAYLOAD = 1000\npool.main()\n"
+    )
     pool = started_by(end, sys.executable, starter)
     pool.learn(operator.mul)
     pool.give((1, b"x", 2000), (2, b"x", 20))
@@ -182,7 +185,7 @@ def test_a_result_too_long_to_travel_fails_alone(end, tmp_path):
 
 
 def started_by(end: ExecutorEnd, *command: object, slots: int = 1, **setup: object) -> Pool:
-    """A pool that a script starts instead of worker.py."""
+    """A pool that a script starts instead of worker/main.py."""
     pool = Pool.__new__(Pool)
     pool.process = subprocess.Popen(
         [str(part) for part in command],
@@ -413,7 +416,7 @@ def test_a_worker_that_closes_what_is_not_its_own(end):
 def test_workers_that_cannot_begin_end_the_pool(end, tmp_path):
     starter = tmp_path / "starter.py"
     starter.write_text(
-        "import sys\nfrom parsl_flux_bulk import child, worker\n"
+        "import sys\nfrom parsl_flux_bulk.worker import child, main as worker\n"
         "def fail(self, last): raise OSError('no such core')\n"
         "child.Child._begin = fail\n"
         "sys.path.insert(0, '')\nsys.exit(worker.main())\n"
@@ -631,7 +634,7 @@ def test_workers_are_replaced_after_their_number_of_tasks(end):
 
 def test_a_worker_that_does_not_end_after_its_last_task_is_ended(end, tmp_path):
     starter = tmp_path / "starter.py"
-    starter.write_text("from parsl_flux_bulk import pool\npool.LIMIT_GRACE = 0.2\npool.main()\n")
+    starter.write_text("from parsl_flux_bulk.worker import pool\npool.LIMIT_GRACE = 0.2\npool.main()\n")
     pool = started_by(end, sys.executable, starter, tasks_per_worker=1)
     pool.learn(calls.sleep_at_exit)
     pool.give((1,), (2,))

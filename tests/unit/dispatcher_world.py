@@ -11,12 +11,12 @@ import heapq
 import itertools
 from collections import Counter, deque
 
-from parsl_flux_bulk.dispatcher import Dispatcher
+from parsl_flux_bulk.dispatch.dispatcher import Dispatcher
+from parsl_flux_bulk.dispatch.instructions import CancelJob, Give, Kill, Recall, Resolve, SubmitJob
+from parsl_flux_bulk.dispatch.jobs import Peer, TaskJob, WorkerJob
+from parsl_flux_bulk.dispatch.task import CANCELLED, Loss, LossReason, Task, TaskState
 from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus
-from parsl_flux_bulk.instructions import CancelJob, Give, Kill, Recall, Resolve, SubmitJob
-from parsl_flux_bulk.jobs import Peer, TaskJob, WorkerJob
-from parsl_flux_bulk.resources import Resources, Shape
-from parsl_flux_bulk.task import CANCELLED, Loss, LossReason, Task, TaskState
+from parsl_flux_bulk.jobspec.resources import Resources, Shape
 
 SMALL = Resources(shape=Shape())
 COMPLETED = JobResult(JobStatus.COMPLETED, exit_code=0)

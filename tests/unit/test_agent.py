@@ -10,11 +10,11 @@ import pytest
 
 from parsl_flux_bulk.agent import TaskAgent, TaskFuture
 from parsl_flux_bulk.calls import FunctionTable, serialise_call
+from parsl_flux_bulk.dispatch.task import Task
 from parsl_flux_bulk.errors import ExecutorClosed
 from parsl_flux_bulk.instances.base import Capacity, ChannelAddress
 from parsl_flux_bulk.jobbuilder import WorkerSettings
-from parsl_flux_bulk.resources import Resources
-from parsl_flux_bulk.task import Task
+from parsl_flux_bulk.jobspec.resources import Resources
 
 
 class SilentPipeline:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from parsl_flux_bulk.binding import bindings, group_cores, parse_list
+from parsl_flux_bulk.worker.binding import bindings, group_cores, parse_list
 
 
 def hyperthreads(cores):

@@ -6,15 +6,15 @@ import tracemalloc
 import pytest
 from dispatcher_world import CANCELED, FAILED, NODE_LOST, SMALL, Function, Simulation, shaped
 
-from parsl_flux_bulk.dispatcher import Dispatcher
-from parsl_flux_bulk.fates import GRACE, START_LIMIT
+from parsl_flux_bulk.dispatch.dispatcher import Dispatcher
+from parsl_flux_bulk.dispatch.fates import GRACE, START_LIMIT
+from parsl_flux_bulk.dispatch.instructions import CancelJob, Give, Kill, Recall, Resolve, Retire, SubmitJob
+from parsl_flux_bulk.dispatch.jobs import TaskJob
+from parsl_flux_bulk.dispatch.pace import BYTES_LIMIT, TARGET
+from parsl_flux_bulk.dispatch.task import CANCELLED, BareJobEnded, Loss, LossReason, RankFailed, Task
+from parsl_flux_bulk.dispatch.turns import QUANTUM
 from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus
-from parsl_flux_bulk.instructions import CancelJob, Give, Kill, Recall, Resolve, Retire, SubmitJob
-from parsl_flux_bulk.jobs import TaskJob
-from parsl_flux_bulk.pace import BYTES_LIMIT, TARGET
-from parsl_flux_bulk.resources import Resources, Shape
-from parsl_flux_bulk.task import CANCELLED, BareJobEnded, Loss, LossReason, RankFailed, Task
-from parsl_flux_bulk.turns import QUANTUM
+from parsl_flux_bulk.jobspec.resources import Resources, Shape
 
 EXCLUSIVE = Resources(num_nodes=2, num_tasks=2, exclusive=True)
 ALONE = Resources(num_tasks=1, duration=60.0)

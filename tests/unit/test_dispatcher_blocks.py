@@ -3,12 +3,12 @@
 import pytest
 from dispatcher_world import SMALL, Function, Simulation
 
-from parsl_flux_bulk.dispatcher import Dispatcher
-from parsl_flux_bulk.fates import GRACE, START_LIMIT
+from parsl_flux_bulk.dispatch.dispatcher import Dispatcher
+from parsl_flux_bulk.dispatch.fates import GRACE, START_LIMIT
+from parsl_flux_bulk.dispatch.instructions import CancelJob, Give, Recall, Resolve, Retire, SubmitJob
+from parsl_flux_bulk.dispatch.task import CANCELLED, BareJobEnded, Loss, LossReason, Task
 from parsl_flux_bulk.instances.base import BLOCK_LOST, NO_BLOCK, Capacity, JobResult, JobStatus
-from parsl_flux_bulk.instructions import CancelJob, Give, Recall, Resolve, Retire, SubmitJob
-from parsl_flux_bulk.resources import Resources, Shape
-from parsl_flux_bulk.task import CANCELLED, BareJobEnded, Loss, LossReason, Task
+from parsl_flux_bulk.jobspec.resources import Resources, Shape
 
 ALONE = Resources(num_tasks=1, duration=60.0)
 LOST = JobResult(JobStatus.FAILED, exception=BLOCK_LOST, note="block 0: its host died")

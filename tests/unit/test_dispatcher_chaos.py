@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from parsl_flux_bulk.dispatch.jobs import TaskJob, WorkerJob
+from parsl_flux_bulk.dispatch.task import TaskState
 from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus
-from parsl_flux_bulk.jobs import TaskJob, WorkerJob
-from parsl_flux_bulk.resources import Resources
-from parsl_flux_bulk.task import TaskState
+from parsl_flux_bulk.jobspec.resources import Resources
 
 RESOURCES = [
     SMALL,

@@ -12,7 +12,7 @@ from specifications import GOOD, nodes, slot
 
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.jobspec import build, validate
-from parsl_flux_bulk.resources import Resources
+from parsl_flux_bulk.jobspec.resources import Resources
 
 ENVIRONMENT = {"PATH": "/usr/bin", "HOME": "/home/me", "KEPT": "kept"}
 

@@ -15,13 +15,13 @@ from helpers import PROJECT
 from parsl.executors.errors import InvalidResourceSpecification
 from specifications import BAD, GOOD, Bad, Good
 
-from parsl_flux_bulk.constraint import parse_constraint
-from parsl_flux_bulk.dependency import parse_dependency
-from parsl_flux_bulk.duration import format_duration, parse_duration
-from parsl_flux_bulk.environment import filter_environment
 from parsl_flux_bulk.jobspec import build
-from parsl_flux_bulk.resource_keys import VALID_KEYS
-from parsl_flux_bulk.resources import Resources, Shape
+from parsl_flux_bulk.jobspec.constraint import parse_constraint
+from parsl_flux_bulk.jobspec.dependency import parse_dependency
+from parsl_flux_bulk.jobspec.duration import format_duration, parse_duration
+from parsl_flux_bulk.jobspec.environment import filter_environment
+from parsl_flux_bulk.jobspec.resource_keys import VALID_KEYS
+from parsl_flux_bulk.jobspec.resources import Resources, Shape
 
 ENVIRONMENT = {"HOME": "/home/me", "KEPT": "kept", "GONE_1": "1", "GONE_2": "2"}
 read = Resources.from_specification
@@ -75,7 +75,7 @@ def test_every_key_is_in_the_table_and_in_the_documentation():
 def test_nothing_of_parsl_or_flux_is_imported_to_read_and_build():
     code = (
         "import sys\n"
-        "from parsl_flux_bulk.resources import Resources\n"
+        "from parsl_flux_bulk.jobspec.resources import Resources\n"
         "from parsl_flux_bulk.jobspec import build\n"
         "build(Resources.from_specification({'num_tasks': 2}), ['a'], environment={}, cwd='/')\n"
         "assert not {'parsl', 'flux', 'yaml'} & sys.modules.keys(), sys.modules.keys()\n"

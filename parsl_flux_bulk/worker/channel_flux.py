@@ -14,7 +14,7 @@ import select
 import time
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_void_p
 
-from parsl_flux_bulk.channel import Channel, ChannelLost
+from parsl_flux_bulk.worker.channel import Channel, ChannelLost
 
 _SONAME = "libflux-core.so.2"
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from parsl_flux_bulk.instances.base import Capacity
 
 if TYPE_CHECKING:
-    from parsl_flux_bulk.jobs import WorkerJob
-    from parsl_flux_bulk.resources import Resources, Shape
+    from parsl_flux_bulk.dispatch.jobs import WorkerJob
+    from parsl_flux_bulk.jobspec.resources import Resources, Shape
 
 
 class Holding(NamedTuple):

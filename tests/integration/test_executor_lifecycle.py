@@ -23,9 +23,9 @@ import pytest
 from helpers import descendants, run_script, script, wait_event, wait_gone, wait_until
 
 from parsl_flux_bulk import FluxBulkExecutor
-from parsl_flux_bulk.channel import PING
 from parsl_flux_bulk.errors import ExecutorClosed, InstanceUnavailable
 from parsl_flux_bulk.instances.local import LocalInstance
+from parsl_flux_bulk.worker.channel import PING
 
 BOUND = 60.0
 SHUTDOWN_BOUND = 20.0

@@ -4,7 +4,7 @@
 
     connect(environ) ─> Channel   send, receive, wait, fileno for an event loop
                          ├─ UnixChannel   the embedded instance: a Unix stream socket
-                         └─ FluxChannel   Flux, in parsl_flux_bulk.channel_flux
+                         └─ FluxChannel   Flux, in parsl_flux_bulk.worker.channel_flux
 
 A message is any bytes; see :mod:`parsl_flux_bulk.wire` for what is in them. The first message that is sent
 introduces this process to the executor. Nothing is imported that the transport in use does not need, since
@@ -60,7 +60,7 @@ def connect(environ: Mapping[str, str]) -> Channel:
         return UnixChannel(rest)
     rank, _, service = rest.partition(":")
     if scheme == "flux" and rank.isdecimal() and service:
-        from parsl_flux_bulk.channel_flux import FluxChannel
+        from parsl_flux_bulk.worker.channel_flux import FluxChannel
 
         return FluxChannel(
             int(rank),

@@ -15,7 +15,7 @@ from parsl_flux_bulk.instances.base import JobResult
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from parsl_flux_bulk.resources import Resources
+    from parsl_flux_bulk.jobspec.resources import Resources
 
 
 class TaskFunction(Protocol):

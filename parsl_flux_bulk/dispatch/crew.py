@@ -6,7 +6,7 @@
                                          TaskJob   ── Peer (a rank)
 
 Records, with no more behaviour than keeps each of them consistent. The jobs are in
-:mod:`parsl_flux_bulk.jobs`.
+:mod:`parsl_flux_bulk.dispatch.jobs`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 
-from parsl_flux_bulk.jobs import Peer, TaskJob, WorkerJob
-from parsl_flux_bulk.pace import Pace
-from parsl_flux_bulk.resources import Shape
-from parsl_flux_bulk.task import Task, TaskFunction
+from parsl_flux_bulk.dispatch.jobs import Peer, TaskJob, WorkerJob
+from parsl_flux_bulk.dispatch.pace import Pace
+from parsl_flux_bulk.dispatch.task import Task, TaskFunction
+from parsl_flux_bulk.jobspec.resources import Shape
 
 __all__ = ["NO_LIMIT", "Crew", "Peer", "TaskJob", "Worker", "WorkerJob", "functions_for"]
 

@@ -4,9 +4,9 @@ A job is submitted when there is room for it beside those that were submitted be
 what leaving worker jobs hold; so what a job waits for inside the instance is already on its way out.
 To make room, worker jobs are *drained*: they get no more tasks, and end with those that they run.
 
-*Task jobs against workers.* They take turns (:mod:`parsl_flux_bulk.turns`). In theirs, task jobs drain
-what stands in their way; in the workers', they are submitted only where workers want nothing. They stay
-in the order in which they came.
+*Task jobs against workers.* They take turns (:mod:`.turns`). In theirs, task jobs drain what stands in
+their way; in the workers', they are submitted only where workers want nothing. They stay in the order
+in which they came.
 
 *One shape against another.* Each gets cores in proportion to those that its tasks ask for, and one
 worker at least. One that has much less than its share drains those that have more; one that has no
@@ -22,12 +22,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from parsl_flux_bulk.crew import NO_LIMIT, Crew
-from parsl_flux_bulk.fleet import Fleet
-from parsl_flux_bulk.jobs import TaskJob, WorkerJob
-from parsl_flux_bulk.ledger import Holding
-from parsl_flux_bulk.timers import Timers
-from parsl_flux_bulk.turns import QUANTUM, Turns
+from parsl_flux_bulk.dispatch.crew import NO_LIMIT, Crew
+from parsl_flux_bulk.dispatch.fleet import Fleet
+from parsl_flux_bulk.dispatch.jobs import TaskJob, WorkerJob
+from parsl_flux_bulk.dispatch.ledger import Holding
+from parsl_flux_bulk.dispatch.timers import Timers
+from parsl_flux_bulk.dispatch.turns import QUANTUM, Turns
 
 START_COST = 0.05
 """Seconds of waiting work for which a further worker is worth starting."""

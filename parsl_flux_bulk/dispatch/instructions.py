@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from parsl_flux_bulk.instances.base import PeerId
 
 if TYPE_CHECKING:
-    from parsl_flux_bulk.jobs import TaskJob, WorkerJob
-    from parsl_flux_bulk.task import Outcome, Task, TaskFunction
+    from parsl_flux_bulk.dispatch.jobs import TaskJob, WorkerJob
+    from parsl_flux_bulk.dispatch.task import Outcome, Task, TaskFunction
 
 
 class SubmitJob:

@@ -7,8 +7,9 @@ import faulthandler
 import os
 import signal
 
-from parsl_flux_bulk import channel as channels
-from parsl_flux_bulk import peer, wire
+from parsl_flux_bulk import wire
+from parsl_flux_bulk.worker import channel as channels
+from parsl_flux_bulk.worker import peer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def _watch(environ: Mapping[str, str], finished: _thread.LockType) -> None:
     except channels.ChannelLost as error:
         if finished.locked():
             try:
-                os.write(2, f"worker.py: ending, since {error}\n".encode())
+                os.write(2, f"worker: ending, since {error}\n".encode())
             except OSError:
                 pass  # whoever read it is gone, too
             # As leader of a process group, as Flux starts us, this ends what the call has started too.

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from itertools import islice
 
-from parsl_flux_bulk.crew import Crew, Worker, functions_for
-from parsl_flux_bulk.fleet import Fleet
-from parsl_flux_bulk.instructions import Give, Instruction, Kill, Recall
-from parsl_flux_bulk.pace import BYTES_LIMIT, TARGET
-from parsl_flux_bulk.task import Task, TaskFunction, TaskState
-from parsl_flux_bulk.timers import Timers
+from parsl_flux_bulk.dispatch.crew import Crew, Worker, functions_for
+from parsl_flux_bulk.dispatch.fleet import Fleet
+from parsl_flux_bulk.dispatch.instructions import Give, Instruction, Kill, Recall
+from parsl_flux_bulk.dispatch.pace import BYTES_LIMIT, TARGET
+from parsl_flux_bulk.dispatch.task import Task, TaskFunction, TaskState
+from parsl_flux_bulk.dispatch.timers import Timers
 
 STALL = 0.1
 """Seconds after which a task must have ended, or those queued behind it are asked back."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import deque
 
-from parsl_flux_bulk.crew import Crew, Worker
+from parsl_flux_bulk.dispatch.crew import Crew, Worker
+from parsl_flux_bulk.dispatch.instructions import CancelJob, Instruction, Recall, Retire, SubmitJob
+from parsl_flux_bulk.dispatch.jobs import Peer, TaskJob, WorkerJob
+from parsl_flux_bulk.dispatch.ledger import Ledger
+from parsl_flux_bulk.dispatch.task import Task
+from parsl_flux_bulk.dispatch.timers import Timers
 from parsl_flux_bulk.instances.base import JobResult
-from parsl_flux_bulk.instructions import CancelJob, Instruction, Recall, Retire, SubmitJob
-from parsl_flux_bulk.jobs import Peer, TaskJob, WorkerJob
-from parsl_flux_bulk.ledger import Ledger
-from parsl_flux_bulk.resources import Shape
-from parsl_flux_bulk.task import Task
-from parsl_flux_bulk.timers import Timers
+from parsl_flux_bulk.jobspec.resources import Shape
 
 RETIRE_BOUND = 15.0
 """Seconds after which a job that was told to end is cancelled."""

@@ -12,12 +12,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from parsl_flux_bulk.environment import Environment, filter_environment
 from parsl_flux_bulk.errors import JobspecError
-from parsl_flux_bulk.jobspec_check import check_texts, validate
+from parsl_flux_bulk.jobspec.check import check_texts, validate
+from parsl_flux_bulk.jobspec.environment import Environment, filter_environment
 
 if TYPE_CHECKING:
-    from parsl_flux_bulk.resources import Resources
+    from parsl_flux_bulk.jobspec.resources import Resources
 
 __all__ = ["Environment", "build", "filter_environment", "validate", "working_directory"]
 

@@ -14,9 +14,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from parsl_flux_bulk.constraint import check_constraint
-from parsl_flux_bulk.dependency import check_dependency
 from parsl_flux_bulk.errors import JobspecError
+from parsl_flux_bulk.jobspec.constraint import check_constraint
+from parsl_flux_bulk.jobspec.dependency import check_dependency
 
 _KEYS = ("attributes", "resources", "tasks", "version")
 _INT64 = range(-(2**63), 2**63)

@@ -13,7 +13,7 @@ import socket
 from collections import deque
 
 from parsl_flux_bulk import wire
-from parsl_flux_bulk.child import BY_DESCRIPTOR, PACKET_LIMIT, received_descriptor
+from parsl_flux_bulk.worker.child import BY_DESCRIPTOR, PACKET_LIMIT, received_descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

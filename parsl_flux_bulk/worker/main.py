@@ -1,8 +1,8 @@
-"""What a job runs that carries Python: ``python .../parsl_flux_bulk/worker.py``, by path.
+"""What a job runs that carries Python: ``python .../parsl_flux_bulk/worker/main.py``, by path.
 
 The environment says the rest: ``PARSL_FLUX_BULK_MODE`` is ``pool`` (a node of a worker job,
-:mod:`parsl_flux_bulk.pool`) or ``task`` (a rank of a task job, :mod:`parsl_flux_bulk.rank`), and
-:mod:`parsl_flux_bulk.channel` lists how the executor is reached.
+:mod:`.pool`) or ``task`` (a rank of a task job, :mod:`.rank`), and :mod:`.channel` lists how the executor
+is reached.
 
 By path, so that it is this very version that runs, whatever is installed where the job runs, and so that
 nothing has to be installed there. What this file does is make room for the user's code: nothing of ours may
@@ -23,7 +23,7 @@ def import_own_package() -> None:
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
         # The interpreter put this directory first: `import codec` would find ours, not the user's.
         del sys.path[0]
-    sys.path.insert(0, os.path.dirname(directory))
+    sys.path.insert(0, os.path.dirname(os.path.dirname(directory)))
     try:
         import parsl_flux_bulk  # noqa: F401  (its submodules are found through it from now on)
     finally:
@@ -43,21 +43,21 @@ def main() -> int:
     mode = os.environ.get(MODE)
     import_own_package()
     clean_main()
-    from parsl_flux_bulk.channel import ChannelLost
+    from parsl_flux_bulk.worker.channel import ChannelLost
 
     try:
         if mode == "pool":
-            from parsl_flux_bulk import pool
+            from parsl_flux_bulk.worker import pool
 
             return pool.main()
         if mode == "task":
-            from parsl_flux_bulk import rank
+            from parsl_flux_bulk.worker import rank
 
             return rank.main()
     except ChannelLost as error:
-        print(f"worker.py: {error}", file=sys.stderr)
+        print(f"worker: {error}", file=sys.stderr)
         return 1
-    print(f"worker.py: {MODE} is {mode!r}: expected 'pool' or 'task'", file=sys.stderr)
+    print(f"worker: {MODE} is {mode!r}: expected 'pool' or 'task'", file=sys.stderr)
     return 2
 
 

@@ -23,11 +23,12 @@ import sys
 import time
 from functools import partial
 
-from parsl_flux_bulk import binding, channel, codec, peer, wire
-from parsl_flux_bulk.eventloop import EventLoop
-from parsl_flux_bulk.nursery import Ended, Nursery
-from parsl_flux_bulk.slot import Frame, Slot, function_frame, task_frame
-from parsl_flux_bulk.stderr import StderrRelay
+from parsl_flux_bulk import codec, wire
+from parsl_flux_bulk.worker import binding, channel, peer
+from parsl_flux_bulk.worker.eventloop import EventLoop
+from parsl_flux_bulk.worker.nursery import Ended, Nursery
+from parsl_flux_bulk.worker.slot import Frame, Slot, function_frame, task_frame
+from parsl_flux_bulk.worker.stderr import StderrRelay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def main() -> int:
     try:
         return pool.run()
     except (PoolError, wire.WireError) as error:
-        print(f"worker.py: {error}", file=sys.stderr)
+        print(f"worker: {error}", file=sys.stderr)
         return 1
     finally:
         pool.close()

@@ -2,7 +2,7 @@
 
 A *reader* takes what the user wrote for one key and returns what it means, as something hashable;
 or raises ValueError with a phrase that says what it must be. How keys work together is in
-:mod:`parsl_flux_bulk.resources`; ``docs/resources.md`` has the table of them.
+:mod:`parsl_flux_bulk.jobspec.resources`; ``docs/resources.md`` has the table of them.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from parsl_flux_bulk.constraint import check_constraint, parse_constraint
-from parsl_flux_bulk.dependency import check_dependency, parse_dependency
-from parsl_flux_bulk.duration import parse_duration
-from parsl_flux_bulk.environment import check_rule
+from parsl_flux_bulk.jobspec.constraint import check_constraint, parse_constraint
+from parsl_flux_bulk.jobspec.dependency import check_dependency, parse_dependency
+from parsl_flux_bulk.jobspec.duration import parse_duration
+from parsl_flux_bulk.jobspec.environment import check_rule
 
 DEFAULT_URGENCY = 16
 URGENCY_NAMES = {"hold": 0, "default": DEFAULT_URGENCY, "expedite": 31}

@@ -15,8 +15,8 @@ if nothing happens. Events only record; `take` decides, once for all events of a
 the peer's word that it has not started (`returned`). When a whole peer is lost, no such word comes, and
 outcomes may have been lost on the way: then every task that it had been given ends with a
 :class:`Loss`. The first of each worker was running, as far as we know (``WORKER_LOST``); the others
-may have been (``MAYBE_STARTED``). There are few of those: :mod:`parsl_flux_bulk.pace` bounds a worker's
-queue to a few hundredths of a second of work, and what is queued behind a longer task is asked back.
+may have been (``MAYBE_STARTED``). There are few of those: :mod:`.pace` bounds a worker's queue to
+a few hundredths of a second of work, and what is queued behind a longer task is asked back.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 
-from parsl_flux_bulk.crew import NO_LIMIT, Worker
-from parsl_flux_bulk.fates import Fates
-from parsl_flux_bulk.feeder import Feeder
-from parsl_flux_bulk.fleet import BARREN_LIMIT, Fleet
-from parsl_flux_bulk.instances.base import Capacity, JobResult, PeerId
-from parsl_flux_bulk.instructions import Give, Instruction, Resolve, Retire
-from parsl_flux_bulk.jobs import Peer, TaskJob, WorkerJob
-from parsl_flux_bulk.planner import Planner
-from parsl_flux_bulk.resources import Shape
-from parsl_flux_bulk.task import (
+from parsl_flux_bulk.dispatch.crew import NO_LIMIT, Worker
+from parsl_flux_bulk.dispatch.fates import Fates
+from parsl_flux_bulk.dispatch.feeder import Feeder
+from parsl_flux_bulk.dispatch.fleet import BARREN_LIMIT, Fleet
+from parsl_flux_bulk.dispatch.instructions import Give, Instruction, Resolve, Retire
+from parsl_flux_bulk.dispatch.jobs import Peer, TaskJob, WorkerJob
+from parsl_flux_bulk.dispatch.planner import Planner
+from parsl_flux_bulk.dispatch.task import (
     CANCELLED,
     Loss,
     LossReason,
     Task,
     TaskState,
 )
-from parsl_flux_bulk.timers import Timers
+from parsl_flux_bulk.dispatch.timers import Timers
+from parsl_flux_bulk.instances.base import Capacity, JobResult, PeerId
+from parsl_flux_bulk.jobspec.resources import Shape
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,15 @@ import os
 import socket
 import struct
 
-from parsl_flux_bulk import codec, peer, wire
+from parsl_flux_bulk import codec, wire
+from parsl_flux_bulk.worker import peer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-    from parsl_flux_bulk.binding import Binding
+    from parsl_flux_bulk.worker.binding import Binding
 
 PACKET_LIMIT = 1 << 16
 """Bytes that fit a packet; the kernel's default socket buffer is three times that."""

@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from parsl_flux_bulk.crew import Crew
-from parsl_flux_bulk.fleet import Fleet
-from parsl_flux_bulk.instances.base import BLOCK_LOST, NO_BLOCK, JobResult, PeerId
-from parsl_flux_bulk.instructions import Instruction, Resolve
-from parsl_flux_bulk.jobs import Peer, TaskJob, WorkerJob
-from parsl_flux_bulk.task import (
+from parsl_flux_bulk.dispatch.crew import Crew
+from parsl_flux_bulk.dispatch.fleet import Fleet
+from parsl_flux_bulk.dispatch.instructions import Instruction, Resolve
+from parsl_flux_bulk.dispatch.jobs import Peer, TaskJob, WorkerJob
+from parsl_flux_bulk.dispatch.task import (
     CANCELLED,
     BareJobEnded,
     Loss,
@@ -26,7 +25,8 @@ from parsl_flux_bulk.task import (
     Task,
     TaskState,
 )
-from parsl_flux_bulk.timers import Timers
+from parsl_flux_bulk.dispatch.timers import Timers
+from parsl_flux_bulk.instances.base import BLOCK_LOST, NO_BLOCK, JobResult, PeerId
 
 GRACE = 2.0
 """Seconds for which a peer's end waits for its job's, or the other way round."""

@@ -9,13 +9,13 @@ import signal
 import socket
 import time
 
-from parsl_flux_bulk.child import Cells, Child
+from parsl_flux_bulk.worker.child import Cells, Child
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from parsl_flux_bulk.binding import Binding
+    from parsl_flux_bulk.worker.binding import Binding
 
 
 class Newborn:

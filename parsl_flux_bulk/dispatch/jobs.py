@@ -1,20 +1,20 @@
 """The dispatcher's picture of jobs, and of the processes inside them that have connected.
 
-Records; what is done with them is in :mod:`parsl_flux_bulk.fleet`.
+Records; what is done with them is in :mod:`parsl_flux_bulk.dispatch.fleet`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from parsl_flux_bulk.dispatch.ledger import Holding
+from parsl_flux_bulk.dispatch.task import Loss, Task
+from parsl_flux_bulk.dispatch.timers import Timer
 from parsl_flux_bulk.instances.base import JobResult, PeerId
-from parsl_flux_bulk.ledger import Holding
-from parsl_flux_bulk.task import Loss, Task
-from parsl_flux_bulk.timers import Timer
 
 if TYPE_CHECKING:
-    from parsl_flux_bulk.crew import Crew, Worker
-    from parsl_flux_bulk.resources import Shape
+    from parsl_flux_bulk.dispatch.crew import Crew, Worker
+    from parsl_flux_bulk.jobspec.resources import Shape
 
 
 class Job:

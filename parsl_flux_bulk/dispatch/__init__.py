@@ -1,0 +1,1 @@
+"""What runs where, and when: a pure state machine. Begin with :mod:`.dispatcher`."""
