@@ -185,6 +185,10 @@ def _check(name: str, text: str) -> None:
         raise bashrun.caught(name, OSError(errno.E2BIG, os.strerror(errno.E2BIG), bashrun.BASH))
 
 
+START_ALLOWANCE = 0.5
+"""Seconds added to a walltime: a job's duration begins with its shell, and not with its command."""
+
+
 def _limit(name: str, walltime: Any, resources: Resources) -> tuple[float | None, Resources]:
     """Make the walltime the duration, unless that is shorter; return it if it is what ends the job."""
     if walltime is None:
@@ -199,7 +203,7 @@ def _limit(name: str, walltime: Any, resources: Resources) -> tuple[float | None
         raise bashrun.timed_out(name, walltime)
     if math.isinf(seconds) or 0 < resources.duration < seconds:
         return None, resources
-    return walltime, replace(resources, duration=seconds)
+    return walltime, replace(resources, duration=seconds + START_ALLOWANCE)
 
 
 def _open(which: str, spec: Any, command: BashCommand) -> str | None:

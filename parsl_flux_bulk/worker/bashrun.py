@@ -18,7 +18,7 @@ from parsl_flux_bulk.notes import add_note
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from typing import IO, Any
 
 BASH = "/bin/bash"
@@ -192,6 +192,8 @@ def _execute(command: str, streams: Sequence[IO[str] | None], walltime: float | 
         for number, stream in enumerate(streams, 1)
         if stream is not None
     ]
+    # The kernel's clock for processes is too coarse to tell what was there just before.
+    before = frozenset() if walltime is None else frozenset(_members(0))
     began = time.monotonic()
     pid = os.posix_spawn(
         BASH, [BASH, "-c", command], os.environ, file_actions=targets, setsigdef=_DEFAULT_SIGNALS
@@ -200,9 +202,9 @@ def _execute(command: str, streams: Sequence[IO[str] | None], walltime: float | 
         if walltime is None or _ends_within(pid, walltime - (time.monotonic() - began)):
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     except BaseException:
-        _end_all(pid)
+        _end_all(pid, before)
         raise
-    _end_all(pid)
+    _end_all(pid, before)
     return None
 
 
@@ -238,36 +240,36 @@ def _polled(pid: int, deadline: float) -> bool:
     return True
 
 
-def _end_all(pid: int) -> None:
+def _end_all(pid: int, before: Collection[int]) -> None:
     """End a child of ours and everything that it has started, also what has outlived its parent.
 
     A command is not made a process group of its own, because it has to end with the worker, however that
-    ends, and the worker's group is how. So what belongs to the command is what is in that group and began
-    after it.
+    ends, and the worker's group is how. So what belongs to the command is what is in that group, began
+    no earlier than it, and was not there `before`.
     """
     try:
         since = _begun(pid)
-        for member in _members(since):
+        for member in _members(since, before):
             _kill(member, signal.SIGTERM)
         deadline = time.monotonic() + KILL_GRACE
-        while (members := _members(since)) and time.monotonic() < deadline:
+        while (members := _members(since, before)) and time.monotonic() < deadline:
             time.sleep(0.005)
         while members:
             for member in members:
                 _kill(member, signal.SIGKILL)
             time.sleep(0.001)
-            members = _members(since)
+            members = _members(since, before)
     finally:
         _kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
 
-def _members(since: int) -> list[int]:
-    """The live processes of our group, but for ourselves, that began at `since` or later."""
+def _members(since: int, but: Collection[int] = ()) -> list[int]:
+    """The live processes of our group, but for ourselves and `but`, that began at `since` or later."""
     own, group = os.getpid(), os.getpgrp()
     found = []
     for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != own:
+        if entry.isdigit() and int(entry) != own and int(entry) not in but:
             try:
                 state, _, pgrp, begun = _stat(int(entry))
             except OSError:

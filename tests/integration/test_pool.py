@@ -81,7 +81,13 @@ def test_it_introduces_itself(end):
     (hello,) = end.accept().frames
 
     assert (hello.slot, hello.id) == (3, 4711)
-    assert hello.json == {"rank": 2, "size": 4, "host": os.uname().nodename, "pid": process.pid}
+    assert hello.json == {
+        "rank": 2,
+        "size": 4,
+        "host": os.uname().nodename,
+        "pid": process.pid,
+        "node": os.environ.get("FLUX_URI"),
+    }
 
 
 def test_it_has_a_slot_for_every_core_that_it_may_use(end):

@@ -113,9 +113,10 @@ class Ends:
 
 @pytest.mark.parametrize("flux", KINDS, ids=["local", "flux"])
 def test_every_job_ends_when_the_block_is_killed(flux: bool) -> None:
+    before = helpers.descendants(os.getpid())
     with running(flux=flux) as instance:
         assert instance.block is not None
-        inside = helpers.descendants(os.getpid())
+        inside = helpers.descendants(os.getpid()) - before
         pipeline = Pipeline(instance)
         ends = Ends(10)
         pipeline.start()

@@ -68,7 +68,8 @@ def test_nothing_else_is(function):
 def test_the_shorter_of_walltime_and_duration_is_the_jobs(tmp_path, walltime, duration, limit):
     resources = Resources(duration=duration)
     rendered, limited = bash.render(command, ("true",), {"walltime": walltime}, resources, str(tmp_path))
-    assert limited.duration == limit
+    allowance = bash.START_ALLOWANCE if limit == walltime else 0
+    assert limited.duration == limit + allowance
     assert rendered.walltime == (walltime if limit == walltime else None)
 
 
