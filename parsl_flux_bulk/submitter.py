@@ -26,9 +26,9 @@ from parsl_flux_bulk.instances.base import (
 
 logger = logging.getLogger(__name__)
 
-MIN_ACTIVE_JOBS = 16
-"""Jobs kept inside the smallest instance: enough that it never runs dry between two batches, and few
-enough that its scheduler does not pay for a long queue (benchmarks/max_active.py)."""
+MIN_ACTIVE_JOBS = 32
+"""Jobs kept inside the smallest instance: enough that half of them keep it busy until the next batch, and
+few enough that its scheduler does not pay for a long queue (benchmarks/bulksubmit.py --max-active)."""
 
 BATCH_LIMIT = 256
 
@@ -83,7 +83,7 @@ class Submitter:
     lost : callable
         Called in the thread, once, when the instance is gone; the thread then ends.
     max_active_jobs : int or None
-        Bound on the jobs inside the instance; None means twice its cores, at least MIN_ACTIVE_JOBS.
+        Bound on the jobs inside the instance; None means four times its cores, at least MIN_ACTIVE_JOBS.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Submitter:
         """Adapt the bound on active jobs to what the instance has, unless the user fixed it."""
         if not self._fixed:
             with self._changed:
-                self.max_active_jobs = max(MIN_ACTIVE_JOBS, 2 * capacity.cores)
+                self.max_active_jobs = max(MIN_ACTIVE_JOBS, 4 * capacity.cores)
                 self._changed.notify()
 
     def close(self) -> list[Job]:
@@ -190,9 +190,7 @@ class Submitter:
         """Sleep until there is something to do, then take all of it."""
         assert self.max_active_jobs is not None
         with self._changed:
-            while not (
-                self._closed or self._cancels or (self._pending and self._active < self.max_active_jobs)
-            ):
+            while not (self._closed or self._cancels or self._worth_a_batch()):
                 self._changed.wait()
             batch: list[Job] = []
             room = min(self.max_active_jobs - self._active, BATCH_LIMIT)
@@ -204,6 +202,16 @@ class Submitter:
             cancels = list(self._cancels)
             self._cancels.clear()
             return batch, cancels, self._closed
+
+    def _worth_a_batch(self) -> bool:
+        """Whether all that waits can go, or much of it.
+
+        Every batch costs the instance a commit of its own, so that one job at a time would cost it
+        more than the few that it has less, as long as it never runs dry.
+        """
+        assert self.max_active_jobs is not None
+        room = self.max_active_jobs - self._active
+        return bool(self._pending) and room >= min(len(self._pending), self.max_active_jobs / 2)
 
     def _submit(self, connection: Connection, batch: list[Job]) -> None:
         answers = connection.submit([job.request for job in batch])
