@@ -32,6 +32,10 @@ few enough that its scheduler does not pay for a long queue (benchmarks/bulksubm
 
 BATCH_LIMIT = 256
 
+IN_FLIGHT = 8
+"""Requests in flight together. Their jobs are waited for, by id, as soon as all of them are answered, and
+that must come before the first ends: till then, whoever waits for any job would be told of it."""
+
 
 class JobListener(Protocol):
     """Hears of a job, in the completion thread."""
@@ -180,8 +184,8 @@ class Submitter:
 
     def _next(self, connection: Connection) -> bool:
         batch, cancels, closed = self._take()
-        if batch:
-            self._submit(connection, batch)
+        for first in range(0, len(batch), IN_FLIGHT):
+            self._submit(connection, batch[first : first + IN_FLIGHT])
         if cancels:
             self._cancel(connection, cancels)
         return not (closed and not cancels)
