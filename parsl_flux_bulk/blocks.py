@@ -100,7 +100,6 @@ class Blocks:
         self._lock = threading.Lock()
         self._members: dict[str, Member] = {}
         self._joined: set[str] = set()
-        self._ends: dict[str, str] = {}
         self._threads: list[threading.Thread] = []
         self._server: RelayServer | None = None
         self._certificates = ""
@@ -116,7 +115,7 @@ class Blocks:
         from parsl.curvezmq import create_certificates
 
         self._certificates = os.fspath(create_certificates(self._settings.directory))
-        server = RelayServer(self._certificates, self._join, on_leave=self._left, host=self._settings.listen)
+        server = RelayServer(self._certificates, self._join, host=self._settings.listen)
         server.start()
         self._server = server
 
@@ -149,10 +148,6 @@ class Blocks:
     def joined(self, block_id: str) -> bool:
         """Whether a block has ever joined."""
         return block_id in self._joined
-
-    def end_of(self, block_id: str) -> str:
-        """Why a block that joined is gone; "" if it is not."""
-        return self._ends.get(block_id, "")
 
     def busy(self, block_id: str) -> bool:
         """Whether jobs of ours are in a block."""
@@ -256,9 +251,6 @@ class Blocks:
             )
         except Exception as error:
             logger.error("block %s joined, and was lost at once: %s", block.block_id, error)
-
-    def _left(self, block: RelayedInstance, why: str) -> None:
-        self._ends[block.block_id] = why
 
 
 def seconds_of(walltime: str | None) -> float | None:

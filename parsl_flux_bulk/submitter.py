@@ -1,7 +1,7 @@
 """The batched asynchronous submission thread.
 
 Jobs come in through an inbox. The thread sleeps until there is something that it may do, takes all
-of it at once, and has every request of the batch in flight together. It keeps the number of jobs
+of it at once, and has the requests in flight together, some at a time. It keeps the number of jobs
 inside the instance bounded; the rest wait here, where waiting costs nothing.
 """
 

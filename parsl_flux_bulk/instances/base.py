@@ -34,6 +34,9 @@ BLOCK_LOST = "block-lost"
 NO_BLOCK = "no-block"
 """Exception of a job that no block has the time left for, as a fresh one would; it has not started."""
 
+CHANNEL_VARIABLE = "PARSL_FLUX_BULK_CHANNEL"
+"""In the environment of every job of an executor, and of no other: its address, unique to it."""
+
 DEFAULT_URGENCY = 16
 """RFC 30: 0 holds a job, 31 expedites it, 16 is the default."""
 

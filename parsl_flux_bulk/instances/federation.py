@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, cast
 from parsl_flux_bulk.errors import InstanceLost
 from parsl_flux_bulk.instances.base import (
     BLOCK_LOST,
+    CHANNEL_VARIABLE,
     NO_BLOCK,
     Capacity,
     CapacityChanged,
@@ -45,8 +46,6 @@ from parsl_flux_bulk.instances.base import (
 )
 
 logger = logging.getLogger(__name__)
-
-CHANNEL_VARIABLE = "PARSL_FLUX_BULK_CHANNEL"
 
 OPEN_TIMEOUT = 30.0
 """Seconds that a member's completion may take to open."""

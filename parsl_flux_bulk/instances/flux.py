@@ -26,6 +26,7 @@ from typing import Any
 
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
 from parsl_flux_bulk.instances.base import (
+    CHANNEL_VARIABLE,
     Capacity,
     ChannelAddress,
     Event,
@@ -52,9 +53,6 @@ KEPT_FINISHED_JOBS = 1000
 """Finished jobs that an instance of our own keeps: its memory grows with each (flux-core#7809)."""
 
 STDERR_TAIL_LINES = 20
-
-CHANNEL_VARIABLE = "PARSL_FLUX_BULK_CHANNEL"
-"""In the environment of every job of an executor, and of no other: unique to it."""
 
 _LOST = {
     errno.ECONNRESET,

@@ -30,6 +30,7 @@ from typing import Any
 
 from parsl_flux_bulk.errors import InstanceLost, JobspecError
 from parsl_flux_bulk.instances.base import (
+    CHANNEL_VARIABLE,
     Capacity,
     ChannelAddress,
     Event,
@@ -267,7 +268,7 @@ class LocalCompletion:
         self._check()
         if self._peers is None:
             self._peers = PeerServer(self._channel_path, self._selector, self._events)
-        return ChannelAddress({"PARSL_FLUX_BULK_CHANNEL": f"unix:{self._channel_path}"})
+        return ChannelAddress({CHANNEL_VARIABLE: f"unix:{self._channel_path}"})
 
     def wake(self) -> None:
         """Make `poll` return, from any thread."""
