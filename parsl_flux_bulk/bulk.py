@@ -34,6 +34,7 @@ from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.instances.base import DEFAULT_URGENCY, Instance, JobRequest, JobResult
 from parsl_flux_bulk.instances.choose import choose_instance
 from parsl_flux_bulk.jobspec.resources import Resources
+from parsl_flux_bulk.nested import nest
 from parsl_flux_bulk.pipeline import CLOSE_TIMEOUT, Job, Pipeline
 
 __all__ = ["BulkSubmitter", "JobFuture"]
@@ -128,11 +129,28 @@ class BulkSubmitter:
     max_active_jobs : int or None
         Bound on the jobs inside the instance at any time; the rest wait on our side, where waiting
         costs nothing. None chooses one by the instance's size.
+    instances : int
+        Flux instances to start inside a Flux instance for its small jobs, where there are that many cores;
+        see :mod:`parsl_flux_bulk.nested`. 1 starts none. The output that an inner instance kept is gone
+        when that ends.
+
+    Raises
+    ------
+    ValueError
+        For a number out of its range, or instances inside one that is not Flux.
     """
 
-    def __init__(self, instance: Instance | str | None = None, *, max_active_jobs: int | None = None) -> None:
+    def __init__(
+        self,
+        instance: Instance | str | None = None,
+        *,
+        max_active_jobs: int | None = None,
+        instances: int = 1,
+    ) -> None:
+        if instances < 1:
+            raise ValueError(f"instances must be at least 1, not {instances}")
         self._pipeline = Pipeline(
-            choose_instance(instance), max_active_jobs=max_active_jobs, name="bulk-submitter"
+            nest(choose_instance(instance), instances), max_active_jobs=max_active_jobs, name="bulk-submitter"
         )
         self._ledger = _Ledger()
         self._started = False

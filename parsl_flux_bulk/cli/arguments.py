@@ -105,6 +105,13 @@ def _parser() -> argparse.ArgumentParser:
         "--max-active", type=_positive, metavar="N", help="keep at most N jobs inside the instance at a time"
     )
     parser.add_argument(
+        "--instances",
+        type=_positive,
+        metavar="N",
+        help="start N Flux instances inside Flux for the small jobs, which then start N times as fast "
+        "(default: by their number in a Flux instance started for them, else 1)",
+    )
+    parser.add_argument(
         "--urgency",
         type=_urgency,
         default=DEFAULT_URGENCY,

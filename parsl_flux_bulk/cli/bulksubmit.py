@@ -26,6 +26,8 @@ from parsl_flux_bulk.cli.report import SHOWN_FAILURES, Report
 from parsl_flux_bulk.cli.work import Item, Work, refuse_invalid
 from parsl_flux_bulk.errors import InstanceError, JobspecError
 from parsl_flux_bulk.instances.base import JobResult
+from parsl_flux_bulk.instances.choose import choose_instance
+from parsl_flux_bulk.nested import automatic
 
 EXIT_OK, EXIT_FAILED, EXIT_UNUSABLE = 0, 1, 2
 
@@ -66,7 +68,7 @@ def _run(options: argparse.Namespace) -> int:
         refuse_invalid(work.files)
     with ExitStack() as stack:
         records = stack.enter_context(_open_records(options.json)) if options.json else None
-        bulk = BulkSubmitter("local" if options.local else options.uri, max_active_jobs=options.max_active)
+        bulk = _open_submitter(options, len(work))
         stack.callback(bulk.close, timeout=1.0)
         bulk.start()
         report = Report(len(work), records, sys.stdout)
@@ -80,6 +82,17 @@ def _run(options: argparse.Namespace) -> int:
             return EXIT_FAILED if report.failed else EXIT_OK
         run.say_interrupted(run.signal)
         return 128 + run.signal
+
+
+def _open_submitter(options: argparse.Namespace, jobs: int) -> BulkSubmitter:
+    instance = choose_instance("local" if options.local else options.uri)
+    instances = options.instances
+    if instances is None:
+        instances = max(1, automatic(instance, jobs))
+    try:
+        return BulkSubmitter(instance, max_active_jobs=options.max_active, instances=instances)
+    except ValueError as error:
+        raise UnusableInput(str(error)) from error
 
 
 def _open_records(name: str) -> TextIO:

@@ -67,6 +67,9 @@ class Demand(NamedTuple):
         Whole nodes.
     duration : float
         Seconds; 0 is no limit.
+    particular : bool
+        Names something that not every instance has: a queue, a bank, a property, another job; or files
+        by its own id, which is unique in one instance only.
     """
 
     nodes: int
@@ -74,6 +77,7 @@ class Demand(NamedTuple):
     gpus: int
     exclusive: bool = False
     duration: float = 0.0
+    particular: bool = False
 
 
 class Member:
@@ -168,6 +172,7 @@ class Federation:
         self.lock = threading.RLock()
         self._job_ended = threading.Condition(self.lock)
         self._members: dict[int, Member] = {}
+        self._namers: dict[int, Callable[[JobId], str]] = {}
         self._completions: dict[str, FederationCompletion] = {}
         self._numbers = itertools.count(1)
         self._nowhere = itertools.count(1)
@@ -204,6 +209,7 @@ class Federation:
         with self.lock:
             if not member.lost:
                 self._members[member.number] = member
+                self._namers[member.number] = instance.job_name
                 self._announce_capacity()
         logger.info("block %s is there: %s", name, instance.description)
         return member
@@ -268,8 +274,9 @@ class Federation:
         return completion
 
     def job_name(self, job_id: JobId) -> str:
-        member = self.member_of(job_id)
-        return member.instance.job_name(_own(job_id)) if member else str(_own(job_id))
+        # Also of a member that is gone: its jobs are still spoken of.
+        namer = self._namers.get(job_id >> _MEMBER_SHIFT, str)
+        return namer(_own(job_id))
 
     def close(self) -> None:
         for member in self.members:
@@ -304,11 +311,16 @@ class Federation:
                     self._waiting[job_id] = self._changes
                     return job_id
                 return Refusal(_no_room(demand, usable))
+            possible = self._preferred(possible, demand)
             now = [member for member in possible if member.free_cores >= member.cores_of(demand)]
             # The fullest that has room, so that others fall idle; else the one that is least behind.
             member = min(now, key=_free_cores) if now else max(possible, key=_free_cores)
             member.cores_used += member.cores_of(demand)
             return member
+
+    def _preferred(self, possible: list[Member], demand: Demand) -> list[Member]:
+        """Which of the members to choose from, all of which could run the job; at least one."""
+        return possible
 
     def nowhere(self) -> JobId:
         """An id for a job that no member has: `watch` reports its end, before it started."""
@@ -404,6 +416,8 @@ class FederationConnection:
 
     def _localised(self, request: JobRequest, jobspec: dict[str, Any], member: Member) -> JobRequest:
         """Give a job the environment of the member that it goes to, and the way to the channel there."""
+        if not member.environment and _KEY_PREFIX not in request.jobspec:
+            return request
         system = jobspec["attributes"]["system"]
         environment = {**member.environment, **system.get("environment", {})}
         key = environment.get(CHANNEL_VARIABLE, "")
@@ -622,6 +636,8 @@ class FederationCompletion:
         return self._branches.get(member) if member is not None else None
 
 
+_PARTICULAR = ("queue", "bank", "project", "constraints", "dependencies")
+
 _KEY_PREFIX = "federation:"
 _keys = itertools.count(1)
 
@@ -643,8 +659,11 @@ def demand_of(jobspec: dict[str, Any]) -> Demand:
 
     for resource in jobspec["resources"]:
         visit(resource, 1)
-    duration = float(jobspec["attributes"]["system"].get("duration", 0) or 0)
-    return Demand(max(1, totals["node"]), totals["core"], totals["gpu"], exclusive, duration)
+    system = jobspec["attributes"]["system"]
+    duration = float(system.get("duration", 0) or 0)
+    options = system.get("shell", {}).get("options", {})
+    particular = any(key in system for key in _PARTICULAR) or "{{" in str(options.get("output", ""))
+    return Demand(max(1, totals["node"]), totals["core"], totals["gpu"], exclusive, duration, particular)
 
 
 def _lost(why: str, exception: str = BLOCK_LOST, *, started: bool = True) -> JobResult:

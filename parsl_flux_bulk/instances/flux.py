@@ -69,14 +69,15 @@ _RESULT_STATUS = {1: JobStatus.COMPLETED, 2: JobStatus.FAILED, 4: JobStatus.CANC
 class FluxInstance:
     """A Flux instance; made by :meth:`attach` or :meth:`own`."""
 
-    def __init__(self, uri: str | None, *, own: bool) -> None:
+    def __init__(self, uri: str | None, *, own: bool, guarded: bool) -> None:
         self._uri = uri
         self._own = own
+        self._guarded = guarded
         self._broker: subprocess.Popen[bytes] | None = None
         self._description = "Flux, not started yet"
 
     @classmethod
-    def attach(cls, uri: str | None = None) -> FluxInstance:
+    def attach(cls, uri: str | None = None, *, guarded: bool = True) -> FluxInstance:
         """Use a running instance.
 
         Parameters
@@ -84,13 +85,21 @@ class FluxInstance:
         uri : str or None
             ``local://…`` or ``ssh://…`` as flux-uri(1) prints; None means the enclosing instance
             (``FLUX_URI``).
+        guarded : bool
+            Whether an executor's jobs in it need somebody to end them if we die; False for one that
+            ends when we do.
         """
-        return cls(uri, own=False)
+        return cls(uri, own=False, guarded=guarded)
 
     @classmethod
     def own(cls) -> FluxInstance:
         """Start an instance on this machine, which ends when we do, however we end."""
-        return cls(None, own=True)
+        return cls(None, own=True, guarded=False)
+
+    @property
+    def owned(self) -> bool:
+        """Whether it is our own."""
+        return self._own
 
     @property
     def description(self) -> str:
@@ -126,7 +135,7 @@ class FluxInstance:
 
     def completion(self) -> FluxCompletion:
         # An instance of our own takes its jobs with it; in another's they need somebody to end them.
-        return FluxCompletion(_open(self._uri), guarded=not self._own)
+        return FluxCompletion(_open(self._uri), guarded=self._guarded)
 
     def job_name(self, job_id: JobId) -> str:
         from flux.job import JobID

@@ -1,8 +1,8 @@
 """What a job runs that carries Python: ``python .../parsl_flux_bulk/worker/main.py``, by path.
 
 The environment says the rest: ``PARSL_FLUX_BULK_MODE`` is ``pool`` (a node of a worker job,
-:mod:`.pool`) or ``task`` (a rank of a task job, :mod:`.rank`), and :mod:`.channel` lists how the executor
-is reached.
+:mod:`.pool`), ``task`` (a rank of a task job, :mod:`.rank`) or ``keeper`` (the initial program of a Flux
+instance inside another, :mod:`.keeper`), and :mod:`.channel` lists how the executor is reached.
 
 By path, so that it is this very version that runs, whatever is installed where the job runs, and so that
 nothing has to be installed there. What this file does is make room for the user's code: nothing of ours may
@@ -54,10 +54,14 @@ def main() -> int:
             from parsl_flux_bulk.worker import rank
 
             return rank.main()
+        if mode == "keeper":
+            from parsl_flux_bulk.worker import keeper
+
+            return keeper.main()
     except ChannelLost as error:
         print(f"worker: {error}", file=sys.stderr)
         return 1
-    print(f"worker: {MODE} is {mode!r}: expected 'pool' or 'task'", file=sys.stderr)
+    print(f"worker: {MODE} is {mode!r}: expected 'pool', 'task' or 'keeper'", file=sys.stderr)
     return 2
 
 

@@ -19,7 +19,7 @@ LAYERS = [
     {"agent"},
     {"jobbuilder", "losses", "bash", "calls"},
     {"dispatch"},
-    {"blocks"},
+    {"blocks", "nested"},
     {"block", "block_relay", "providers"},
     {"pipeline"},
     {"completion"},

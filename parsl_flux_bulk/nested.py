@@ -1,0 +1,322 @@
+"""Flux instances inside a Flux instance: more small jobs a second than one broker can start.
+
+::
+
+    outer instance ── jobs, `flux start` ──> keeper (worker/keeper.py): HELLO with its URI, over the channel
+                                                   │
+    NestedInstances, a Federation <── add ── _Nursery, a thread in the outer instance's completion
+
+A job costs a broker about 25 ms of work, in threads that wait for each other, whatever its instance has:
+so one instance starts some 40 jobs a second, on two cores or on two hundred. Several instances, each with its
+share of the cores, start as many times more. They are jobs of the outer one, which binds them to their cores.
+
+The inner ones get the jobs that fit them. The first that does not (it is too large, wants GPUs, or names what
+only the outer instance has) has them dissolved: they get no more jobs, end as they fall empty, and all that
+follows goes to the outer instance in the order in which it comes. So nothing waits for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+
+from parsl_flux_bulk import jobspec, wire
+from parsl_flux_bulk.errors import InstanceLost
+from parsl_flux_bulk.instances.base import (
+    Capacity,
+    Completion,
+    Instance,
+    JobEnded,
+    JobId,
+    JobRequest,
+    PeerId,
+    PeerMessage,
+    Refusal,
+)
+from parsl_flux_bulk.instances.federation import Demand, Federation, Member
+from parsl_flux_bulk.instances.flux import KEPT_FINISHED_JOBS, FluxInstance
+from parsl_flux_bulk.jobspec.resources import Resources
+from parsl_flux_bulk.worker import keeper
+from parsl_flux_bulk.worker.main import MODE
+from parsl_flux_bulk.worker.peer import TOKEN
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT = 30.0
+"""Seconds that inner instances may take to come up; those that have not by then are done without."""
+
+STOP_TIMEOUT = 15.0
+"""Seconds that they may take to end before their jobs are cancelled."""
+
+JOBS_PER_INSTANCE = 100
+"""Small jobs from which on the start of one more instance, a second of a core's time, is worth while."""
+
+MOST_INSTANCES = 16
+"""Started unless somebody asks for more: one takes some 60 MB of memory."""
+
+_PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker", "main.py")
+
+
+class NestedInstances(Federation):
+    """A Flux instance, with others inside it for the small jobs.
+
+    Parameters
+    ----------
+    outer : FluxInstance
+    most : int
+        How many instances to start inside; fewer where there are fewer cores.
+    """
+
+    def __init__(self, outer: FluxInstance, most: int) -> None:
+        super().__init__()
+        self._instance = outer
+        self._most = most
+        self._outer: Member | None = None
+        self._nursery: _Nursery | None = None
+        self._dissolved = False
+
+    @property
+    def description(self) -> str:
+        inside = len(self.members) - 1
+        return self._instance.description + (f", with {inside} instances inside" if inside > 0 else "")
+
+    def start(self) -> None:
+        self._instance.start()
+        self._outer = self.add("outer", self._instance)
+        shares = divide(self._outer.capacity, self._most)
+        if len(shares) > 1:
+            self._nursery = _Nursery(self, self._instance, shares)
+            self._nursery.start()
+
+    def total(self) -> Capacity:
+        # The others' cores are among its own.
+        return self._outer.capacity if self._outer is not None else Capacity(0, 0, 0)
+
+    def add_inner(self, name: str, instance: FluxInstance) -> None:
+        """Add an instance that is the job of this name in the outer one."""
+        member = self.add(name, instance)
+        self._namers[member.number] = lambda job_id: f"{name}/{instance.job_name(job_id)}"
+
+    def job_ended(self, member: Member, job_id: JobId) -> None:
+        super().job_ended(member, job_id)
+        if self._dissolved and not member.jobs and member is not self._outer:
+            self._let_go(member)
+
+    def close(self) -> None:
+        # They are jobs of the outer one, which is to be there until they have ended.
+        for member in self.members:
+            if member is not self._outer:
+                self.remove(member, "shutdown")
+        if self._nursery is not None:
+            self._nursery.stop()
+        super().close()
+        if self._outer is None:
+            self._instance.close()
+
+    def _preferred(self, possible: list[Member], demand: Demand) -> list[Member]:
+        inner = [member for member in possible if member is not self._outer]
+        if inner and not demand.particular:
+            return inner
+        if not self._dissolved:
+            self._dissolve()
+        outer = [member for member in possible if member is self._outer]
+        return outer or possible
+
+    def _dissolve(self) -> None:
+        self._dissolved = True
+        for member in self.members:
+            if member is not self._outer:
+                self.close_member(member)
+                if not member.jobs:
+                    self._let_go(member)
+
+    def _let_go(self, member: Member) -> None:
+        if self._nursery is not None:
+            self._nursery.retire(member.name)
+
+
+def nest(instance: Instance, instances: int) -> Instance:
+    """Return an instance with so many others inside it; itself for 1.
+
+    Raises
+    ------
+    ValueError
+        If it is not Flux.
+    """
+    if instances < 2:
+        return instance
+    if not isinstance(instance, FluxInstance):
+        raise ValueError(f"instances={instances} needs Flux: only a Flux instance can have others inside it")
+    return NestedInstances(instance, instances)
+
+
+def automatic(instance: Instance, jobs: int) -> int:
+    """How many instances are worth starting inside for so many small jobs; 0 or 1 is none.
+
+    Only in an instance of our own: in another's, people will look for their jobs.
+    """
+    if isinstance(instance, FluxInstance) and instance.owned:
+        return min(jobs // JOBS_PER_INSTANCE, MOST_INSTANCES)
+    return 0
+
+
+def divide(capacity: Capacity, most: int) -> list[tuple[int, int]]:
+    """Share an instance out.
+
+    Returns
+    -------
+    list of (int, int)
+        For each part: its nodes, and its cores on each of them. There are at most `most` parts; all nodes
+        are taken to be alike.
+    """
+    nodes, cores = max(1, capacity.nodes), capacity.cores // max(1, capacity.nodes)
+    if most <= nodes:
+        return [(len(range(part, nodes, most)), cores) for part in range(most)]
+    parts = min(most // nodes, cores)
+    return [(1, len(range(part, cores, parts))) for part in range(parts)] * nodes
+
+
+class _Nursery(threading.Thread):
+    """Starts the inner instances, hears of their ends, and ends them."""
+
+    def __init__(self, owner: NestedInstances, outer: FluxInstance, shares: list[tuple[int, int]]) -> None:
+        super().__init__(name="flux-bulk-nested", daemon=True)
+        self._owner = owner
+        self._outer = outer
+        self._shares = shares
+        self._completion: Completion | None = None
+        self._settled = threading.Event()
+        self._jobs: dict[JobId, str] = {}
+        self._names: dict[int, str] = {}
+        self._up: dict[str, PeerId] = {}
+        self._to_retire: deque[str] = deque()
+        self._stopping = False
+
+    def start(self) -> None:
+        """Start them, and wait until each is up, or has failed, or is late."""
+        super().start()
+        if not self._settled.wait(START_TIMEOUT):
+            logger.warning("not all instances inside Flux came up within %g s: going on", START_TIMEOUT)
+
+    def retire(self, name: str) -> None:
+        """End an instance, which has no jobs; returns at once."""
+        self._to_retire.append(name)
+        self._wake()
+
+    def stop(self) -> None:
+        """End them all; bounded in time."""
+        self._stopping = True
+        self._wake()
+        self.join(2 * STOP_TIMEOUT)
+
+    def _wake(self) -> None:
+        completion = self._completion
+        if completion is not None:
+            completion.wake()
+
+    # -- the thread -------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        try:
+            self._completion = completion = self._outer.completion()
+            try:
+                self._submit(completion)
+                while self._jobs and not self._stopping:
+                    self._turn(completion, None)
+                self._end(completion)
+            finally:
+                self._completion = None
+                completion.close()
+        except InstanceLost as error:
+            logger.error("the instances inside Flux are lost: %s", error)
+        finally:
+            self._settled.set()
+
+    def _submit(self, completion: Completion) -> None:
+        environment = completion.channel().environment
+        requests = [
+            JobRequest(_jobspec(nodes, cores, token, environment), trusted=True)
+            for token, (nodes, cores) in enumerate(self._shares)
+        ]
+        connection = self._outer.connect()
+        try:
+            answers = connection.submit(requests)
+        finally:
+            connection.close()
+        for token, answer in enumerate(answers):
+            if isinstance(answer, Refusal):
+                logger.warning("no instance inside Flux: %s", answer.reason)
+            else:
+                self._jobs[answer] = self._names[token] = self._outer.job_name(answer)
+                completion.watch(answer)
+
+    def _turn(self, completion: Completion, timeout: float | None) -> None:
+        while self._to_retire:
+            # One that is not up any more has nothing to be told.
+            completion.send(self._up.get(self._to_retire.popleft()), wire.encode(wire.RETIRE))
+        for event in completion.poll(timeout):
+            if isinstance(event, PeerMessage):
+                self._hear(event)
+            elif isinstance(event, JobEnded):
+                name = self._jobs.pop(event.job_id)
+                if not event.result.ok:
+                    why = event.result.stderr or event.result.note or event.result.status.value
+                    logger.warning("instance %s inside Flux ended: %s", name, why)
+        if len(self._up) >= len(self._jobs):
+            self._settled.set()
+
+    def _hear(self, message: PeerMessage) -> None:
+        """An instance is up, and says where."""
+        for _, _, token, payload in wire.frames(message.body):
+            name = self._names[token]
+            self._up[name] = message.peer
+            about = wire.decode_json(payload)
+            try:
+                instance = FluxInstance.attach(_reachable(about["node"], about["host"]), guarded=False)
+                instance.start()
+                self._owner.add_inner(name, instance)
+            except Exception as error:
+                logger.warning("instance %s inside Flux cannot be used: %s", name, error)
+                self._to_retire.append(name)
+
+    def _end(self, completion: Completion) -> None:
+        self._to_retire.extend(self._up)
+        self._cancel([job_id for job_id, name in self._jobs.items() if name not in self._up])
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while self._jobs and (left := deadline - time.monotonic()) > 0:
+            self._turn(completion, left)
+        self._cancel(list(self._jobs))
+
+    def _cancel(self, job_ids: list[JobId]) -> None:
+        if job_ids:
+            connection = self._outer.connect()
+            connection.cancel(job_ids, "it is not needed any more")
+            connection.close()
+
+
+def _jobspec(nodes: int, cores: int, token: int, channel: Mapping[str, str]) -> str:
+    """The job that is an inner instance, as ``flux alloc`` would have it."""
+    whole = {"num_nodes": nodes, "num_tasks": nodes, "cores_per_task": cores}
+    # The keeper's channel leads through the outer instance.
+    put_aside = f'export {keeper.OUTER}="$FLUX_URI"; exec "$@"'
+    conf = f"--conf=job-manager.inactive-num-limit={KEPT_FINISHED_JOBS}"
+    return jobspec.build(
+        Resources.from_specification(whole),
+        ["sh", "-c", put_aside, "sh", "flux", "start", conf, sys.executable, _PROGRAM],
+        environment=os.environ,
+        cwd=os.getcwd(),
+        name="bulksubmit",
+        shell_options={"mpi": "none"},
+        own_environment={**channel, MODE: "keeper", TOKEN: str(token)},
+    )
+
+
+def _reachable(uri: str, host: str) -> str:
+    """The URI of an instance as it is from here: it says where its socket is on its own host."""
+    path = uri.partition("://")[2]
+    return uri if os.path.exists(path) else f"ssh://{host}{path}"

@@ -1,0 +1,128 @@
+"""How an instance is shared out, and which jobs its inner instances get; the inner ones are made up."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_federation import FakeInstance, request
+
+from parsl_flux_bulk import nested
+from parsl_flux_bulk.instances.base import Capacity, JobRequest, Refusal
+from parsl_flux_bulk.instances.flux import FluxInstance
+from parsl_flux_bulk.instances.local import LocalInstance
+from parsl_flux_bulk.nested import NestedInstances, automatic, divide, nest
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cores", "most", "shares"),
+    [
+        (1, 2, 2, [(1, 1), (1, 1)]),
+        (1, 2, 16, [(1, 1), (1, 1)]),  # no more than cores
+        (1, 7, 3, [(1, 3), (1, 2), (1, 2)]),
+        (1, 8, 1, [(1, 8)]),
+        (4, 2, 4, [(1, 2)] * 4),
+        (4, 2, 8, [(1, 1)] * 8),
+        (4, 2, 7, [(1, 2)] * 4),  # as many on each node
+        (5, 2, 2, [(3, 2), (2, 2)]),
+        (3, 2, 1, [(3, 2)]),
+    ],
+)
+def test_shares(nodes: int, cores: int, most: int, shares: list[tuple[int, int]]) -> None:
+    assert divide(Capacity(nodes, nodes * cores, 0), most) == shares
+
+
+def test_how_many_are_worth_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = FluxInstance.own()
+    assert [automatic(own, jobs) for jobs in (1, 199, 200, 1025, 10**6)] == [0, 1, 2, 10, 16]
+    assert automatic(FluxInstance.attach("local:///x"), 10**6) == 0
+    assert automatic(LocalInstance(), 10**6) == 0
+
+
+def test_only_flux_has_instances_inside() -> None:
+    local = LocalInstance()
+    assert nest(local, 1) is local
+    with pytest.raises(ValueError, match="instances=2 needs Flux"):
+        nest(local, 2)
+
+
+class Nursery:
+    """Stands in for what starts and ends inner instances."""
+
+    def __init__(self) -> None:
+        self.retired: list[str] = []
+
+    def retire(self, name: str) -> None:
+        self.retired.append(name)
+
+    def stop(self) -> None:
+        pass
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch):
+    """An outer instance of four cores, two inner ones of two, and a connection to all."""
+    monkeypatch.setattr(nested, "divide", lambda capacity, most: [])
+    outer, a, b = FakeInstance(4), FakeInstance(2), FakeInstance(2)
+    instances = NestedInstances(outer, 2)  # type: ignore[arg-type]
+    instances.start()
+    instances._nursery = Nursery()  # type: ignore[assignment]
+    instances.add_inner("a", a)
+    instances.add_inner("b", b)
+    return instances, instances.connect(), (outer, a, b)
+
+
+def counts(instances) -> list[int]:
+    return [len(instance.requests) for instance in instances]
+
+
+def test_small_jobs_go_inside_and_are_spread(made) -> None:
+    federation, connection, there = made
+    ids = connection.submit([request() for _ in range(8)])
+    assert counts(there) == [0, 4, 4]
+    assert len(set(ids)) == 8
+    assert sorted(map(federation.job_name, ids)) == [f"{name}/f{n}" for name in "ab" for n in range(1, 5)]
+    assert federation.total() == Capacity(1, 4, 0)  # the inner ones' cores are the outer one's
+
+
+def particular(**system: object) -> JobRequest:
+    jobspec = json.loads(request().jobspec)
+    jobspec["attributes"]["system"].update(system)
+    return JobRequest(json.dumps(jobspec))
+
+
+@pytest.mark.parametrize(
+    "misfit",
+    [
+        request(cores=3),
+        particular(queue="debug"),
+        particular(dependencies=[{"scheme": "afterok", "value": "f1"}]),
+        particular(shell={"options": {"output": {"stdout": {"type": "file", "path": "out.{{id}}"}}}}),
+    ],
+    ids=["large", "queue", "dependency", "output by id"],
+)
+def test_what_does_not_fit_dissolves_them(made, misfit: JobRequest) -> None:
+    federation, connection, there = made
+    first = connection.submit([request(), request(), request()])
+    connection.submit([misfit, request()])
+    assert counts(there) == [2, 2, 1]
+    assert federation._nursery.retired == []  # they still have work
+    for job_id in first:
+        federation.job_ended(federation.member_of(job_id), job_id & (2**64 - 1))
+    assert sorted(federation._nursery.retired) == ["a", "b"]
+
+
+def test_what_fits_nowhere_is_refused_and_changes_nothing(made) -> None:
+    federation, connection, there = made
+    (answer,) = connection.submit([request(cores=10_000)])
+    assert isinstance(answer, Refusal) and "4 core(s)" in answer.reason
+    connection.submit([request()])
+    assert counts(there) == [0, 1, 0]
+
+
+def test_without_inner_instances_the_outer_one_does_it_all(made) -> None:
+    federation, connection, there = made
+    for member in federation.members[1:]:
+        federation.remove(member, "it died")
+    connection.submit([request()])
+    assert counts(there) == [1, 0, 0]
