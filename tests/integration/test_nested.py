@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -85,7 +84,7 @@ def test_the_output_of_jobs_and_their_errors_are_there(flux_uri: str) -> None:
         )
         well.result(BOUND)
         assert well.stdout() == "hello\n"
-        with pytest.raises(JobFailed, match="exit status 3\n.*\n *no"):
+        with pytest.raises(JobFailed, match=r"exit status 3\n.*\n *no"):
             badly.result(BOUND)
 
 

@@ -113,7 +113,7 @@ def test_what_does_not_fit_dissolves_them(made, misfit: JobRequest) -> None:
 
 
 def test_what_fits_nowhere_is_refused_and_changes_nothing(made) -> None:
-    federation, connection, there = made
+    _, connection, there = made
     (answer,) = connection.submit([request(cores=10_000)])
     assert isinstance(answer, Refusal) and "4 core(s)" in answer.reason
     connection.submit([request()])
