@@ -37,6 +37,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CONTENDED = 0.0003
+"""Seconds of a turn for which others held the interpreter, from which on each turn costs them dearly: every
+call of the system's gives it away, and to get it back takes both sides a wake-up."""
+
+GATHER_TIME = 0.005
+"""Seconds for which outcomes and new tasks gather then, so that there are fewer turns; not where tasks take
+as long, since their workers would wait for us."""
+
+GATHER_BELOW = 32
+"""Outcomes and new tasks of a turn from which on it was worth its price."""
+
 REPORT_PERIOD = 60.0
 """Seconds between two lines of the log about a busy executor."""
 
@@ -117,6 +128,7 @@ class TaskAgent:
         self._setup = wire.encode_json(wire.SETUP, 0, 0, settings.setup())
         self._error: Exception | None = None
         self._outstanding = 0
+        self._handled = 0
         self._reported = 0.0
 
     def bind(self, pipeline: Pipeline) -> None:
@@ -239,6 +251,7 @@ class TaskAgent:
     def _drain_inbox(self) -> Iterator[Task]:
         while self._inbox:
             self._outstanding += 1
+            self._handled += 1
             yield self._inbox.popleft()
 
     def deadline(self) -> float | None:
@@ -252,6 +265,13 @@ class TaskAgent:
             report = self._reported + REPORT_PERIOD
             return report if deadline is None else min(deadline, report)
         return deadline
+
+    def patience(self, waited: float) -> float:
+        handled, self._handled = self._handled, 0
+        worth_while = waited > CONTENDED and handled < GATHER_BELOW and self._outstanding > 1
+        if worth_while and self._dispatcher is not None and self._dispatcher.service_time < GATHER_TIME:
+            return GATHER_TIME
+        return 0.0
 
     def lost(self, error: InstanceLost) -> None:
         self._end(error)
@@ -308,6 +328,7 @@ class TaskAgent:
 
     def _resolve(self, task: Task, outcome: Any) -> None:
         self._outstanding -= 1
+        self._handled += 1
         result, error = self._read(task, outcome)
         _set(task.future, result, error)
 

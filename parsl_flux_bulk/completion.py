@@ -59,6 +59,15 @@ class Agent(Protocol):
         and nobody was woken for, must be answered with the past.
         """
 
+    def patience(self, waited: float) -> float:
+        """Seconds for which more may gather before the thread looks again; 0 if it is to look at once.
+
+        Parameters
+        ----------
+        waited : float
+            Seconds of the last turn for which other threads held the interpreter.
+        """
+
     def lost(self, error: InstanceLost) -> None:
         """The instance is gone: fail everything. The thread ends after this."""
 
@@ -107,6 +116,7 @@ class CompletionLoop:
         self._jobs: dict[JobId, Job] = {}
         self._stop = False
         self._capacity: Capacity | None = None
+        self._began, self._worked = time.monotonic(), time.thread_time()
         self.opened = threading.Event()
 
     # -- any thread ---------------------------------------------------------------------------
@@ -177,10 +187,14 @@ class CompletionLoop:
             self._inbox.popleft()()
         if self._agent is not None and self._capacity is not None:
             self._agent.turn()
+            waited = (time.monotonic() - self._began) - (time.thread_time() - self._worked)
+            if not self._stop and (patience := self._agent.patience(waited)):
+                time.sleep(patience)
         self._awake = False
         # Looked at again, now that wake-ups work again: what came in since has woken nobody.
         events = completion.poll(0 if self._inbox or self._stop else self._timeout())
         self._awake = True
+        self._began, self._worked = time.monotonic(), time.thread_time()
         ended = 0
         for event in events:
             if isinstance(event, JobEnded):

@@ -147,6 +147,11 @@ class Dispatcher:
         """When `take` is wanted next, even if nothing happens; None: not at all."""
         return self._timers.deadline()
 
+    @property
+    def service_time(self) -> float:
+        """Seconds that a task takes on average, in the crew where it takes longest; 0 if none has ended."""
+        return max((crew.pace.mean for crew in self._fleet.crews.values()), default=0.0)
+
     # -- events: tasks -----------------------------------------------------------------------------
 
     def submit(self, tasks: Iterable[Task]) -> None:

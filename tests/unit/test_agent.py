@@ -8,7 +8,7 @@ from collections import deque
 
 import pytest
 
-from parsl_flux_bulk.agent import TaskAgent, TaskFuture
+from parsl_flux_bulk.agent import GATHER_BELOW, GATHER_TIME, TaskAgent, TaskFuture
 from parsl_flux_bulk.calls import FunctionTable, serialise_call
 from parsl_flux_bulk.dispatch.task import Task
 from parsl_flux_bulk.errors import ExecutorClosed
@@ -80,6 +80,51 @@ def test_a_cancel_that_came_in_while_the_thread_was_awake_gets_a_turn(agent):
     assert wants_a_turn(agent)
     agent.turn()
     assert not wants_a_turn(agent)
+
+
+# -- gathering while others hold the interpreter -------------------------------------------------------
+
+CONTENDED = 0.001
+
+
+def submit(agent, count):
+    for _ in range(count):
+        agent.put(make_task(agent))
+    agent.turn()
+
+
+def test_more_is_let_gather_where_turns_are_dear_and_small(agent):
+    submit(agent, 3)
+    assert agent.patience(CONTENDED) == GATHER_TIME
+    agent.close()
+
+
+def test_nothing_gathers_where_nobody_else_wants_the_interpreter(agent):
+    submit(agent, 3)
+    assert agent.patience(0.0) == 0
+    agent.close()
+
+
+def test_a_chain_of_tasks_is_not_kept_waiting(agent):
+    submit(agent, 1)
+    assert agent.patience(CONTENDED) == 0
+    agent.close()
+
+
+def test_a_turn_that_did_much_was_worth_its_price(agent):
+    submit(agent, GATHER_BELOW)
+    assert agent.patience(CONTENDED) == 0
+    agent.turn()  # the next one did nothing
+    assert agent.patience(CONTENDED) == GATHER_TIME
+    agent.close()
+
+
+def test_workers_of_long_tasks_are_not_kept_waiting(agent):
+    submit(agent, 3)
+    (crew,) = agent._dispatcher._fleet.crews.values()
+    crew.pace.observe(1, 2 * GATHER_TIME, 1)
+    assert agent.patience(CONTENDED) == 0
+    agent.close()
 
 
 class CancelsThatComeLate(deque):
