@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from parsl_flux_bulk.instances.base import JobId
-from parsl_flux_bulk.instances.federation import Federation, Member
+from parsl_flux_bulk.instances.federation import Federation
+from parsl_flux_bulk.instances.members import Member
 from parsl_flux_bulk.instances.relay import RelayedInstance, RelayServer
 from parsl_flux_bulk.providers import OncePerBlock
 

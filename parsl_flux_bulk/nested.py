@@ -38,8 +38,10 @@ from parsl_flux_bulk.instances.base import (
     PeerMessage,
     Refusal,
 )
-from parsl_flux_bulk.instances.federation import Demand, Federation, Member
-from parsl_flux_bulk.instances.flux import KEPT_FINISHED_JOBS, FluxInstance
+from parsl_flux_bulk.instances.federation import Federation
+from parsl_flux_bulk.instances.flux import FluxInstance
+from parsl_flux_bulk.instances.flux_broker import KEPT_FINISHED_JOBS
+from parsl_flux_bulk.instances.members import Demand, Member
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.worker import keeper
 from parsl_flux_bulk.worker.main import MODE

@@ -17,152 +17,37 @@ import itertools
 import json
 import logging
 import threading
-import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 from parsl_flux_bulk.errors import InstanceLost
 from parsl_flux_bulk.instances.base import (
-    BLOCK_LOST,
     CHANNEL_VARIABLE,
     NO_BLOCK,
     Capacity,
     CapacityChanged,
-    ChannelAddress,
-    Completion,
     Connection,
-    Event,
     Instance,
-    JobEnded,
     JobId,
     JobRequest,
     JobResult,
-    JobStatus,
-    PeerId,
-    PeerLost,
-    PeerMessage,
     Refusal,
+)
+from parsl_flux_bulk.instances.federation_completion import KEY_PREFIX, FederationCompletion
+from parsl_flux_bulk.instances.members import (
+    MEMBER_SHIFT,
+    Demand,
+    Member,
+    demand_of,
+    lost_result,
+    no_room,
+    own_id,
 )
 
 logger = logging.getLogger(__name__)
 
 OPEN_TIMEOUT = 30.0
 """Seconds that a member's completion may take to open."""
-
-CLOSE_TIMEOUT = 20.0
-"""Seconds that a member may take to close."""
-
-_MEMBER_SHIFT = 64
-"""A member's own ids have 64 bits at most."""
-
-
-class Demand(NamedTuple):
-    """What a job needs of the member that it goes to.
-
-    Attributes
-    ----------
-    nodes, cores, gpus : int
-    exclusive : bool
-        Whole nodes.
-    duration : float
-        Seconds; 0 is no limit.
-    particular : bool
-        Names something that not every instance has: a queue, a bank, a property, another job; or files
-        by its own id, which is unique in one instance only.
-    """
-
-    nodes: int
-    cores: int
-    gpus: int
-    exclusive: bool = False
-    duration: float = 0.0
-    particular: bool = False
-
-
-class Member:
-    """One of the instances.
-
-    Attributes
-    ----------
-    name : str
-    instance : Instance
-    capacity : Capacity
-    ends_at : float or None
-        When its allocation ends, in ``time.time()`` seconds.
-    lifetime : float or None
-        Seconds that were left of its allocation when it came; about what another one would have.
-    environment : mapping
-        Of its jobs, below what each jobspec says.
-    jobs : dict of int to Demand
-        By its own job ids, those that have not ended.
-    idle_since : float
-        In ``time.monotonic()`` seconds; counts if it has no jobs.
-    closing : bool
-        It is given no more jobs.
-    """
-
-    def __init__(
-        self,
-        number: int,
-        name: str,
-        instance: Instance,
-        capacity: Capacity,
-        ends_at: float | None,
-        environment: Mapping[str, str],
-    ) -> None:
-        self.number = number
-        self.name = name
-        self.instance = instance
-        self.capacity = capacity
-        self.ends_at = ends_at
-        self.lifetime = None if ends_at is None else ends_at - time.time()
-        self.environment = environment
-        self.jobs: dict[JobId, Demand] = {}
-        self.cores_used = 0
-        self.idle_since = time.monotonic()
-        self.closing = False
-        self.lost = ""
-
-    def has_time(self, demand: Demand) -> bool:
-        """Whether such a job would end before it does."""
-        return self.ends_at is None or demand.duration <= self.ends_at - time.time()
-
-    def had_time(self, demand: Demand) -> bool:
-        """Whether such a job would have, when it was new."""
-        return self.lifetime is None or demand.duration <= self.lifetime
-
-    def has_room(self, demand: Demand) -> bool:
-        """Whether it could run such a job, were it empty."""
-        capacity = self.capacity
-        return (
-            demand.nodes <= capacity.nodes
-            and self.cores_of(demand) <= capacity.cores
-            and demand.gpus <= capacity.gpus
-        )
-
-    @property
-    def free_cores(self) -> int:
-        """Cores that our jobs have left; negative where some wait."""
-        return self.capacity.cores - self.cores_used
-
-    def cores_of(self, demand: Demand) -> int:
-        """Cores that such a job takes here."""
-        if not demand.exclusive or not self.capacity.nodes:
-            return demand.cores
-        return max(demand.cores, demand.nodes * (self.capacity.cores // self.capacity.nodes))
-
-    def has_job(self, job_id: JobId) -> bool:
-        """Whether a job of the federation is here."""
-        return job_id >> _MEMBER_SHIFT == self.number
-
-    def remove_job(self, job_id: JobId) -> None:
-        """A job ended."""
-        demand = self.jobs.pop(job_id, None)
-        if demand is not None:
-            self.cores_used -= self.cores_of(demand)
-            if not self.jobs:
-                self.idle_since = time.monotonic()
 
 
 class Federation:
@@ -275,8 +160,8 @@ class Federation:
 
     def job_name(self, job_id: JobId) -> str:
         # Also of a member that is gone: its jobs are still spoken of.
-        namer = self._namers.get(job_id >> _MEMBER_SHIFT, str)
-        return namer(_own(job_id))
+        namer = self._namers.get(job_id >> MEMBER_SHIFT, str)
+        return namer(own_id(job_id))
 
     def close(self) -> None:
         for member in self.members:
@@ -310,7 +195,7 @@ class Federation:
                     job_id = self.nowhere()
                     self._waiting[job_id] = self._changes
                     return job_id
-                return Refusal(_no_room(demand, usable))
+                return Refusal(no_room(demand, usable))
             possible = self._preferred(possible, demand)
             now = [member for member in possible if member.free_cores >= member.cores_of(demand)]
             # The fullest that has room, so that others fall idle; else the one that is least behind.
@@ -330,9 +215,9 @@ class Federation:
         """How a job ends that no member has."""
         with self.lock:
             if self._waiting.pop(job_id, -1) == self._changes:
-                return _lost("no block has so much time left", NO_BLOCK, started=False)
+                return lost_result("no block has so much time left", NO_BLOCK, started=False)
             # There are other members by now: it is worth another attempt.
-            return _lost("there was no block to go to", started=False)
+            return lost_result("there was no block to go to", started=False)
 
     def placed(self, member: Member, demand: Demand, answer: JobId | Refusal | None) -> JobId | Refusal:
         """Take down what a member answered to a job that was placed there; None if it is gone."""
@@ -344,7 +229,7 @@ class Federation:
                 return answer
             if not member.lost:
                 member.jobs[answer] = demand
-            return (member.number << _MEMBER_SHIFT) | answer
+            return (member.number << MEMBER_SHIFT) | answer
 
     def job_ended(self, member: Member, job_id: JobId) -> None:
         """A member's job, by its own id, has ended."""
@@ -355,7 +240,7 @@ class Federation:
 
     def member_of(self, job_id: JobId) -> Member | None:
         """The member that a job is in, while it is there."""
-        return self._members.get(job_id >> _MEMBER_SHIFT)
+        return self._members.get(job_id >> MEMBER_SHIFT)
 
     def address(self, key: str, member: Member) -> Mapping[str, str]:
         """The way from a member's jobs to the channel of the completion with this key."""
@@ -416,12 +301,12 @@ class FederationConnection:
 
     def _localised(self, request: JobRequest, jobspec: dict[str, Any], member: Member) -> JobRequest:
         """Give a job the environment of the member that it goes to, and the way to the channel there."""
-        if not member.environment and _KEY_PREFIX not in request.jobspec:
+        if not member.environment and KEY_PREFIX not in request.jobspec:
             return request
         system = jobspec["attributes"]["system"]
         environment = {**member.environment, **system.get("environment", {})}
         key = environment.get(CHANNEL_VARIABLE, "")
-        if key.startswith(_KEY_PREFIX):
+        if key.startswith(KEY_PREFIX):
             environment.update(self._federation.address(key, member))
         system["environment"] = environment
         return JobRequest(json.dumps(jobspec), request.urgency, request.trusted)
@@ -437,7 +322,7 @@ class FederationConnection:
         for job_id in job_ids:
             member = self._federation.member_of(job_id)
             if member is not None:
-                by_member.setdefault(member, []).append(_own(job_id))
+                by_member.setdefault(member, []).append(own_id(job_id))
         for member, own in by_member.items():
             try:
                 self._connection(member).cancel(own, reason)
@@ -449,7 +334,7 @@ class FederationConnection:
         if member is None:
             return "", ""
         try:
-            return self._connection(member).output(_own(job_id))
+            return self._connection(member).output(own_id(job_id))
         except InstanceLost:
             return "", ""
 
@@ -462,228 +347,5 @@ class FederationConnection:
         self._connections.clear()
 
 
-class _Branch:
-    """One member's completion, and the thread that waits in it, for one of the federation's."""
-
-    def __init__(self, owner: FederationCompletion, member: Member) -> None:
-        self.member = member
-        self.watched: set[JobId] = set()
-        self.peers: set[PeerId] = set()
-        self.address: Mapping[str, str] = {}
-        self.opened = threading.Event()
-        self._owner = owner
-        self._completion: Completion | None = None
-        self._inbox: deque[Callable[[Completion], None]] = deque()
-        self._stop = False
-        self._thread = threading.Thread(target=self._run, name=f"block-{member.name}", daemon=True)
-        self._thread.start()
-
-    def call(self, function: Callable[[Completion], None]) -> None:
-        """Run `function` in the thread."""
-        self._inbox.append(function)
-        completion = self._completion
-        if completion is not None:
-            completion.wake()
-
-    def stop(self) -> None:
-        """End the thread, and wait for it."""
-        self._stop = True
-        self.call(lambda _: None)
-        if self._thread is not threading.current_thread():
-            self._thread.join(CLOSE_TIMEOUT)
-
-    def _run(self) -> None:
-        try:
-            completion = self.member.instance.completion()
-            try:
-                self.address = completion.channel().environment
-                self._completion = completion
-                self.opened.set()
-                while not self._stop:
-                    while self._inbox:
-                        self._inbox.popleft()(completion)
-                    if events := completion.poll(None):
-                        self._owner.take_from(self, events)
-            finally:
-                self._completion = None
-                completion.close()
-        except InstanceLost as error:
-            self._owner.federation.remove(self.member, str(error))
-        except Exception as error:
-            logger.exception("the thread of block %s failed", self.member.name)
-            self._owner.federation.remove(self.member, repr(error))
-        finally:
-            self.opened.set()
-
-
-class FederationCompletion:
-    """Hears of all members' jobs and peers."""
-
-    def __init__(self, federation: Federation) -> None:
-        self.federation = federation
-        self.key = f"{_KEY_PREFIX}{next(_keys)}"
-        self._changed = threading.Condition(federation.lock)
-        self._branches: dict[Member, _Branch] = {}
-        self._events: list[Event] = []
-        self._woken = False
-        self._closed = False
-
-    # -- Completion -----------------------------------------------------------------------------
-
-    def watch(self, job_id: JobId) -> None:
-        own = _own(job_id)
-        with self._changed:
-            branch = self._branch(job_id)
-            if branch is not None:
-                branch.watched.add(own)
-            elif job_id >> _MEMBER_SHIFT:
-                self._events.append(JobEnded(job_id, _lost("its block is not there any more")))
-            else:
-                self._events.append(JobEnded(job_id, self.federation.why_nowhere(job_id)))
-        if branch is not None:
-            branch.call(lambda completion: completion.watch(own))
-
-    def poll(self, timeout: float | None) -> list[Event]:
-        if self._closed:
-            raise InstanceLost("the completion is closed")
-        with self._changed:
-            if timeout != 0:
-                self._changed.wait_for(lambda: self._events or self._woken, timeout)
-            self._woken = False
-            events, self._events = self._events, []
-            return events
-
-    def send(self, peer: PeerId, body: bytes) -> None:
-        member, own = cast("tuple[Member, PeerId]", peer)
-        branch = self._branches.get(member)
-        if branch is not None:
-            branch.call(lambda completion: completion.send(own, body))
-
-    def channel(self) -> ChannelAddress:
-        """A name for it only: each job gets the address in the member that it is placed in."""
-        return ChannelAddress({CHANNEL_VARIABLE: self.key})
-
-    def wake(self) -> None:
-        with self._changed:
-            self._woken = True
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self.federation.closed(self)
-        for branch in list(self._branches.values()):
-            branch.stop()
-
-    # -- for the federation and the branches ------------------------------------------------------
-
-    def adopt(self, member: Member) -> _Branch:
-        """Serve a new member."""
-        branch = self._branches[member] = _Branch(self, member)
-        return branch
-
-    def address_in(self, member: Member) -> Mapping[str, str]:
-        """The way from a member's jobs to this completion."""
-        branch = self._branches.get(member)
-        return branch.address if branch is not None else {}
-
-    def put(self, events: Sequence[Event]) -> None:
-        """Add events."""
-        with self._changed:
-            self._events.extend(events)
-            self._changed.notify_all()
-
-    def take_from(self, branch: _Branch, events: Sequence[Event]) -> None:
-        """Add a member's events, as the federation's."""
-        member = branch.member
-        with self._changed:
-            if member.lost:
-                return
-            for event in events:
-                if isinstance(event, JobEnded):
-                    self.federation.job_ended(member, event.job_id)
-                    branch.watched.discard(event.job_id)
-                    job_id = (member.number << _MEMBER_SHIFT) | event.job_id
-                    self._events.append(JobEnded(job_id, event.result))
-                elif isinstance(event, PeerMessage):
-                    branch.peers.add(event.peer)
-                    self._events.append(PeerMessage((member, event.peer), event.body))
-                elif isinstance(event, PeerLost):
-                    branch.peers.discard(event.peer)
-                    self._events.append(PeerLost((member, event.peer)))
-            self._changed.notify_all()
-
-    def member_lost(self, member: Member) -> None:
-        """End a lost member's jobs and peers."""
-        branch = self._branches.get(member)
-        if branch is not None:
-            name = f"block {member.name}"
-            # Relayed blocks say themselves which they are.
-            result = _lost(member.lost if member.lost.startswith(name) else f"{name}: {member.lost}")
-            ids = [(member.number << _MEMBER_SHIFT) | own for own in branch.watched]
-            self.put([JobEnded(job_id, result) for job_id in ids])
-            self.put([PeerLost((member, peer)) for peer in branch.peers])
-
-    def part_with(self, member: Member) -> None:
-        """End a lost member's thread."""
-        branch = self._branches.pop(member, None)
-        if branch is not None:
-            branch.stop()
-
-    def _branch(self, job_id: JobId) -> _Branch | None:
-        member = self.federation.member_of(job_id)
-        return self._branches.get(member) if member is not None else None
-
-
-_PARTICULAR = ("queue", "bank", "project", "constraints", "dependencies")
-
-_KEY_PREFIX = "federation:"
-_keys = itertools.count(1)
-
-
-def demand_of(jobspec: dict[str, Any]) -> Demand:
-    """Add up what a jobspec (RFC 25, version 1) asks for."""
-    totals = {"node": 0, "core": 0, "gpu": 0}
-    exclusive = False
-
-    def visit(resource: dict[str, Any], times: int) -> None:
-        nonlocal exclusive
-        times *= int(resource.get("count", 1))
-        kind = resource["type"]
-        exclusive = exclusive or bool(resource.get("exclusive"))
-        if kind in totals:
-            totals[kind] += times
-        for inner in resource.get("with", ()):
-            visit(inner, times)
-
-    for resource in jobspec["resources"]:
-        visit(resource, 1)
-    system = jobspec["attributes"]["system"]
-    duration = float(system.get("duration", 0) or 0)
-    options = system.get("shell", {}).get("options", {})
-    particular = any(key in system for key in _PARTICULAR) or "{{" in str(options.get("output", ""))
-    return Demand(max(1, totals["node"]), totals["core"], totals["gpu"], exclusive, duration, particular)
-
-
-def _lost(why: str, exception: str = BLOCK_LOST, *, started: bool = True) -> JobResult:
-    return JobResult(JobStatus.FAILED, exception=exception, note=why, started=started)
-
-
 def _free_cores(member: Member) -> int:
     return member.free_cores
-
-
-def _own(job_id: JobId) -> JobId:
-    return job_id & ((1 << _MEMBER_SHIFT) - 1)
-
-
-def _no_room(demand: Demand, members: list[Member]) -> str:
-    largest = max(members, key=lambda m: m.capacity.cores).capacity
-    wanted = f"{demand.nodes} node(s), {demand.cores} core(s), {demand.gpus} GPU(s)"
-    if demand.duration:
-        wanted += f" for {demand.duration:g} s"
-    return (
-        f"unsatisfiable request: no block has {wanted}; the largest has {largest.nodes} node(s), "
-        f"{largest.cores} core(s), {largest.gpus} GPU(s)"
-    )

@@ -9,17 +9,9 @@ messages to that worker, and every further message is a request without a respon
 from __future__ import annotations
 
 import errno
-import json
-import logging
 import os
-import select
-import shutil
-import subprocess
-import sys
-import tempfile
 import time
 import uuid
-import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -40,17 +32,9 @@ from parsl_flux_bulk.instances.base import (
     PeerMessage,
     Refusal,
 )
-
-logger = logging.getLogger(__name__)
-
-START_TIMEOUT = 60.0
-"""Seconds that an instance of our own may take to come up."""
-
-STOP_TIMEOUT = 15.0
-"""Seconds that an instance of our own may take to shut down before it is killed."""
-
-KEPT_FINISHED_JOBS = 1000
-"""Finished jobs that an instance of our own keeps: its memory grows with each (flux-core#7809)."""
+from parsl_flux_bulk.instances.flux_broker import Broker
+from parsl_flux_bulk.instances.flux_guard import Guard
+from parsl_flux_bulk.instances.flux_records import first_exit, read_output, read_result
 
 STDERR_TAIL_LINES = 20
 
@@ -63,7 +47,6 @@ _LOST = {
     errno.EHOSTUNREACH,
 }
 _LOST_HINT = "its broker ended, or the allocation that it ran in is over"
-_RESULT_STATUS = {1: JobStatus.COMPLETED, 2: JobStatus.FAILED, 4: JobStatus.CANCELED, 8: JobStatus.TIMEOUT}
 
 
 class FluxInstance:
@@ -73,7 +56,7 @@ class FluxInstance:
         self._uri = uri
         self._own = own
         self._guarded = guarded
-        self._broker: subprocess.Popen[bytes] | None = None
+        self._broker: Broker | None = None
         self._description = "Flux, not started yet"
 
     @classmethod
@@ -113,7 +96,8 @@ class FluxInstance:
     def start(self) -> None:
         _import_flux()
         if self._own and self._broker is None:
-            self._start_broker()
+            self._broker = Broker()
+            self._uri = self._broker.uri
         try:
             handle = _open(self._uri)
         except OSError as error:
@@ -144,57 +128,8 @@ class FluxInstance:
 
     def close(self) -> None:
         broker, self._broker = self._broker, None
-        if broker is None:
-            return
-        assert broker.stdin is not None and broker.stdout is not None
-        broker.stdin.close()
-        try:
-            broker.wait(STOP_TIMEOUT)
-        except subprocess.TimeoutExpired:
-            logger.warning("our Flux instance %s did not end in %g s: killing it", self._uri, STOP_TIMEOUT)
-            _kill_group(broker)
-        broker.stdout.close()
-
-    def _start_broker(self) -> None:
-        flux = shutil.which("flux")
-        if flux is None:
-            raise InstanceUnavailable(
-                "cannot start a Flux instance: no `flux` command on PATH. Load the site's flux module, "
-                "install flux-core (conda-forge, Spack), or use instance='local'."
-            )
-        with tempfile.TemporaryFile() as stderr:
-            self._broker = subprocess.Popen(
-                [
-                    flux,
-                    "start",
-                    "-Sbroker.boot-method=single",
-                    f"--conf=job-manager.inactive-num-limit={KEPT_FINISHED_JOBS}",
-                    # cat ends, and the instance with it, when the other end of its stdin closes.
-                    *("sh", "-c", 'echo "$FLUX_URI"; exec cat >/dev/null'),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                # Ctrl-C at the terminal is ours to handle.
-                start_new_session=True,
-            )
-            close_in_forks(self._broker)
-            self._uri = _read_line(self._broker, START_TIMEOUT)
-            if self._uri is None:
-                broker, self._broker = self._broker, None
-                code = broker.poll()
-                _kill_group(broker)
-                for pipe in (broker.stdin, broker.stdout):
-                    assert pipe is not None
-                    pipe.close()
-                stderr.seek(0)
-                said = stderr.read().decode(errors="replace").strip()
-                why = (
-                    f"exited with status {code}"
-                    if code is not None
-                    else f"was not ready within {START_TIMEOUT:g} s"
-                )
-                raise InstanceUnavailable(f"`{flux} start` {why}: {said or 'it printed nothing'}")
+        if broker is not None:
+            broker.stop()
 
 
 class FluxConnection:
@@ -248,7 +183,7 @@ class FluxConnection:
         except OSError as error:
             _raise_if_lost(error)
             return "", ""
-        return _streams(log)
+        return read_output(log)
 
     def capacity(self) -> Capacity:
         try:
@@ -275,7 +210,7 @@ class FluxCompletion:
         self._peers: dict[PeerId, Any] = {}
         self._service = ""
         self._guarded = guarded
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._guard: Guard | None = None
         self._watchers: list[Any] = []
         self._waits: dict[JobId, Any] = {}
         self._woken = False
@@ -312,10 +247,10 @@ class FluxCompletion:
 
     def _on_result(self, future: Any, job_id: JobId, note: str) -> None:
         try:
-            result = _result(future.get_dict(), note)
+            result = read_result(future.get_dict(), note)
         except OSError:
             # Our own instance forgets finished jobs; what the wait said is then all there is.
-            result = _result({}, note)
+            result = read_result({}, note)
         if result.ok or not result.started:
             del self._waits[job_id]
             self._end(job_id, result)
@@ -328,7 +263,7 @@ class FluxCompletion:
 
     def _on_exec(self, future: Any, job_id: JobId, result: JobResult) -> None:
         try:
-            exited = _own_exit(future.get()["guest.exec.eventlog"])
+            exited = first_exit(future.get()["guest.exec.eventlog"])
         except OSError:
             exited = None
         if exited is not None and result.signal is not None and exited == 128 + result.signal:
@@ -342,7 +277,7 @@ class FluxCompletion:
     def _on_output(self, future: Any, job_id: JobId, result: JobResult) -> None:
         del self._waits[job_id]
         try:
-            _, stderr = _streams(future.get()["guest.output"])
+            _, stderr = read_output(future.get()["guest.output"])
         except OSError:
             stderr = ""
         tail = "\n".join(stderr.splitlines()[-STDERR_TAIL_LINES:])
@@ -424,7 +359,7 @@ class FluxCompletion:
                 self._watchers.append(watcher)
         address = f"flux:{self._handle.get_rank()}:{self._service}"
         if self._guarded and self._guard is None:
-            self._guard = _start_guard(self._handle.attr_get("local-uri"), address)
+            self._guard = Guard(self._handle.attr_get("local-uri"), address)
         environment = {CHANNEL_VARIABLE: address}
         library = _libflux_path()
         if library:
@@ -469,7 +404,7 @@ class FluxCompletion:
         if self._handle is None:
             return
         if self._guard is not None:
-            _dismiss(self._guard)
+            self._guard.dismiss()
         for message in self._peers.values():
             self._lib.flux_respond_error(self._handle.handle, message.handle, errno.ENODATA, self._ffi.NULL)
         self._peers.clear()
@@ -536,73 +471,10 @@ def _refusal(error: OSError | ValueError) -> Refusal:
     return Refusal(str(error))
 
 
-def _result(record: dict[str, Any], note: str) -> JobResult:
-    """Make a JobResult of what ``flux_job_result_get(3)`` returns and of the wait's message."""
-    status = _RESULT_STATUS.get(record.get("result", 2), JobStatus.FAILED)
-    exit_code, signal = _exit_of(record.get("waitstatus"), note)
-    return JobResult(
-        status,
-        exit_code=exit_code,
-        signal=signal,
-        exception=record.get("exception_type", ""),
-        note=record.get("exception_note", "") or note,
-        started="t_run" in record or not record,
-    )
-
-
-def _exit_of(status: int | None, note: str) -> tuple[int | None, int | None]:
-    """Tell an exit status from a signal.
-
-    flux-shell reports a task that a signal killed as exit status 128 + signal; see `_own_exit`.
-    """
-    if status is None:
-        return None, None
-    if os.WIFSIGNALED(status):
-        return None, os.WTERMSIG(status)
-    code = os.WEXITSTATUS(status)
-    if 128 < code <= 192 and "exit code" not in note:
-        return None, code - 128
-    return code, None
-
-
-def _own_exit(log: str) -> int | None:
-    """The status with which the first task exited; None if a signal killed it.
-
-    Parameters
-    ----------
-    log : str
-        The job's ``guest.exec.eventlog``: with it a signal can be told from ``exit 137``, or from a
-        shell whose command was killed.
-    """
-    for line in log.splitlines():
-        event = json.loads(line)
-        if event.get("name") == "shell.task-exit":
-            context = event.get("context", {})
-            return None if context.get("signaled", 1) else context.get("exitcode")
-    return None
-
-
 def _lookup(handle: Any, job_id: JobId, key: str) -> Any:
     from flux.job import job_info_lookup
 
     return job_info_lookup(handle, job_id, keys=[key])
-
-
-def _streams(log: str) -> tuple[str, str]:
-    """Join the data events of an RFC 24 output eventlog into standard output and error."""
-    import base64
-
-    streams: dict[str, list[str]] = {"stdout": [], "stderr": []}
-    for line in log.splitlines():
-        event = json.loads(line)
-        if event.get("name") != "data":
-            continue
-        context = event["context"]
-        data = context.get("data", "")
-        if context.get("encoding") == "base64":
-            data = base64.b64decode(data).decode(errors="replace")
-        streams[context["stream"]].append(data * context.get("repeat", 1))
-    return "".join(streams["stdout"]), "".join(streams["stderr"])
 
 
 def _libflux_path() -> str:
@@ -615,34 +487,6 @@ def _libflux_path() -> str:
     except OSError:
         pass
     return ""
-
-
-def _start_guard(uri: str, address: str) -> subprocess.Popen[bytes]:
-    """Start what cancels our jobs if we die without a word; it sleeps in the shell until then."""
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    program = (
-        f"import sys; sys.path.append({root!r}); "
-        f"from parsl_flux_bulk.instances.flux import cancel_jobs_of; cancel_jobs_of({uri!r}, {address!r})"
-    )
-    guard = subprocess.Popen(
-        ["sh", "-c", 'read -r _ && exit; exec "$@"', "sh", sys.executable, "-c", program],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    close_in_forks(guard)
-    return guard
-
-
-def _dismiss(guard: subprocess.Popen[bytes]) -> None:
-    assert guard.stdin is not None
-    try:
-        guard.stdin.write(b"done\n")
-        guard.stdin.close()
-    except BrokenPipeError:
-        pass
-    guard.wait()
 
 
 def cancel_jobs_of(uri: str, address: str) -> None:
@@ -661,41 +505,3 @@ def cancel_jobs_of(uri: str, address: str) -> None:
             if system.get("environment", {}).get(CHANNEL_VARIABLE) == address:
                 cancel_async(handle, job.id, "the executor's process was killed").wait_for()
         time.sleep(1)
-
-
-def close_in_forks(process: subprocess.Popen[bytes]) -> None:
-    """Keep a fork of this process from holding the pipe whose end tells `process` that we died."""
-    reference = weakref.ref(process)
-
-    def close() -> None:
-        process = reference()
-        if process is not None and process.stdin is not None and not process.stdin.closed:
-            os.close(process.stdin.fileno())
-
-    os.register_at_fork(after_in_child=close)
-
-
-def _read_line(process: subprocess.Popen[bytes], timeout: float) -> str | None:
-    """Read one line of a process's output; None if it ends, or is late."""
-    assert process.stdout is not None
-    deadline = time.monotonic() + timeout
-    line = b""
-    while not line.endswith(b"\n"):
-        ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-        chunk = os.read(process.stdout.fileno(), 4096) if ready else b""
-        if not chunk:
-            if ready:
-                process.wait(5)
-            return None
-        line += chunk
-    return line.decode().strip()
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    import signal
-
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()

@@ -195,7 +195,7 @@ def test_what_is_longer_than_a_block_is_refused_and_what_fits_runs(running: Runn
     provider.walltime = "00:10:00"
     with running(new_executor("local", provider)) as executor:
         assert executor.submit(apps.double, {"duration": 500}, 2).result(timeout=BOUND) == 4
-        with pytest.raises(JobRefused, match=r"no block has .* for 601 s"):
+        with pytest.raises(JobRefused, match=r"no instance has .* for 601 s"):
             executor.submit(apps.double, {"duration": 601}, 2).result(timeout=BOUND)
 
 

@@ -24,7 +24,8 @@ from parsl_flux_bulk.instances.base import (
     PeerMessage,
     Refusal,
 )
-from parsl_flux_bulk.instances.federation import Demand, Federation, demand_of
+from parsl_flux_bulk.instances.federation import Federation
+from parsl_flux_bulk.instances.members import Demand, demand_of
 
 DONE = JobResult(JobStatus.COMPLETED, exit_code=0)
 BOUND = 10.0
@@ -275,7 +276,7 @@ def test_what_no_member_can_ever_run_is_refused_in_words(bench, too_much):
     bench.add("b", cores=2)
     (refusal,) = bench.submit(too_much)
     assert isinstance(refusal, Refusal)
-    assert "unsatisfiable request: no block has" in refusal.reason
+    assert "unsatisfiable request: no instance has" in refusal.reason
     assert "the largest has 1 node(s), 4 core(s), 0 GPU(s)" in refusal.reason
 
 
