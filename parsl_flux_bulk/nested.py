@@ -9,6 +9,7 @@
 A job costs a broker about 25 ms of work, in threads that wait for each other, whatever its instance has:
 so one instance starts some 40 jobs a second, on two cores or on two hundred. Several instances, each with its
 share of the cores, start as many times more. They are jobs of the outer one, which binds them to their cores.
+No two of them give the same job id (``modprobe/rc1.d``): jobs may name files by theirs.
 
 The inner ones get the jobs that fit them. The first that does not (it is too large, wants GPUs, or names what
 only the outer instance has) has them dissolved: they get no more jobs, end as they fall empty, and all that
@@ -26,7 +27,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from parsl_flux_bulk import jobspec, wire
-from parsl_flux_bulk.errors import InstanceLost
+from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
 from parsl_flux_bulk.instances.base import (
     Capacity,
     Completion,
@@ -44,6 +45,7 @@ from parsl_flux_bulk.instances.flux_broker import KEPT_FINISHED_JOBS
 from parsl_flux_bulk.instances.members import Demand, Member
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.worker import keeper
+from parsl_flux_bulk.worker.channel import PING
 from parsl_flux_bulk.worker.main import MODE
 from parsl_flux_bulk.worker.peer import TOKEN
 
@@ -61,7 +63,15 @@ JOBS_PER_INSTANCE = 100
 MOST_INSTANCES = 16
 """Started unless somebody asks for more: one takes some 60 MB of memory."""
 
-_PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker", "main.py")
+PING_PERIOD = 2.0
+"""Seconds within which an inner instance notices that we are gone."""
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_PROGRAM = os.path.join(_HERE, "worker", "main.py")
+_MODPROBE = os.path.join(_HERE, "modprobe")
+
+_OUTER_JOB = "PARSL_FLUX_BULK_OUTER_JOB"
+"""Environment variable for ``modprobe/rc1.d``: the id of an inner instance's own job."""
 
 
 class NestedInstances(Federation):
@@ -95,14 +105,14 @@ class NestedInstances(Federation):
             self._nursery = _Nursery(self, self._instance, shares)
             self._nursery.start()
 
+    def place(self, demand: Demand) -> Member | Refusal | JobId:
+        if self._outer is not None and self._outer.lost:
+            raise InstanceLost(self._outer.lost)
+        return super().place(demand)
+
     def total(self) -> Capacity:
         # The others' cores are among its own.
         return self._outer.capacity if self._outer is not None else Capacity(0, 0, 0)
-
-    def add_inner(self, name: str, instance: FluxInstance) -> None:
-        """Add an instance that is the job of this name in the outer one."""
-        member = self.add(name, instance)
-        self._namers[member.number] = lambda job_id: f"{name}/{instance.job_name(job_id)}"
 
     def job_ended(self, member: Member, job_id: JobId) -> None:
         super().job_ended(member, job_id)
@@ -225,7 +235,8 @@ class _Nursery(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._completion = completion = self._outer.completion()
+            # Were a guard to cancel them, they had little time to end their own jobs: the keepers do better.
+            self._completion = completion = self._outer.completion(guarded=False)
             try:
                 self._submit(completion)
                 while self._jobs and not self._stopping:
@@ -236,6 +247,8 @@ class _Nursery(threading.Thread):
                 completion.close()
         except InstanceLost as error:
             logger.error("the instances inside Flux are lost: %s", error)
+        except Exception:
+            logger.exception("the thread of the instances inside Flux failed")
         finally:
             self._settled.set()
 
@@ -281,7 +294,11 @@ class _Nursery(threading.Thread):
             try:
                 instance = FluxInstance.attach(_reachable(about["node"], about["host"]), guarded=False)
                 instance.start()
-                self._owner.add_inner(name, instance)
+                if not instance.largest_job_id():
+                    raise InstanceUnavailable(
+                        "its jobs would have ids of others; flux-core 0.77 can do better"
+                    )
+                self._owner.add(name, instance)
             except Exception as error:
                 logger.warning("instance %s inside Flux cannot be used: %s", name, error)
                 self._to_retire.append(name)
@@ -305,7 +322,8 @@ def _jobspec(nodes: int, cores: int, token: int, channel: Mapping[str, str]) -> 
     """The job that is an inner instance, as ``flux alloc`` would have it."""
     whole = {"num_nodes": nodes, "num_tasks": nodes, "cores_per_task": cores}
     # The keeper's channel leads through the outer instance.
-    put_aside = f'export {keeper.OUTER}="$FLUX_URI"; exec "$@"'
+    put_aside = f'export {keeper.OUTER}="$FLUX_URI" {_OUTER_JOB}="$FLUX_JOB_ID"; exec "$@"'
+    theirs = os.environ.get("FLUX_MODPROBE_PATH_APPEND")
     conf = f"--conf=job-manager.inactive-num-limit={KEPT_FINISHED_JOBS}"
     return jobspec.build(
         Resources.from_specification(whole),
@@ -314,7 +332,13 @@ def _jobspec(nodes: int, cores: int, token: int, channel: Mapping[str, str]) -> 
         cwd=os.getcwd(),
         name="bulksubmit",
         shell_options={"mpi": "none"},
-        own_environment={**channel, MODE: "keeper", TOKEN: str(token)},
+        own_environment={
+            **channel,
+            MODE: "keeper",
+            TOKEN: str(token),
+            PING: str(PING_PERIOD),
+            "FLUX_MODPROBE_PATH_APPEND": os.pathsep.join([*filter(None, [theirs]), _MODPROBE]),
+        },
     )
 
 

@@ -117,9 +117,13 @@ class FluxInstance:
     def connect(self) -> FluxConnection:
         return FluxConnection(_open(self._uri))
 
-    def completion(self) -> FluxCompletion:
+    def completion(self, *, guarded: bool = True) -> FluxCompletion:
         # An instance of our own takes its jobs with it; in another's they need somebody to end them.
-        return FluxCompletion(_open(self._uri), guarded=self._guarded)
+        return FluxCompletion(_open(self._uri), guarded=guarded and self._guarded)
+
+    def largest_job_id(self) -> JobId:
+        """The largest id that the instance has given to a job, or goes on from; 0 if there is none."""
+        return int(_open(self._uri).rpc("job-manager.getinfo", {}).get()["max_jobid"])
 
     def job_name(self, job_id: JobId) -> str:
         from flux.job import JobID

@@ -25,8 +25,7 @@ class Demand(NamedTuple):
     duration : float
         Seconds; 0 is no limit.
     particular : bool
-        Names something that not every instance has: a queue, a bank, a property, another job; or files
-        by its own id, which is unique in one instance only.
+        Names something that not every instance has: a queue, a bank, a property, another job.
     """
 
     nodes: int
@@ -141,8 +140,7 @@ def demand_of(jobspec: dict[str, Any]) -> Demand:
         visit(resource, 1)
     system = jobspec["attributes"]["system"]
     duration = float(system.get("duration", 0) or 0)
-    options = system.get("shell", {}).get("options", {})
-    particular = any(key in system for key in _PARTICULAR) or "{{" in str(options.get("output", ""))
+    particular = any(key in system for key in _PARTICULAR)
     return Demand(max(1, totals["node"]), totals["core"], totals["gpu"], exclusive, duration, particular)
 
 

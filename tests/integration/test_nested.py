@@ -12,7 +12,7 @@ import helpers
 import pytest
 from test_bulksubmit import bulksubmit, in_tmp_path  # noqa: F401
 
-from parsl_flux_bulk.bulk import BulkSubmitter
+from parsl_flux_bulk.bulk import BulkSubmitter, JobFuture
 from parsl_flux_bulk.errors import BlockLost, JobFailed
 
 pytestmark = pytest.mark.flux
@@ -32,6 +32,15 @@ def flux(uri: str, *arguments: str) -> str:
     return done.stdout
 
 
+OUTER = 1
+
+
+def member(future: JobFuture) -> int:
+    """The number of the instance that a job was given to."""
+    assert future.job_id is not None
+    return future.job_id >> 64
+
+
 def jobs_of(uri: str) -> list[str]:
     """Names of the active jobs of an instance itself."""
     return flux(uri, "jobs", "-no", "{name}").split()
@@ -48,11 +57,25 @@ def test_every_job_runs_once_and_inside(flux_uri: str, tmp_path: Path) -> None:
         futures = [bulk.submit_command(["sh", "-c", f"echo {n} >> {tmp_path}/ran"]) for n in range(40)]
         for future in futures:
             assert future.result(BOUND).ok
-        outer, inner = Counter(future.job_name.split("/")[0] for future in futures), jobs_of(flux_uri)
+        where, inside = Counter(map(member, futures)), jobs_of(flux_uri)
     assert sorted(map(int, (tmp_path / "ran").read_text().split())) == list(range(40))
-    assert len(outer) == 2 and min(outer.values()) >= 10
-    assert inner == ["bulksubmit"] * 2
+    assert OUTER not in where and len(where) == 2 and min(where.values()) >= 10
+    assert inside == ["bulksubmit"] * 2
     assert jobs_of(flux_uri) == []
+
+
+def test_no_two_of_their_jobs_have_the_same_id(flux_uri: str, tmp_path: Path) -> None:
+    with BulkSubmitter(flux_uri, instances=2) as bulk:
+        output = str(tmp_path / "{{id}}")
+        futures = [bulk.submit_command(["sh", "-c", "echo $FLUX_JOB_ID"], stdout=output) for _ in range(60)]
+        for future in futures:
+            future.result(BOUND)
+        names = {future.job_name for future in futures}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert len(names) == 60
+    assert all((tmp_path / name).read_text() == f"{name}\n" for name in names)
+    ranges = {(member(future), future.job_id % 2**64 >> 56) for future in futures}
+    assert len(ranges) == len({number for _, number in ranges}) == 2
 
 
 def test_they_have_their_own_cores(flux_uri: str) -> None:
@@ -71,8 +94,8 @@ def test_a_job_that_is_too_large_has_them_dissolved(flux_uri: str) -> None:
         assert large.result(BOUND).ok  # only once the cores are free: so they have ended
         assert large.stdout() == "2\n"
         assert later.result(BOUND).ok
-        assert all("/" in future.job_name for future in small)
-        assert "/" not in large.job_name + later.job_name
+        assert OUTER not in map(member, small)
+        assert [member(large), member(later)] == [OUTER, OUTER]
         assert "bulksubmit" not in jobs_of(flux_uri)
 
 
@@ -134,7 +157,7 @@ def test_over_the_nodes_of_a_larger_instance(tmp_path: Path) -> None:
         ]
         for future in futures:
             assert future.result(BOUND).ok
-        assert all("/" in future.job_name for future in futures)
+        assert OUTER not in map(member, futures)
 
 
 def test_the_command_starts_them_for_many_jobs() -> None:
