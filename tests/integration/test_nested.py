@@ -128,11 +128,13 @@ def test_one_that_dies_fails_its_jobs_only(flux_uri: str, tmp_path: Path) -> Non
         assert all(future.result(BOUND).ok for future in later)
 
 
-def test_nothing_is_left_when_the_script_is_killed(flux_uri: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("own", [False, True], ids=["attached", "our own"])
+def test_nothing_is_left_when_the_script_is_killed(own: bool, flux_uri: str, tmp_path: Path) -> None:
+    where = "flux" if own else flux_uri
     source = f"""
     import time
     from parsl_flux_bulk.bulk import BulkSubmitter
-    bulk = BulkSubmitter({flux_uri!r}, instances=2)
+    bulk = BulkSubmitter({where!r}, instances=2)
     bulk.start()
     future = bulk.submit_command(["sh", "-c", "echo started; sleep 600"])
     while not future.stdout():
@@ -142,10 +144,15 @@ def test_nothing_is_left_when_the_script_is_killed(flux_uri: str, tmp_path: Path
     """
     with helpers.script(source, tmp_path) as user:
         assert user.stdout is not None and user.stdout.readline() == "running\n"
-        inside = set(brokers_inside(flux_uri))
-        assert len(inside) == 2
+        if own:
+            all_of_it = helpers.descendants(user.pid)
+        else:
+            all_of_it = {p for pid in brokers_inside(flux_uri) for p in (pid, *helpers.descendants(pid))}
+        commands = [helpers.command_of(pid) for pid in all_of_it]
+        assert sum("flux-broker" in command for command in commands) == 2 + own
+        assert "sleep 600" in commands
         user.send_signal(signal.SIGKILL)
-        helpers.wait_gone(inside, 30.0)
+        helpers.wait_gone(all_of_it, 30.0)
         helpers.wait_until(lambda: jobs_of(flux_uri) == [], 30.0, "no job is left")
 
 
