@@ -150,11 +150,6 @@ class Blocks:
         """Whether a block has ever joined."""
         return block_id in self._joined
 
-    def busy(self, block_id: str) -> bool:
-        """Whether jobs of ours are in a block."""
-        member = self._members.get(block_id)
-        return member is not None and bool(member.jobs)
-
     def idle_time(self, block_id: str) -> float:
         """Seconds since a block had a job; infinite for one that has not joined, 0 for a busy one."""
         member = self._members.get(block_id)

@@ -48,7 +48,6 @@ class Report:
         self._failures: list[Failure] = []
         self.submitted = 0
         self.ended = 0
-        self.succeeded = 0
         self.canceled = 0
         self.canceled_running = 0
         self.failed = 0
@@ -76,12 +75,10 @@ class Report:
         self.ended += 1
         if self.ended == 1:
             self.say(f"First job finished in about {(future.t_end or time.time()) - self._began:.3f}s")
-        if result.ok:
-            self.succeeded += 1
-        elif canceled_by_us and result.status.value == "canceled":
+        if canceled_by_us and result.status.value == "canceled":
             self.canceled += 1
             self.canceled_running += result.started
-        else:
+        elif not result.ok:
             self._failed(Failure(future.label, future.job_name, describe(result), result.stderr))
         self._record(
             future.label,
