@@ -10,7 +10,7 @@ from pathlib import Path
 
 import apps
 import pytest
-from helpers import descendants, flux_instance, wait_gone, wait_until
+from helpers import descendants, flux_instance, process_table, wait_gone, wait_until
 
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.errors import InstanceLost
@@ -35,8 +35,10 @@ def test_everything_outstanding_ends(
         wait_until(lambda: marks.exists() and len(marks.read_text().split()) == 2, BOUND)
         futures += [executor.submit(apps.nothing, spec) for spec in ({}, {"num_tasks": 1}) for _ in range(10)]
         running = [int(pid) for pid in marks.read_text().split()]
-        # Whatever is between the tasks and us.
-        for pid in descendants(os.getpid()) - before - set(running):
+        # Whatever is between the tasks and us; the instance first, or it could tell of its workers' ends.
+        table = process_table()
+        between = descendants(os.getpid()) - before - set(running)
+        for pid in sorted(between, key=lambda pid: table[pid][0] in between):
             os.kill(pid, signal.SIGKILL)
         for future in futures:
             error = future.exception(BOUND)

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import apps
+import helpers
 import pytest
 from helpers import wait_until
 
@@ -49,9 +50,12 @@ def numbers(futures: list[Future[Any]]) -> list[int]:
     return [future.result(BOUND) for future in futures]
 
 
-def test_nobody_loses_or_steals_a_completion(flux_uri: str, new_executor: NewExecutor) -> None:
+def test_nobody_loses_or_steals_a_completion(new_executor: NewExecutor) -> None:
     options = {"tasks_per_job": 1}
-    with new_executor(flux_uri, label="first", **options) as first, \
+    # An instance for this test alone: in the session's there are ends for which nobody waits any more, those
+    # of jobs whose scripts other tests have killed, and `flux job wait` would be given them.
+    with helpers.flux_instance() as flux_uri, \
+         new_executor(flux_uri, label="first", **options) as first, \
          new_executor(flux_uri, label="second", **options) as second:  # fmt: skip
         submitting = flux(
             flux_uri, "submit", "--flags=waitable", f"--cc=1-{TASKS}", "sh", "-c", "exit $(({cc} % 2))"
