@@ -159,7 +159,21 @@ class FluxConnection:
                 )
             except (OSError, ValueError) as error:
                 in_flight.append(_refusal(error))
-        return [self._collect(future) for future in in_flight]
+        answers = [self._collect(future) for future in in_flight]
+        if any(isinstance(answer, Refusal) for answer in answers):
+            self._assert_there()
+        return answers
+
+    def _assert_there(self) -> None:
+        """Raise InstanceLost if the instance is gone.
+
+        A request that was under way as the broker died fails with whatever errno was set last, such as
+        ENOENT, as if the instance had refused it.
+        """
+        try:
+            self._handle.rpc("attr.get", {"name": "rank"}).get()
+        except OSError as error:
+            _raise_if_lost(error)
 
     def _collect(self, future: Any) -> JobId | Refusal:
         if isinstance(future, Refusal):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -14,6 +16,10 @@ from helpers import descendants, flux_instance, process_table, wait_gone, wait_u
 
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.errors import InstanceLost
+from parsl_flux_bulk.instances.base import JobRequest, Refusal
+from parsl_flux_bulk.instances.flux import FluxInstance
+from parsl_flux_bulk.jobspec import build
+from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.worker.channel import PING
 
 BOUND = 60.0
@@ -47,3 +53,26 @@ def test_everything_outstanding_ends(
         with pytest.raises(InstanceLost):
             executor.submit(apps.nothing, {})
         wait_gone(running, BOUND)
+
+
+@pytest.mark.flux
+@pytest.mark.parametrize("delay", [0.02, 0.1, 0.2])
+def test_a_broker_that_dies_amid_submissions_is_lost_and_has_refused_nothing(delay: float) -> None:
+    request = JobRequest(build(Resources(), ["true"], environment=os.environ, cwd="/"), trusted=True)
+    with flux_instance() as uri:
+        broker = subprocess.run(
+            ["flux", "getattr", "broker.pid"], env={**os.environ, "FLUX_URI": uri}, stdout=subprocess.PIPE
+        )
+        instance = FluxInstance.attach(uri)
+        instance.start()
+        connection = instance.connect()
+        killer = threading.Timer(delay, os.kill, (int(broker.stdout), signal.SIGKILL))
+        killer.start()
+        try:
+            with pytest.raises(InstanceLost):
+                for _ in range(10_000):
+                    answers = connection.submit([request] * 8)
+                    assert not [answer for answer in answers if isinstance(answer, Refusal)]
+        finally:
+            killer.join()
+            connection.close()
