@@ -33,6 +33,7 @@ from parsl_flux_bulk.endings import error_of
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.instances.base import DEFAULT_URGENCY, Instance, JobRequest, JobResult
 from parsl_flux_bulk.instances.choose import choose_instance
+from parsl_flux_bulk.instances.members import own_id
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.nested import nest
 from parsl_flux_bulk.pipeline import CLOSE_TIMEOUT, Job, Pipeline
@@ -47,7 +48,8 @@ class JobFuture(Future[JobResult]):
 
     `result` returns a :class:`JobResult` if the job ended with exit status 0. Otherwise it raises
     :class:`JobFailed`, :class:`JobRefused`, :class:`JobCanceled` or :class:`JobTimeout`, which carry
-    the JobResult as ``.result``; or :class:`InstanceLost`.
+    the JobResult as ``.result``; or :class:`InstanceLost`; or :class:`BlockLost`, if an instance inside
+    the instance was lost with it.
 
     Attributes
     ----------
@@ -65,7 +67,8 @@ class JobFuture(Future[JobResult]):
     @property
     def job_id(self) -> int | None:
         """The instance's number of the job; None until the instance has accepted it."""
-        return self._job.job_id
+        job_id = self._job.job_id
+        return None if job_id is None else own_id(job_id)
 
     @property
     def job_name(self) -> str:

@@ -36,16 +36,17 @@ from parsl_flux_bulk.instances.base import (
     JobId,
     JobRequest,
     PeerId,
+    PeerLost,
     PeerMessage,
     Refusal,
 )
 from parsl_flux_bulk.instances.federation import Federation
 from parsl_flux_bulk.instances.flux import FluxInstance
 from parsl_flux_bulk.instances.flux_broker import KEPT_FINISHED_JOBS
-from parsl_flux_bulk.instances.members import Demand, Member
+from parsl_flux_bulk.instances.members import Demand, Member, own_id
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.worker import keeper
-from parsl_flux_bulk.worker.channel import PING
+from parsl_flux_bulk.worker.channel import PING, PING_TIMEOUT
 from parsl_flux_bulk.worker.main import MODE
 from parsl_flux_bulk.worker.peer import TOKEN
 
@@ -63,8 +64,14 @@ JOBS_PER_INSTANCE = 100
 MOST_INSTANCES = 16
 """Started unless somebody asks for more: one takes some 60 MB of memory."""
 
+LIMIT = 100
+"""Instances at most: of ranges of job ids there are 127."""
+
 PING_PERIOD = 2.0
 """Seconds within which an inner instance notices that we are gone."""
+
+PATIENCE = 86400.0
+"""Seconds for which we may be there and yet not answer, stopped by Ctrl-Z, say."""
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _PROGRAM = os.path.join(_HERE, "worker", "main.py")
@@ -114,10 +121,28 @@ class NestedInstances(Federation):
         # The others' cores are among its own.
         return self._outer.capacity if self._outer is not None else Capacity(0, 0, 0)
 
+    def job_name(self, job_id: JobId) -> str:
+        # All are Flux, and write ids alike; also one that is gone, whose jobs are still spoken of.
+        return self._instance.job_name(own_id(job_id))
+
+    def add_inner(self, name: str, instance: FluxInstance) -> Member:
+        """Add an instance that is the job of this name in the outer one."""
+        member = self.add(name, instance)
+        with self.lock:
+            if self._dissolved:  # it comes too late
+                self._retire(member)
+        return member
+
+    def placed(self, member: Member, demand: Demand, answer: JobId | Refusal | None) -> JobId | Refusal:
+        with self.lock:
+            answer = super().placed(member, demand, answer)
+            self._let_go_if_empty(member)
+            return answer
+
     def job_ended(self, member: Member, job_id: JobId) -> None:
-        super().job_ended(member, job_id)
-        if self._dissolved and not member.jobs and member is not self._outer:
-            self._let_go(member)
+        with self.lock:
+            super().job_ended(member, job_id)
+            self._let_go_if_empty(member)
 
     def close(self) -> None:
         # They are jobs of the outer one, which is to be there until they have ended.
@@ -141,14 +166,19 @@ class NestedInstances(Federation):
 
     def _dissolve(self) -> None:
         self._dissolved = True
+        if self._nursery is not None:
+            self._nursery.enough()
         for member in self.members:
             if member is not self._outer:
-                self.close_member(member)
-                if not member.jobs:
-                    self._let_go(member)
+                self._retire(member)
 
-    def _let_go(self, member: Member) -> None:
-        if self._nursery is not None:
+    def _retire(self, member: Member) -> None:
+        self.close_member(member)
+        self._let_go_if_empty(member)
+
+    def _let_go_if_empty(self, member: Member) -> None:
+        # By its cores: jobs that are on their way to it count as well.
+        if member.closing and not member.cores_used and self._nursery is not None:
             self._nursery.retire(member.name)
 
 
@@ -158,10 +188,12 @@ def nest(instance: Instance, instances: int) -> Instance:
     Raises
     ------
     ValueError
-        If it is not Flux.
+        If it is not Flux, or the number is too large.
     """
     if instances < 2:
         return instance
+    if instances > LIMIT:
+        raise ValueError(f"instances must be at most {LIMIT}, not {instances}")
     if not isinstance(instance, FluxInstance):
         raise ValueError(f"instances={instances} needs Flux: only a Flux instance can have others inside it")
     return NestedInstances(instance, instances)
@@ -205,8 +237,11 @@ class _Nursery(threading.Thread):
         self._settled = threading.Event()
         self._jobs: dict[JobId, str] = {}
         self._names: dict[int, str] = {}
+        self._cancelled: set[JobId] = set()
         self._up: dict[str, PeerId] = {}
         self._to_retire: deque[str] = deque()
+        self._members: dict[str, Member] = {}
+        self._enough = False
         self._stopping = False
 
     def start(self) -> None:
@@ -214,6 +249,12 @@ class _Nursery(threading.Thread):
         super().start()
         if not self._settled.wait(START_TIMEOUT):
             logger.warning("not all instances inside Flux came up within %g s: going on", START_TIMEOUT)
+            self.enough()
+
+    def enough(self) -> None:
+        """Do without those that are not up yet; returns at once."""
+        self._enough = True
+        self._wake()
 
     def retire(self, name: str) -> None:
         """End an instance, which has no jobs; returns at once."""
@@ -274,16 +315,33 @@ class _Nursery(threading.Thread):
         while self._to_retire:
             # One that is not up any more has nothing to be told.
             completion.send(self._up.get(self._to_retire.popleft()), wire.encode(wire.RETIRE))
+        if self._enough or self._stopping:
+            late = [i for i, name in self._jobs.items() if name not in self._up and i not in self._cancelled]
+            self._cancel(late)
         for event in completion.poll(timeout):
             if isinstance(event, PeerMessage):
                 self._hear(event)
+            elif isinstance(event, PeerLost):
+                self._ending(event.peer)
             elif isinstance(event, JobEnded):
-                name = self._jobs.pop(event.job_id)
-                if not event.result.ok:
-                    why = event.result.stderr or event.result.note or event.result.status.value
-                    logger.warning("instance %s inside Flux ended: %s", name, why)
+                self._ended(self._jobs.pop(event.job_id), event)
         if len(self._up) >= len(self._jobs):
             self._settled.set()
+
+    def _ending(self, peer: PeerId) -> None:
+        """An instance's keeper is gone: it is ending, and can start nothing any more."""
+        for name, member in self._members.items():
+            if self._up.get(name) == peer:
+                self._owner.close_member(member)
+
+    def _ended(self, name: str, event: JobEnded) -> None:
+        result = event.result
+        why = result.stderr or result.note or result.status.value
+        if not result.ok and event.job_id not in self._cancelled:
+            logger.warning("instance %s inside Flux ended: %s", name, why)
+        member = self._members.pop(name, None)
+        if member is not None:
+            self._owner.remove(member, why)
 
     def _hear(self, message: PeerMessage) -> None:
         """An instance is up, and says where."""
@@ -298,20 +356,20 @@ class _Nursery(threading.Thread):
                     raise InstanceUnavailable(
                         "its jobs would have ids of others; flux-core 0.77 can do better"
                     )
-                self._owner.add(name, instance)
+                self._members[name] = self._owner.add_inner(name, instance)
             except Exception as error:
                 logger.warning("instance %s inside Flux cannot be used: %s", name, error)
                 self._to_retire.append(name)
 
     def _end(self, completion: Completion) -> None:
         self._to_retire.extend(self._up)
-        self._cancel([job_id for job_id, name in self._jobs.items() if name not in self._up])
         deadline = time.monotonic() + STOP_TIMEOUT
         while self._jobs and (left := deadline - time.monotonic()) > 0:
             self._turn(completion, left)
         self._cancel(list(self._jobs))
 
     def _cancel(self, job_ids: list[JobId]) -> None:
+        self._cancelled.update(job_ids)
         if job_ids:
             connection = self._outer.connect()
             connection.cancel(job_ids, "it is not needed any more")
@@ -337,6 +395,7 @@ def _jobspec(nodes: int, cores: int, token: int, channel: Mapping[str, str]) -> 
             MODE: "keeper",
             TOKEN: str(token),
             PING: str(PING_PERIOD),
+            PING_TIMEOUT: str(PATIENCE),
             "FLUX_MODPROBE_PATH_APPEND": os.pathsep.join([*filter(None, [theirs]), _MODPROBE]),
         },
     )

@@ -80,6 +80,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def asks_for_little(options: argparse.Namespace) -> bool:
+    """Whether a copy of the command could run in any instance, as a file's job most likely can."""
+    size = [options.ntasks, options.cores_per_task, options.nodes]
+    more = (options.gpus_per_task, options.exclusive, options.queue, options.bank, options.requires)
+    return all(number in (None, 1) for number in size) and not any(more)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bulksubmit",

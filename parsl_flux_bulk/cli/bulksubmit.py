@@ -19,7 +19,7 @@ from types import FrameType
 from typing import NoReturn, TextIO
 
 from parsl_flux_bulk.bulk import BulkSubmitter, JobFuture
-from parsl_flux_bulk.cli.arguments import parse
+from parsl_flux_bulk.cli.arguments import asks_for_little, parse
 from parsl_flux_bulk.cli.inbox import Inbox
 from parsl_flux_bulk.cli.inputs import UnusableInput
 from parsl_flux_bulk.cli.report import SHOWN_FAILURES, Report
@@ -88,7 +88,8 @@ def _open_submitter(options: argparse.Namespace, jobs: int) -> BulkSubmitter:
     instance = choose_instance("local" if options.local else options.uri)
     instances = options.instances
     if instances is None:
-        instances = max(1, automatic(instance, jobs))
+        most = options.max_active or automatic(instance, jobs)
+        instances = max(1, min(most, automatic(instance, jobs))) if asks_for_little(options) else 1
     try:
         return BulkSubmitter(instance, max_active_jobs=options.max_active, instances=instances)
     except ValueError as error:

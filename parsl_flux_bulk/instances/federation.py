@@ -17,7 +17,7 @@ import itertools
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from parsl_flux_bulk.errors import InstanceLost
@@ -57,7 +57,6 @@ class Federation:
         self.lock = threading.RLock()
         self._job_ended = threading.Condition(self.lock)
         self._members: dict[int, Member] = {}
-        self._namers: dict[int, Callable[[JobId], str]] = {}
         self._completions: dict[str, FederationCompletion] = {}
         self._numbers = itertools.count(1)
         self._nowhere = itertools.count(1)
@@ -94,7 +93,6 @@ class Federation:
         with self.lock:
             if not member.lost:
                 self._members[member.number] = member
-                self._namers[member.number] = instance.job_name
                 self._announce_capacity()
         logger.info("block %s is there: %s", name, instance.description)
         return member
@@ -159,9 +157,8 @@ class Federation:
         return completion
 
     def job_name(self, job_id: JobId) -> str:
-        # Also of a member that is gone: its jobs are still spoken of.
-        namer = self._namers.get(job_id >> MEMBER_SHIFT, str)
-        return namer(own_id(job_id))
+        member = self.member_of(job_id)
+        return member.instance.job_name(own_id(job_id)) if member else str(own_id(job_id))
 
     def close(self) -> None:
         for member in self.members:

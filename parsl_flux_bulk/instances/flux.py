@@ -115,15 +115,24 @@ class FluxInstance:
         )
 
     def connect(self) -> FluxConnection:
-        return FluxConnection(_open(self._uri))
+        return FluxConnection(self._open())
 
     def completion(self, *, guarded: bool = True) -> FluxCompletion:
         # An instance of our own takes its jobs with it; in another's they need somebody to end them.
-        return FluxCompletion(_open(self._uri), guarded=guarded and self._guarded)
+        return FluxCompletion(self._open(), guarded=guarded and self._guarded)
 
     def largest_job_id(self) -> JobId:
         """The largest id that the instance has given to a job, or goes on from; 0 if there is none."""
-        return int(_open(self._uri).rpc("job-manager.getinfo", {}).get()["max_jobid"])
+        return int(self._open().rpc("job-manager.getinfo", {}).get()["max_jobid"])
+
+    def _open(self) -> Any:
+        """Open one more handle, once it has been there."""
+        try:
+            return _open(self._uri)
+        except OSError as error:
+            raise InstanceLost(
+                f"cannot reach Flux any more ({error.strerror or error}): {_LOST_HINT}"
+            ) from error
 
     def job_name(self, job_id: JobId) -> str:
         from flux.job import JobID

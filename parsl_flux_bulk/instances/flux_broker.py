@@ -65,7 +65,11 @@ class Broker:
                 start_new_session=True,
             )
             close_in_forks(self._process)
-            uri = _read_line(self._process, START_TIMEOUT)
+            try:
+                uri = _read_line(self._process, START_TIMEOUT)
+            except BaseException:  # Ctrl-C
+                self._give_up()
+                raise
             if uri is None:
                 why = self._give_up()
                 stderr.seek(0)

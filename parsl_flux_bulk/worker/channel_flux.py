@@ -83,6 +83,7 @@ class FluxChannel(Channel):
         self._ping_timeout = ping_timeout
         self._heard = time.monotonic()
         self._asked: float | None = None
+        self._asked_last = 0.0
         self._opened = False
         self._flushed = True
         self._lost = ""
@@ -98,8 +99,11 @@ class FluxChannel(Channel):
         return self._pollfd
 
     def timeout(self) -> float | None:
-        since, bound = (self._heard, self._ping) if self._asked is None else (self._asked, self._ping_timeout)
-        return max(0.0, since + bound - time.monotonic())
+        if self._asked is None:
+            due = self._heard + self._ping
+        else:
+            due = min(self._asked + self._ping_timeout, self._asked_last + self._ping)
+        return max(0.0, due - time.monotonic())
 
     def flush(self, timeout: float | None = None) -> bool:
         # Messages keep their order, so that an answer to this one shows that all before it arrived.
@@ -172,11 +176,19 @@ class FluxChannel(Channel):
         now = time.monotonic()
         if heard:
             self._asked, self._heard = None, now
-        elif self._asked is None and now - self._heard >= self._ping:
-            self._asked = now
-            self._request("ping", b"", 0, _TAG_PING)
-        elif self._asked is not None and now - self._asked >= self._ping_timeout:
+        elif self._asked is None:
+            if now - self._heard >= self._ping:
+                self._asked = now
+                self._ask(now)
+        elif now - self._asked >= self._ping_timeout:
             self._lost = f"the executor did not answer within {self._ping_timeout:g} s"
+        elif now - self._asked_last >= self._ping:
+            # Had it died with the first, that would never be answered; one that comes later is, at once.
+            self._ask(now)
+
+    def _ask(self, now: float) -> None:
+        self._asked_last = now
+        self._request("ping", b"", 0, _TAG_PING)
 
     def _error(self) -> str:
         return os.strerror(ctypes.get_errno())

@@ -240,6 +240,20 @@ def test_flux_the_executor_is_killed(service):
 
 
 @pytest.mark.flux
+def test_flux_an_executor_that_dies_with_a_question_unanswered_is_asked_again(service):
+    link = connected(service, PARSL_FLUX_BULK_PING="0.2")
+    link.send(b"mute")
+    assert not link.wait(0.5)
+    service.said("ping")
+    service.process.kill()
+    service.process.wait()
+
+    with pytest.raises(channel.ChannelLost, match="gone"):
+        link.wait(5)
+    link.close()
+
+
+@pytest.mark.flux
 def test_flux_a_silent_executor_is_alive_as_long_as_it_answers(service):
     link = connected(service, PARSL_FLUX_BULK_PING="0.05", PARSL_FLUX_BULK_PING_TIMEOUT="0.5")
     assert not link.wait(1.0)

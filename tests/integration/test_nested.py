@@ -12,6 +12,7 @@ import helpers
 import pytest
 from test_bulksubmit import bulksubmit, in_tmp_path  # noqa: F401
 
+from parsl_flux_bulk import nested
 from parsl_flux_bulk.bulk import BulkSubmitter, JobFuture
 from parsl_flux_bulk.errors import BlockLost, JobFailed
 
@@ -37,8 +38,8 @@ OUTER = 1
 
 def member(future: JobFuture) -> int:
     """The number of the instance that a job was given to."""
-    assert future.job_id is not None
-    return future.job_id >> 64
+    assert future._job.job_id is not None
+    return future._job.job_id >> 64
 
 
 def jobs_of(uri: str) -> list[str]:
@@ -74,7 +75,7 @@ def test_no_two_of_their_jobs_have_the_same_id(flux_uri: str, tmp_path: Path) ->
     assert {path.name for path in tmp_path.iterdir()} == names
     assert len(names) == 60
     assert all((tmp_path / name).read_text() == f"{name}\n" for name in names)
-    ranges = {(member(future), future.job_id % 2**64 >> 56) for future in futures}
+    ranges = {(member(future), future.job_id >> 56) for future in futures}
     assert len(ranges) == len({number for _, number in ranges}) == 2
 
 
@@ -97,6 +98,23 @@ def test_a_job_that_is_too_large_has_them_dissolved(flux_uri: str) -> None:
         assert OUTER not in map(member, small)
         assert [member(large), member(later)] == [OUTER, OUTER]
         assert "bulksubmit" not in jobs_of(flux_uri)
+
+
+def test_those_that_come_late_are_done_without(
+    flux_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nested, "START_TIMEOUT", 0.2)
+    os.mkfifo(tmp_path / "fifo")
+    with BulkSubmitter(flux_uri) as others:
+        busy = others.submit_command(
+            ["sh", "-c", f"echo > {tmp_path}/started; cat {tmp_path}/fifo"], cores_per_task=2
+        )
+        helpers.wait_until((tmp_path / "started").exists, BOUND)
+        with BulkSubmitter(flux_uri, instances=2) as bulk:
+            futures = [bulk.submit_command(["true"]) for _ in range(3)]
+            (tmp_path / "fifo").write_text("")
+            assert all(future.result(BOUND).ok for future in [busy, *futures])
+            assert set(map(member, futures)) == {OUTER}
 
 
 def test_the_output_of_jobs_and_their_errors_are_there(flux_uri: str) -> None:
@@ -172,6 +190,12 @@ def test_the_command_starts_them_for_many_jobs() -> None:
     assert run.returncode == 0, run.stderr
     assert f"with {min(2, os.cpu_count() or 1)} instances inside" in run.stderr
     assert "Ran 200 jobs" in run.stdout
+
+
+def test_the_command_starts_none_for_large_jobs() -> None:
+    run = bulksubmit("--verbose", "-n", "200", "--cores-per-task", "2", "--", "true", FLUX_URI="")
+    assert run.returncode == 0, run.stderr
+    assert "inside" not in run.stderr
 
 
 def test_the_command_refuses_them_without_flux() -> None:

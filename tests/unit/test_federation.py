@@ -437,7 +437,7 @@ def test_what_is_gone_is_passed_over(bench):
     bench.federation.remove(member, "gone")
     bench.connection.cancel([job_id, 7], "not wanted")
     assert bench.connection.output(job_id) == ("", "")
-    assert bench.federation.job_name(job_id) == "f1"
+    assert bench.federation.job_name(job_id) == "1"
     bench.completion.send((member, "p"), b"nobody hears this")
 
 

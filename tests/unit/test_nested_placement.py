@@ -58,6 +58,9 @@ class Nursery:
     def stop(self) -> None:
         pass
 
+    def enough(self) -> None:
+        pass
+
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch):
@@ -108,6 +111,32 @@ def test_what_does_not_fit_dissolves_them(made, misfit: JobRequest) -> None:
     for job_id in first:
         federation.job_ended(federation.member_of(job_id), job_id & (2**64 - 1))
     assert sorted(federation._nursery.retired) == ["a", "b"]
+
+
+def test_one_with_a_job_on_its_way_is_not_ended(made) -> None:
+    federation, connection, there = made
+    ids = connection.submit([request(), request(cores=3)])  # one batch
+    assert counts(there) == [1, 1, 0] or counts(there) == [1, 0, 1]
+    busy = federation.member_of(ids[0])
+    assert federation._nursery.retired == [{"a": "b", "b": "a"}[busy.name]]
+    federation.job_ended(busy, ids[0] & (2**64 - 1))
+    assert sorted(federation._nursery.retired) == ["a", "b"]
+
+
+def test_a_refusal_can_be_the_end_of_one(made) -> None:
+    federation, connection, _ = made
+    connection.submit([request(note="refuse"), request(cores=3)])
+    assert sorted(federation._nursery.retired) == ["a", "b"]
+
+
+def test_one_that_comes_late_is_not_used(made) -> None:
+    federation, connection, there = made
+    connection.submit([request(cores=3)])
+    late = FakeInstance(2)
+    federation.add_inner("late", late)  # type: ignore[arg-type]
+    connection.submit([request()])
+    assert counts([*there, late]) == [2, 0, 0, 0]
+    assert "late" in federation._nursery.retired
 
 
 def test_what_fits_nowhere_is_refused_and_changes_nothing(made) -> None:
