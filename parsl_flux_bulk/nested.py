@@ -91,6 +91,8 @@ class NestedInstances(Federation):
         How many instances to start inside; fewer where there are fewer cores.
     """
 
+    member_kind = "instance"
+
     def __init__(self, outer: FluxInstance, most: int) -> None:
         super().__init__()
         self._instance = outer
@@ -106,7 +108,7 @@ class NestedInstances(Federation):
 
     def start(self) -> None:
         self._instance.start()
-        self._outer = self.add("outer", self._instance)
+        self._outer = self.add("outside", self._instance)
         shares = divide(self._outer.capacity, self._most)
         if len(shares) > 1:
             self._nursery = _Nursery(self, self._instance, shares)

@@ -53,6 +53,9 @@ OPEN_TIMEOUT = 30.0
 class Federation:
     """The instance; see the module. Members are added and removed from any thread."""
 
+    member_kind = "block"
+    """What messages call a member."""
+
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self._job_ended = threading.Condition(self.lock)
@@ -94,7 +97,7 @@ class Federation:
             if not member.lost:
                 self._members[member.number] = member
                 self._announce_capacity()
-        logger.info("block %s is there: %s", name, instance.description)
+        logger.info("%s %s is there: %s", self.member_kind, name, instance.description)
         return member
 
     def close_member(self, member: Member) -> None:
@@ -112,7 +115,9 @@ class Federation:
             member.lost = why
             self._members.pop(member.number, None)
             if member.jobs:
-                logger.warning("block %s was lost with %d job(s): %s", member.name, len(member.jobs), why)
+                logger.warning(
+                    "%s %s was lost with %d job(s): %s", self.member_kind, member.name, len(member.jobs), why
+                )
             member.jobs.clear()
             self._job_ended.notify_all()
             completions = list(self._completions.values())

@@ -191,7 +191,7 @@ class FederationCompletion:
         """End a lost member's jobs and peers."""
         branch = self._branches.get(member)
         if branch is not None:
-            name = f"block {member.name}"
+            name = f"{self.federation.member_kind} {member.name}"
             # Relayed blocks say themselves which they are.
             result = lost_result(member.lost if member.lost.startswith(name) else f"{name}: {member.lost}")
             ids = [(member.number << MEMBER_SHIFT) | own for own in branch.watched]
