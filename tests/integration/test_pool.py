@@ -741,7 +741,7 @@ def test_an_idle_pool_does_nothing(end):
 def test_a_mode_that_there_is_not(end):
     process = end.start("neither")
 
-    assert b"expected 'pool' or 'task'" in process.communicate(timeout=10)[1]
+    assert b"expected 'pool', 'task' or 'keeper'" in process.communicate(timeout=10)[1]
     assert process.returncode == 2
 
 
