@@ -45,6 +45,9 @@ GATHER_TIME = 0.005
 """Seconds for which outcomes and new tasks gather then, so that there are fewer turns; not where tasks take
 as long, since their workers would wait for us."""
 
+CHAIN_LINK = 2
+"""Outcomes and new tasks of a turn at most where each task waits for the one before."""
+
 GATHER_BELOW = 32
 """Outcomes and new tasks of a turn from which on it was worth its price."""
 
@@ -268,7 +271,9 @@ class TaskAgent:
 
     def patience(self, waited: float) -> float:
         handled, self._handled = self._handled, 0
-        worth_while = waited > CONTENDED and handled < GATHER_BELOW and self._outstanding > 1
+        # One task after the other is a chain, whose next link would wait.
+        chain = handled <= CHAIN_LINK and self._outstanding <= 1
+        worth_while = waited > CONTENDED and handled < GATHER_BELOW and not chain
         if worth_while and self._dispatcher is not None and self._dispatcher.service_time < GATHER_TIME:
             return GATHER_TIME
         return 0.0

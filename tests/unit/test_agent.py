@@ -111,6 +111,12 @@ def test_a_chain_of_tasks_is_not_kept_waiting(agent):
     agent.close()
 
 
+def test_a_flood_is_told_by_what_was_done_though_all_of_it_has_ended(agent):
+    submit(agent, 3)
+    agent.close()  # as if they had: each is handled once more
+    assert agent.patience(CONTENDED) == GATHER_TIME
+
+
 def test_a_turn_that_did_much_was_worth_its_price(agent):
     submit(agent, GATHER_BELOW)
     assert agent.patience(CONTENDED) == 0
