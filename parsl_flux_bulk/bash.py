@@ -93,6 +93,17 @@ class BashCommand:
         self.stdout: str | None = None
         self.stderr: str | None = None
 
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What each task of the job runs.
+
+        The job's duration begins with its shell, and Flux does not watch it closely: timeout(1) does.
+        """
+        bash = (bashrun.BASH, "-c", self.text)
+        if self.walltime is None:
+            return bash
+        return ("timeout", f"{max(self.walltime, 0.001):f}", *bash)
+
     def outcome(
         self, result: JobResult, job: str, places: Sequence[str]
     ) -> tuple[int | None, BaseException | None]:
@@ -117,6 +128,8 @@ class BashCommand:
         if result.status is JobStatus.TIMEOUT and self.walltime is not None:
             return bashrun.timed_out(self.name, self.walltime)
         ended_itself = result.status is JobStatus.FAILED and result.started and not result.exception
+        if ended_itself and self.walltime is not None and result.exit_code == TIMED_OUT:
+            return bashrun.timed_out(self.name, self.walltime)
         if ended_itself and (result.signal or result.exit_code):
             # A signal as `subprocess` has it, whose return code Parsl hands on.
             return bashrun.exit_failure(self.name, -result.signal if result.signal else result.exit_code or 0)
@@ -185,8 +198,12 @@ def _check(name: str, text: str) -> None:
         raise bashrun.caught(name, OSError(errno.E2BIG, os.strerror(errno.E2BIG), bashrun.BASH))
 
 
-START_ALLOWANCE = 0.5
-"""Seconds added to a walltime: a job's duration begins with its shell, and not with its command."""
+TIMED_OUT = 124
+"""Exit status of timeout(1)."""
+
+START_ALLOWANCE = 1.0
+"""Seconds added to a walltime for the job's duration, which begins with its shell. It ends what does not heed
+timeout(1)'s SIGTERM."""
 
 
 def _limit(name: str, walltime: Any, resources: Resources) -> tuple[float | None, Resources]:

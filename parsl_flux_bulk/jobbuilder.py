@@ -12,7 +12,6 @@ from parsl_flux_bulk.dispatch.crew import WorkerJob
 from parsl_flux_bulk.instances.base import JobRequest, JobResult
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.submitter import refused
-from parsl_flux_bulk.worker.bashrun import BASH
 
 if TYPE_CHECKING:
     from parsl_flux_bulk.bash import BashCommand
@@ -93,7 +92,7 @@ class JobBuilder:
         task = job.task
         name = getattr(task.function, "name", self._settings.label)
         if task.bare:
-            command = (BASH, "-c", cast("BashCommand", task.function).text)
+            command = cast("BashCommand", task.function).command
             # Not for the command: by the channel's address the guard of an instance knows our jobs.
             return self._request(job, task.resources, command, self._channel, name)
         own = self._python_environment(job, task.resources, "task")
