@@ -44,6 +44,7 @@ from parsl_flux_bulk.instances.federation import Federation
 from parsl_flux_bulk.instances.flux import FluxInstance
 from parsl_flux_bulk.instances.flux_broker import KEPT_FINISHED_JOBS
 from parsl_flux_bulk.instances.members import Demand, Member, own_id
+from parsl_flux_bulk.jobspec.inherited import base_environment
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.worker import keeper
 from parsl_flux_bulk.worker.channel import PING, PING_TIMEOUT
@@ -388,7 +389,7 @@ def _jobspec(nodes: int, cores: int, token: int, channel: Mapping[str, str]) -> 
     return jobspec.build(
         Resources.from_specification(whole),
         ["sh", "-c", put_aside, "sh", "flux", "start", conf, sys.executable, _PROGRAM],
-        environment=os.environ,
+        environment=base_environment(os.environ),
         cwd=os.getcwd(),
         name="bulksubmit",
         shell_options={"mpi": "none"},

@@ -33,6 +33,8 @@ from parsl.providers.base import ExecutionProvider
 from parsl.providers.errors import ScriptPathError, SubmitException
 from parsl.utils import RepresentationMixin
 
+from parsl_flux_bulk.jobspec.inherited import base_environment
+
 logger = logging.getLogger(__name__)
 
 RESULTS = {
@@ -334,7 +336,7 @@ class FluxProvider(ExecutionProvider, RepresentationMixin):
         return done_with
 
     def _flux(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "FLUX_F58_FORCE_ASCII": "1"}
+        environment = {**base_environment(os.environ), "FLUX_F58_FORCE_ASCII": "1"}
         if self.uri is not None:
             environment["FLUX_URI"] = self.uri
         # A session of its own: an interrupt from the keyboard must not cut a submission in two.

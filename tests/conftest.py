@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -34,6 +35,9 @@ PR_SET_CHILD_SUBREAPER = 36
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "flux: needs the flux command and its Python bindings")
     config.addinivalue_line("markers", "may_leak(reason): exempt from the leak check")
+    # Without it every bash that Flux starts reads ~/.bashrc (bash(1), INVOCATION), and tests kill many of
+    # them there: pyenv, for one, leaves a lock then, for which each of the following waits a minute.
+    os.environ.setdefault("SHLVL", "1")
     # Orphans of a test come to this process, so that the leak check sees them too.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 

@@ -13,6 +13,7 @@ import time
 import weakref
 
 from parsl_flux_bulk.errors import InstanceUnavailable
+from parsl_flux_bulk.jobspec.inherited import base_environment
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ class Broker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
+                env=base_environment(os.environ),
                 # Ctrl-C at the terminal is ours to handle.
                 start_new_session=True,
             )

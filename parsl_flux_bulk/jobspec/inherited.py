@@ -42,8 +42,16 @@ _NOT_PROPAGATED = {"memlock", "ofile", "msgqueue", "nice", "rtprio", "rttime", "
 
 
 def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment without `LAUNCHER_VARIABLES`."""
-    return {name: value for name, value in environ.items() if not _LAUNCHER.match(name)}
+    """Return what of an environment is for programs that Flux starts.
+
+    That is without `LAUNCHER_VARIABLES`, and with ``SHLVL``. Standard input is a socket in Flux, and with
+    that bash takes itself for the shell of a remote login and reads the user's ``~/.bashrc``, unless
+    ``SHLVL`` tells that it is none (bash(1), *INVOCATION*). Cron, systemd and tox start scripts without it.
+    """
+    variables = {name: value for name, value in environ.items() if not _LAUNCHER.match(name)}
+    if variables.get("SHLVL", "0") in ("", "0"):
+        variables["SHLVL"] = "1"
+    return variables
 
 
 def soft_limits() -> dict[str, int]:

@@ -47,6 +47,18 @@ def header(text: str) -> str:
     return f"--> executable follows <--\n{text}\n--> end executable <--\n"
 
 
+@pytest.mark.flux
+def test_neither_flux_nor_an_app_reads_the_users_bashrc(new_executor, monkeypatch, tmp_path):
+    """Bash would, with a socket as its standard input, in a script that no shell started."""
+    (tmp_path / ".bashrc").write_text("echo $$ $0 >> ~/read\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SHLVL")
+    with new_executor("flux", tasks_per_job=1) as executor:
+        assert submit(executor, command, {}, f"echo $HOME > {tmp_path}/home").result(BOUND) == 0
+    assert (tmp_path / "home").read_text() == f"{tmp_path}\n"
+    assert not (tmp_path / "read").exists()
+
+
 # -- output ------------------------------------------------------------------------------------------
 
 

@@ -92,9 +92,15 @@ def test_the_environment_of_jobs_is_without_what_a_launcher_set():
         "MY_SLURM_X": "1",
         "PMIX": "1",
         "FLUX_URI": "u",
+        "SHLVL": "3",
     }
     go = ["SLURM_JOB_ID", "PMI_RANK", "PMIX_RANK", "PALS_APID", "I_MPI_PMI_LIBRARY", "OMPI_COMM_WORLD_RANK"]
     assert base_environment({**stay, **dict.fromkeys(go, "x")}) == stay
+
+
+@pytest.mark.parametrize("before", [{}, {"SHLVL": ""}, {"SHLVL": "0"}])
+def test_bash_is_told_that_it_is_no_remote_login(before):
+    assert base_environment(before) == {"SHLVL": "1"}
 
 
 @pytest.mark.flux
