@@ -41,8 +41,8 @@ import zmq
 
 from parsl_flux_bulk.block_relay import Block, BlockEnd
 from parsl_flux_bulk.errors import InstanceError
+from parsl_flux_bulk.inherited import base_environment
 from parsl_flux_bulk.instances import relay_wire as wire
-from parsl_flux_bulk.jobspec.inherited import base_environment
 
 if TYPE_CHECKING:
     from parsl_flux_bulk.instances.base import Instance

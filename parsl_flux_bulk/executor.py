@@ -27,11 +27,11 @@ from parsl_flux_bulk.blocks import Blocks
 from parsl_flux_bulk.calls import FunctionTable, serialise_call
 from parsl_flux_bulk.dispatch.task import Task, TaskFunction
 from parsl_flux_bulk.errors import ExecutorClosed
+from parsl_flux_bulk.inherited import base_environment, soft_limits
 from parsl_flux_bulk.instances.base import Instance
 from parsl_flux_bulk.instances.choose import choose_instance
 from parsl_flux_bulk.instances.federation import Federation
 from parsl_flux_bulk.jobbuilder import WorkerSettings
-from parsl_flux_bulk.jobspec.inherited import base_environment, soft_limits
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.pipeline import Pipeline
 from parsl_flux_bulk.scaling import BlockScaling

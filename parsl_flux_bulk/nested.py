@@ -28,6 +28,7 @@ from collections.abc import Mapping
 
 from parsl_flux_bulk import jobspec, wire
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
+from parsl_flux_bulk.inherited import base_environment
 from parsl_flux_bulk.instances.base import (
     Capacity,
     Completion,
@@ -44,7 +45,6 @@ from parsl_flux_bulk.instances.federation import Federation
 from parsl_flux_bulk.instances.flux import FluxInstance
 from parsl_flux_bulk.instances.flux_broker import KEPT_FINISHED_JOBS
 from parsl_flux_bulk.instances.members import Demand, Member, own_id
-from parsl_flux_bulk.jobspec.inherited import base_environment
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.worker import keeper
 from parsl_flux_bulk.worker.channel import PING, PING_TIMEOUT

@@ -219,7 +219,10 @@ class Completion(Protocol):
         """
 
     def send(self, peer: PeerId, body: bytes) -> None:
-        """Send a message to a peer. A peer that is gone is passed over: PeerLost tells of it."""
+        """Send a message to a peer; without effect after `close`.
+
+        A peer that is gone is passed over, with its instance or alone: `poll` tells of both.
+        """
 
     def channel(self) -> ChannelAddress:
         """How processes inside jobs reach this channel; it is open from now on."""

@@ -13,7 +13,7 @@ import time
 import weakref
 
 from parsl_flux_bulk.errors import InstanceUnavailable
-from parsl_flux_bulk.jobspec.inherited import base_environment
+from parsl_flux_bulk.inherited import base_environment
 
 logger = logging.getLogger(__name__)
 

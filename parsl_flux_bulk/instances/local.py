@@ -258,8 +258,7 @@ class LocalCompletion:
         return events
 
     def send(self, peer: PeerId, body: bytes) -> None:
-        """Send a message to a peer."""
-        self._check()
+        """Send a message to a peer; see :meth:`.base.Completion.send`."""
         if self._peers is not None:
             self._peers.send(peer, body)
 
@@ -285,6 +284,7 @@ class LocalCompletion:
             os.close(self._wake_fd)
         if self._peers is not None:
             self._peers.close()
+            self._peers = None
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._channel_path)
         self._link.close()

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import threading
@@ -307,10 +308,11 @@ class RelayedCompletion:
         return events
 
     def send(self, peer: PeerId, body: bytes) -> None:
-        """Send a message to a peer."""
-        self._check()
+        """Send a message to a peer; see :meth:`.base.Completion.send`."""
         assert isinstance(peer, int)
-        self._instance.send(wire.SEND, self.number, peer, body)
+        if not self._closed:
+            with contextlib.suppress(InstanceLost):
+                self._instance.send(wire.SEND, self.number, peer, body)
 
     def channel(self) -> ChannelAddress:
         """Have the block open the channel, and say how to reach it from inside it."""

@@ -125,6 +125,13 @@ def test_a_killed_peer_is_lost_once(seam: Seam, tmp_path: Path) -> None:
     assert seam.completion.poll(0.1) == []
 
 
+def test_what_is_sent_after_the_end_is_passed_over(seam: Seam, tmp_path: Path) -> None:
+    start_peer(seam, 'say(b"here"); hear()', tmp_path)
+    wait_message(seam)
+    seam.completion.close()
+    seam.completion.send(seam.messages[0][0], b"too late")
+
+
 def test_several_peers_are_told_apart(seam: Seam, tmp_path: Path) -> None:
     source = 'rank = os.environ["FLUX_TASK_RANK"].encode(); say(rank); say(rank + hear())'
     start_peer(seam, source, tmp_path, per_resource={"type": "core", "count": 4})

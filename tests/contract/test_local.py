@@ -348,12 +348,12 @@ def test_a_killed_broker_is_an_instance_lost(tmp_path: Path) -> None:
             seam.connection.capacity,
             lambda: seam.completion.watch(job_id),
             lambda: seam.completion.poll(0),
-            lambda: seam.completion.send(1, b""),
             seam.instance.connect,
             seam.instance.completion,
         ):
             with pytest.raises(InstanceLost):
                 call()
+        seam.completion.send(1, b"to nobody")
         helpers.wait_gone([hidden])
         assert not directory.exists()
 

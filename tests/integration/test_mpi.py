@@ -22,7 +22,7 @@ from commands import command
 from helpers import run_documentation, wait_gone
 
 from parsl_flux_bulk import FluxBulkExecutor
-from parsl_flux_bulk.jobspec.inherited import LAUNCHER_VARIABLES
+from parsl_flux_bulk.inherited import LAUNCHER_VARIABLES
 
 pytestmark = [pytest.mark.flux, pytest.mark.mpi]
 

@@ -14,7 +14,7 @@ from parsl.monitoring.radios.filesystem import FilesystemRadio
 from parsl.monitoring.remote import monitor_wrapper
 
 from parsl_flux_bulk import bash
-from parsl_flux_bulk.jobspec.inherited import base_environment, soft_limits
+from parsl_flux_bulk.inherited import base_environment, soft_limits
 from parsl_flux_bulk.jobspec.resources import Resources
 
 APP = parsl.bash_app(command).wrapped_remote_function

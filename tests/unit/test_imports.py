@@ -29,7 +29,7 @@ LAYERS = [
     {"worker"},
     {"codec", "wire", "notes"},
     {"instances"},
-    {"errors", "version", "__init__"},
+    {"errors", "inherited", "version", "__init__"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 
