@@ -70,6 +70,11 @@ def zeros(size: int) -> bytes:
     return bytes(size)
 
 
+def with_place(value: Any) -> tuple[Any, str]:
+    """Give back a value, and which broker of Flux this was under."""
+    return value, os.environ["FLUX_URI"]
+
+
 def meet(directory: str, brokers: int, bound: float = 60.0, **_: Any) -> str:
     """Wait until so many brokers of Flux have come to a directory; tell which one this is."""
     mine = os.environ["FLUX_URI"].removeprefix("local://").replace("/", "_")

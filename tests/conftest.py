@@ -1,7 +1,8 @@
 """What every suite gets: a leak check, a time-out, the ``flux`` and ``slurm`` markers, executors to test.
 
 * A test that leaves a thread or a child process behind fails, with the thread's stack or the
-  process's command line. ``@pytest.mark.may_leak(reason)`` exempts one.
+  process's command line. ``@pytest.mark.may_leak(reason)`` exempts one. So does a module that leaves
+  jobs in the session's Flux instance.
 * A test that takes more than 120 s fails; ``@pytest.mark.timeout(seconds)`` says otherwise.
 * ``@pytest.mark.flux`` needs a real Flux, and ``@pytest.mark.slurm`` Slurm's daemons and root. Where
   they are missing the test is skipped, and the head of the report says so once more.
@@ -28,6 +29,9 @@ DEFAULT_TIMEOUT = 120.0
 
 LEAK_BOUND = 5.0
 """Seconds that threads and processes have to end after their test."""
+
+JOB_BOUND = 15.0
+"""Seconds that jobs have to end after their module; Flux kills those that do not heed a cancel after 5 s."""
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -81,6 +85,20 @@ def leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
         time.sleep(0.005)
     if left:
         pytest.fail("left behind by this test:\n" + "\n".join(left), pytrace=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def job_check() -> Iterator[None]:
+    """Fail a module that leaves jobs in an instance that goes on: they would take cores from other tests."""
+    yield
+    for uri in helpers.RUNNING_INSTANCES:
+        deadline = time.monotonic() + JOB_BOUND
+        while (left := helpers.active_jobs(uri)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        if left:
+            helpers.flux(uri, "cancel", "--all")
+            helpers.wait_until(lambda uri=uri: not helpers.active_jobs(uri), 2 * JOB_BOUND)
+            pytest.fail(f"left behind by this module in {uri}: {left}", pytrace=False)
 
 
 # -- executors --------------------------------------------------------------------------------------

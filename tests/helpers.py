@@ -27,6 +27,8 @@ T = TypeVar("T")
 PROJECT = Path(__file__).resolve().parent.parent
 LONG_LIVED: set[int] = set()
 """Processes that a session fixture owns; the leak check passes over them and their descendants."""
+RUNNING_INSTANCES: set[str] = set()
+"""URIs of the Flux instances that tests have started and not ended yet."""
 
 
 # -- waiting -----------------------------------------------------------------------------------------
@@ -198,11 +200,14 @@ def flux_instance(*options: str) -> Iterator[str]:
     )  # fmt: skip
     assert process.stdin and process.stdout
     LONG_LIVED.add(process.pid)
+    uri = ""
     try:
         uri = process.stdout.readline().strip()
         assert uri, f"flux start ended with {process.wait(10)} and gave no URI"
+        RUNNING_INSTANCES.add(uri)
         yield uri
     finally:
+        RUNNING_INSTANCES.discard(uri)
         process.stdin.close()
         try:
             process.wait(30)
@@ -211,6 +216,21 @@ def flux_instance(*options: str) -> Iterator[str]:
             process.wait()
         process.stdout.close()
         LONG_LIVED.discard(process.pid)
+
+
+def flux(uri: str, *arguments: str, bound: float = 60.0) -> str:
+    """Run a command of Flux's in an instance; return what it printed."""
+    done = subprocess.run(
+        ["flux", *arguments],
+        env={**os.environ, "FLUX_URI": uri}, capture_output=True, text=True, timeout=bound,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def active_jobs(uri: str) -> list[str]:
+    """Ids and names of the jobs of an instance that have not ended."""
+    return flux(uri, "jobs", "-no", "{id} {name}").splitlines()
 
 
 # -- leaks -------------------------------------------------------------------------------------------

@@ -143,8 +143,10 @@ class Run:
         while self._outstanding:
             if self.signal is not None and deadline is None:
                 name = signal.Signals(self.signal).name
-                self._report.say(f"{name}: cancelling {len(self._outstanding)} jobs (again to stop at once)")
+                outstanding = len(self._outstanding)
+                # First, lest a second signal comes before it.
                 self._bulk.cancel(f"bulksubmit was ended by {name}")
+                self._report.say(f"{name}: cancelling {outstanding} jobs (again to stop at once)")
                 deadline = time.monotonic() + CANCEL_TIMEOUT
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:

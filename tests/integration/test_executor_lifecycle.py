@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import os
 import signal
-import subprocess
 import tempfile
 import threading
 import time
@@ -20,7 +19,7 @@ from typing import Any
 
 import apps
 import pytest
-from helpers import descendants, run_script, script, wait_event, wait_gone, wait_until
+from helpers import active_jobs, descendants, run_script, script, wait_event, wait_gone, wait_until
 
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.errors import ExecutorClosed, InstanceUnavailable
@@ -343,14 +342,6 @@ def test_a_forked_child_ends_nothing_of_ours(instance: str, tmp_path: Path, scra
 
 
 # -- death ---------------------------------------------------------------------------------------------
-
-
-def active_jobs(uri: str) -> list[str]:
-    listed = subprocess.run(
-        ["flux", "jobs", "--no-header", "--format={id} {status}"],
-        env={**os.environ, "FLUX_URI": uri}, capture_output=True, text=True, timeout=BOUND, check=True,
-    )  # fmt: skip
-    return listed.stdout.splitlines()
 
 
 def kill_when_busy(instance: str, directory: Path, *, helpers_first: bool = False) -> None:

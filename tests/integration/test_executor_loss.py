@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import apps
 import pytest
-from helpers import descendants, flux_instance, process_table, wait_gone, wait_until
+from helpers import descendants, flux, flux_instance, process_table, wait_gone, wait_until
 
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.errors import InstanceLost
@@ -60,13 +59,11 @@ def test_everything_outstanding_ends(
 def test_a_broker_that_dies_amid_submissions_is_lost_and_has_refused_nothing(delay: float) -> None:
     request = JobRequest(build(Resources(), ["true"], environment=os.environ, cwd="/"), trusted=True)
     with flux_instance() as uri:
-        broker = subprocess.run(
-            ["flux", "getattr", "broker.pid"], env={**os.environ, "FLUX_URI": uri}, stdout=subprocess.PIPE
-        )
+        broker = int(flux(uri, "getattr", "broker.pid"))
         instance = FluxInstance.attach(uri)
         instance.start()
         connection = instance.connect()
-        killer = threading.Timer(delay, os.kill, (int(broker.stdout), signal.SIGKILL))
+        killer = threading.Timer(delay, os.kill, (broker, signal.SIGKILL))
         killer.start()
         try:
             with pytest.raises(InstanceLost):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -21,18 +20,6 @@ pytestmark = pytest.mark.flux
 BOUND = 60.0
 
 
-def flux(uri: str, *arguments: str) -> str:
-    done = subprocess.run(
-        ["flux", *arguments],
-        env={**os.environ, "FLUX_URI": uri},
-        capture_output=True,
-        text=True,
-        timeout=BOUND,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 OUTER = 1
 
 
@@ -44,12 +31,12 @@ def member(future: JobFuture) -> int:
 
 def jobs_of(uri: str) -> list[str]:
     """Names of the active jobs of an instance itself."""
-    return flux(uri, "jobs", "-no", "{name}").split()
+    return helpers.flux(uri, "jobs", "-no", "{name}").split()
 
 
 def brokers_inside(uri: str) -> list[int]:
     """Process ids of the brokers whose instances are jobs of an instance."""
-    outer = int(flux(uri, "getattr", "broker.pid"))
+    outer = int(helpers.flux(uri, "getattr", "broker.pid"))
     return [pid for pid in helpers.descendants(outer) if "flux-broker" in helpers.command_of(pid)]
 
 
