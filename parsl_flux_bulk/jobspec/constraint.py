@@ -148,7 +148,7 @@ def _is_host_range(element: str) -> bool:
 
 
 def _tokens(text: str) -> list[_Token]:
-    """Split an expression; ``op:`` and a quoted string after it are one term."""
+    """Split an expression; ``op:`` and what comes next that is no operator, quoted or not, are one term."""
     tokens: list[_Token] = []
     position, prefix = 0, ""
     while position < len(text) and not text[position:].isspace():
@@ -163,8 +163,6 @@ def _tokens(text: str) -> list[_Token]:
                 continue
             kind = "term"
         if kind != "term":
-            if prefix:
-                break
             tokens.append(_Token(kind, value, start))
         elif value.endswith(":") and not prefix:
             prefix = value
