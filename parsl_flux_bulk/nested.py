@@ -54,7 +54,7 @@ from parsl_flux_bulk.worker.peer import TOKEN
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT = 30.0
-"""Seconds that inner instances may take to come up; those that have not by then are done without."""
+"""Seconds that inner instances may take to come up; those that have not by then are not waited for."""
 
 STOP_TIMEOUT = 15.0
 """Seconds that they may take to end before their jobs are cancelled."""
@@ -252,7 +252,6 @@ class _Nursery(threading.Thread):
         super().start()
         if not self._settled.wait(START_TIMEOUT):
             logger.warning("not all instances inside Flux came up within %g s: going on", START_TIMEOUT)
-            self.enough()
 
     def enough(self) -> None:
         """Do without those that are not up yet; returns at once."""

@@ -102,6 +102,8 @@ def test_those_that_come_late_are_done_without(
             (tmp_path / "fifo").write_text("")
             assert all(future.result(BOUND).ok for future in [busy, *futures])
             assert set(map(member, futures)) == {OUTER}
+    last = ("jobs", "-a", "--name=bulksubmit", "-c2", "-no", "{status}")
+    assert helpers.flux(flux_uri, *last).split() == ["CANCELED"] * 2
 
 
 def test_the_output_of_jobs_and_their_errors_are_there(flux_uri: str) -> None:
@@ -162,10 +164,12 @@ def test_nothing_is_left_when_the_script_is_killed(own: bool, flux_uri: str, tmp
 
 
 def test_over_the_nodes_of_a_larger_instance(tmp_path: Path) -> None:
+    cores = len(os.sched_getaffinity(0))
     with helpers.flux_instance("-s4") as uri, BulkSubmitter(uri, instances=2) as bulk:
-        # Two nodes fit one of them.
+        # Two whole nodes fit one of them.
         futures = [
-            bulk.submit_command(["flux", "getattr", "size"], num_nodes=2, num_tasks=2) for _ in range(4)
+            bulk.submit_command(["flux", "getattr", "size"], num_nodes=2, num_tasks=2, cores_per_task=cores)
+            for _ in range(4)
         ]
         for future in futures:
             assert future.result(BOUND).ok

@@ -8,10 +8,10 @@ import pytest
 from test_federation import FakeInstance, request
 
 from parsl_flux_bulk import nested
-from parsl_flux_bulk.instances.base import Capacity, JobRequest, Refusal
+from parsl_flux_bulk.instances.base import Capacity, JobEnded, JobRequest, JobResult, JobStatus, Refusal
 from parsl_flux_bulk.instances.flux import FluxInstance
 from parsl_flux_bulk.instances.local import LocalInstance
-from parsl_flux_bulk.nested import NestedInstances, automatic, divide, nest
+from parsl_flux_bulk.nested import NestedInstances, _Nursery, automatic, divide, nest
 
 
 @pytest.mark.parametrize(
@@ -137,6 +137,32 @@ def test_one_that_comes_late_is_not_used(made) -> None:
     connection.submit([request()])
     assert counts([*there, late]) == [2, 0, 0, 0]
     assert "late" in federation._nursery.retired
+
+
+@pytest.fixture
+def nursery(made):
+    """One that has started the two inner instances as jobs 1 and 2."""
+    federation, _, (outer, *_) = made
+    nursery = _Nursery(federation, outer, [])
+    for name, member in zip("ab", federation.members[1:], strict=True):
+        nursery._members[name], nursery._up[name] = member, f"keeper of {name}"
+    return nursery
+
+
+def test_one_whose_keeper_is_gone_gets_no_more_jobs(made, nursery: _Nursery) -> None:
+    _, connection, there = made
+    nursery._ending("keeper of a")
+    connection.submit([request() for _ in range(4)])
+    assert counts(there) == [0, 0, 4]
+
+
+def test_one_whose_job_has_ended_is_gone(made, nursery: _Nursery) -> None:
+    """Though a broken connection to another node may not tell."""
+    federation, connection, there = made
+    nursery._ended("a", JobEnded(1, JobResult(JobStatus.FAILED, exit_code=1)))
+    assert [member.name for member in federation.members] == ["outside", "b"]
+    connection.submit([request() for _ in range(4)])
+    assert counts(there) == [0, 0, 4]
 
 
 def test_what_fits_nowhere_is_refused_and_changes_nothing(made) -> None:
