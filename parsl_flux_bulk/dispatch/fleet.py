@@ -146,17 +146,21 @@ class Fleet:
         """A peer is not connected any more."""
         peer.lost = True
         self.changed = True
-        self._dismiss(peer)
         job = peer.job
-        if not isinstance(job, WorkerJob) or job.leaving:
+        was_busy = isinstance(job, WorkerJob) and job.busy
+        self._dismiss(peer)
+        if not isinstance(job, WorkerJob) or job.result is not None:
             return
-        if job.connected or len(job.peers) < job.size:
+        if not job.connected and len(job.peers) >= job.size:
+            self.leave(job)
+            self._end_by(job)
+        elif not job.leaving:
             lost = min(job.live, len(peer.workers))
             job.live -= lost
             job.crew.slots -= lost
-        else:
-            self.leave(job)
-            self._end_by(job)
+        if was_busy and not job.busy and job.connected:
+            # All that it ran was here: its other pools have nothing to do, and nothing of theirs will end.
+            self.note_idle(job, self._timers.now)
 
     def _dismiss(self, peer: Peer) -> None:
         """A peer, or its job, is gone: its workers serve no more; their queues stay as they are."""

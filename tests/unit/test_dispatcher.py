@@ -441,6 +441,23 @@ def test_of_a_lost_pool_only_what_it_had_is_lost_and_workers_come_again():
     assert len(slots(world)) == 3
 
 
+def test_what_is_left_of_a_job_ends_after_the_loss_of_the_pool_that_was_busy():
+    world = Simulation(nodes=2, cores=2)
+    world.submit(2, function=Function(0.1))
+    until_running(world, 2)
+    (model,) = world.jobs.values()
+    world.run(until=lambda: len(world.outcomes) == 2)
+    world.submit(1, function=Function(1000.0))
+    world.run(for_=60.0)
+    assert model.state == "running"  # one of its two pools is busy
+    (busy,) = [pool for pool in model.pools if pool.slots[0].running]
+    busy.end(137)
+    world.run_all()
+    world.check_all_ended()
+    assert model.state == "ended"
+    assert world.now < 120.0
+
+
 def test_tasks_queued_at_a_lost_pool_are_never_run_again_and_say_so():
     world = Simulation(cores=1)
     world.submit(500, function=Function(0.001))
