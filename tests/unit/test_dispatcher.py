@@ -441,7 +441,8 @@ def test_of_a_lost_pool_only_what_it_had_is_lost_and_workers_come_again():
     assert len(slots(world)) == 3
 
 
-def test_what_is_left_of_a_job_ends_after_the_loss_of_the_pool_that_was_busy():
+@pytest.mark.parametrize("leaving", [False, True])
+def test_what_is_left_of_a_job_ends_after_the_loss_of_the_pool_that_was_busy(leaving):
     world = Simulation(nodes=2, cores=2)
     world.submit(2, function=Function(0.1))
     until_running(world, 2)
@@ -451,6 +452,10 @@ def test_what_is_left_of_a_job_ends_after_the_loss_of_the_pool_that_was_busy():
     world.run(for_=60.0)
     assert model.state == "running"  # one of its two pools is busy
     (busy,) = [pool for pool in model.pools if pool.slots[0].running]
+    if leaving:
+        world.event(lambda d: d.drain_jobs(lambda job: True, "its block is to end"))
+        world.run(for_=1.0)
+        assert model.state == "running"
     busy.end(137)
     world.run_all()
     world.check_all_ended()
