@@ -21,7 +21,7 @@ from relay_service import BlockInstance  # noqa: E402
 from seam import Seam, peer_job, shell  # noqa: E402
 
 from parsl_flux_bulk.instances.base import Instance  # noqa: E402
-from parsl_flux_bulk.instances.local import LocalInstance  # noqa: E402
+from parsl_flux_bulk.instances.local.client import LocalInstance  # noqa: E402
 
 ECHO = """
 say(b"ready")
@@ -35,7 +35,7 @@ MEGABYTES = 100
 
 
 def direct_flux() -> Instance:
-    from parsl_flux_bulk.instances.flux import FluxInstance
+    from parsl_flux_bulk.instances.flux.instance import FluxInstance
 
     return FluxInstance.own()
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from parsl_flux_bulk.version import __version__
 
 if TYPE_CHECKING:
-    from parsl_flux_bulk.bulk import BulkSubmitter, JobFuture
-    from parsl_flux_bulk.executor import FluxBulkExecutor
+    from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
+    from parsl_flux_bulk.executor.executor import FluxBulkExecutor
 
 __all__ = ["BulkSubmitter", "FluxBulkExecutor", "JobFuture", "__version__"]
 

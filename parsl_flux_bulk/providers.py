@@ -33,7 +33,7 @@ from parsl.providers.base import ExecutionProvider
 from parsl.providers.errors import ScriptPathError, SubmitException
 from parsl.utils import RepresentationMixin
 
-from parsl_flux_bulk.inherited import base_environment
+from parsl_flux_bulk.jobspec.job_environment import base_environment
 
 logger = logging.getLogger(__name__)
 

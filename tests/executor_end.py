@@ -15,7 +15,7 @@ from pathlib import Path
 
 from helpers import PROJECT
 
-from parsl_flux_bulk import wire
+from parsl_flux_bulk.protocol import frames
 
 LENGTH = struct.Struct("<Q")
 WORKER = PROJECT / "parsl_flux_bulk" / "worker" / "main.py"
@@ -29,7 +29,7 @@ class Frame:
 
     @property
     def json(self) -> dict[str, object]:
-        return wire.decode_json(self.payload)
+        return frames.decode_json(self.payload)
 
     def __repr__(self) -> str:
         return f"Frame({self.kind}, slot={self.slot}, id={self.id}, {self.payload[:60]!r})"
@@ -74,7 +74,7 @@ class Peer:
             message = bytes(self._buffer[8 : 8 + length])
             del self._buffer[: 8 + length]
             self.messages += 1
-            self.frames += [Frame(k, s, i, bytes(p)) for k, s, i, p in wire.frames(message)]
+            self.frames += [Frame(k, s, i, bytes(p)) for k, s, i, p in frames.frames(message)]
 
     def until(self, condition: Callable[[], object], bound: float = 20.0, what: str = "") -> None:
         """Read until `condition` holds; the test fails if it does not within `bound` seconds."""
@@ -136,7 +136,7 @@ class ExecutorEnd:
         """Wait for a connection and its HELLO."""
         peer = Peer(self.listener.accept()[0])
         self.peers.append(peer)
-        peer.get(wire.HELLO)
+        peer.get(frames.HELLO)
         return peer
 
     def close(self) -> None:

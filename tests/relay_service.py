@@ -14,11 +14,11 @@ from typing import IO, Any
 from helpers import wait_until
 from parsl.curvezmq import create_certificates
 
+from parsl_flux_bulk.blocks.relay_server import RelayedInstance, RelayServer
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
 from parsl_flux_bulk.instances.base import Completion, Connection, JobId
-from parsl_flux_bulk.instances.relay import RelayedInstance, RelayServer
 
-BLOCK = Path(__file__).resolve().parent.parent / "parsl_flux_bulk" / "block.py"
+BLOCK = Path(__file__).resolve().parent.parent / "parsl_flux_bulk" / "blocks" / "main.py"
 JOIN_BOUND = 60.0
 END_BOUND = 30.0
 

@@ -1,1 +1,4 @@
-"""Commands that people type. Each is a thin layer over a public class."""
+"""The commands: arguments, inputs, one module a command, report, progress.
+
+May import every other package but `executor`.
+"""

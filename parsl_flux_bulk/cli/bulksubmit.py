@@ -1,6 +1,6 @@
 """The `bulksubmit` command: one run, and its exit status.
 
-A thin layer over :class:`parsl_flux_bulk.bulk.BulkSubmitter`. What may be typed is in
+A thin layer over :class:`parsl_flux_bulk.bulk.submitter.BulkSubmitter`. What may be typed is in
 ``arguments.py``, the jobs to be are in ``work.py``, what it says is in ``report.py``.
 """
 
@@ -18,16 +18,16 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import NoReturn, TextIO
 
-from parsl_flux_bulk.bulk import BulkSubmitter, JobFuture
+from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
 from parsl_flux_bulk.cli.arguments import asks_for_little, parse
-from parsl_flux_bulk.cli.inbox import Inbox
 from parsl_flux_bulk.cli.inputs import UnusableInput
 from parsl_flux_bulk.cli.report import SHOWN_FAILURES, Report
+from parsl_flux_bulk.cli.signal_queue import SignalQueue
 from parsl_flux_bulk.cli.work import Item, Work, refuse_invalid
 from parsl_flux_bulk.errors import InstanceError, JobspecError
 from parsl_flux_bulk.instances.base import JobResult
-from parsl_flux_bulk.instances.choose import choose_instance
-from parsl_flux_bulk.nested import automatic
+from parsl_flux_bulk.instances.factory import choose_instance
+from parsl_flux_bulk.instances.federation.inner import automatic
 
 EXIT_OK, EXIT_FAILED, EXIT_UNUSABLE = 0, 1, 2
 
@@ -113,7 +113,7 @@ class Run:
     def __init__(self, bulk: BulkSubmitter, report: Report) -> None:
         self._bulk = bulk
         self._report = report
-        self._ended: Inbox[JobFuture] = Inbox()
+        self._ended: SignalQueue[JobFuture] = SignalQueue()
         self._outstanding: set[JobFuture] = set()
         self._not_submitted = 0
         self.signal: int | None = None

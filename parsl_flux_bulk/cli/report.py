@@ -8,10 +8,10 @@ import time
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from parsl_flux_bulk.bulk import JobFuture
+from parsl_flux_bulk.bulk.submitter import JobFuture
 from parsl_flux_bulk.cli.progress import open_progress
-from parsl_flux_bulk.endings import describe
 from parsl_flux_bulk.errors import JobspecError
+from parsl_flux_bulk.pipeline.job_errors import describe
 
 SHOWN_FAILURES = 20
 STDERR_LINES = 5

@@ -1,1 +1,4 @@
-"""Places where jobs run; see :mod:`parsl_flux_bulk.instances.base`."""
+"""Where jobs run: the seam (`base`), the choice (`factory`), and the implementations in folders below.
+
+May import `jobspec`, `worker` and `protocol`.
+"""

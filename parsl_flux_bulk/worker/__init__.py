@@ -1,1 +1,6 @@
-"""What runs inside jobs, with the standard library alone. Begin with :mod:`.main`."""
+"""What runs inside a job: managers, worker processes, MPI ranks.
+
+Standard library only until a task needs more.
+
+May import `protocol` and `errors`.
+"""

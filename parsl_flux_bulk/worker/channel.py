@@ -6,7 +6,7 @@
                          ├─ UnixChannel   the embedded instance: a Unix stream socket
                          └─ FluxChannel   Flux, in parsl_flux_bulk.worker.channel_flux
 
-A message is any bytes; see :mod:`parsl_flux_bulk.wire` for what is in them. The first message that is sent
+A message is any bytes; see `protocol.frames` for what is in them. The first message that is sent
 introduces this process to the executor. Nothing is imported that the transport in use does not need, since
 every process of every job pays for it, on a shared file system.
 """

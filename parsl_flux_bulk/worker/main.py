@@ -47,17 +47,17 @@ def main() -> int:
 
     try:
         if mode == "pool":
-            from parsl_flux_bulk.worker import pool
+            from parsl_flux_bulk.worker import manager
 
-            return pool.main()
+            return manager.main()
         if mode == "task":
-            from parsl_flux_bulk.worker import rank
+            from parsl_flux_bulk.worker import mpi_rank
 
-            return rank.main()
+            return mpi_rank.main()
         if mode == "keeper":
-            from parsl_flux_bulk.worker import keeper
+            from parsl_flux_bulk.worker import inner_instance
 
-            return keeper.main()
+            return inner_instance.main()
     except ChannelLost as error:
         print(f"worker: {error}", file=sys.stderr)
         return 1

@@ -12,8 +12,8 @@ import os
 import socket
 from collections import deque
 
-from parsl_flux_bulk import wire
-from parsl_flux_bulk.worker.child import BY_DESCRIPTOR, PACKET_LIMIT, received_descriptor
+from parsl_flux_bulk.protocol import frames
+from parsl_flux_bulk.worker.worker_process import BY_DESCRIPTOR, PACKET_LIMIT, received_descriptor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _LONG_QUEUED = 2
 
 _READ_SIZE = 1 << 18
 _ANCILLARY = socket.CMSG_SPACE(4)
-_CALL = wire.HEADER_SIZE + wire.FUNCTION_ID_SIZE
+_CALL = frames.HEADER_SIZE + frames.FUNCTION_ID_SIZE
 
 
 class Frame:
@@ -82,7 +82,7 @@ def function_frame(kind: int, frame: memoryview) -> Frame:
 
 def task_frame(task_id: int, frame: memoryview) -> Frame:
     """Return a TASK frame, ready to be given."""
-    return Frame(task_id, bytes(frame[wire.HEADER_SIZE : _CALL]), frame)
+    return Frame(task_id, bytes(frame[frames.HEADER_SIZE : _CALL]), frame)
 
 
 def _packed(kind: int, task_id: int, function_id: bytes, frame: bytes | memoryview) -> Frame:
@@ -182,12 +182,12 @@ class Slot:
                 if frame.body is None and len(frame.packet) >= PACKET_LIMIT:
                     if self._long >= _LONG_QUEUED:
                         return
-                    frame = _packed(wire.TASK, frame.task_id, frame.function_id, frame.packet)
+                    frame = _packed(frames.TASK, frame.task_id, frame.function_id, frame.packet)
                     waiting[0] = frame
                 if frame.function_id not in self._knows:
                     function = self.functions.get(frame.function_id)
                     if function is None:
-                        raise wire.WireError(f"task {frame.task_id} is of a function that was never sent")
+                        raise frames.FrameError(f"task {frame.task_id} is of a function that was never sent")
                     if not self._put(function):
                         return
                     self._knows.add(frame.function_id)
@@ -212,12 +212,12 @@ class Slot:
                 packet, ancillary, _, _ = self._queue.recvmsg(PACKET_LIMIT, _ANCILLARY, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
-            kind, _, id, _ = wire.HEADER.unpack_from(packet)
+            kind, _, id, _ = frames.HEADER.unpack_from(packet)
             body = Memory(received_descriptor(ancillary)) if ancillary else None
-            if kind & ~BY_DESCRIPTOR == wire.TASK:
-                taken.append(Frame(id, packet[wire.HEADER_SIZE : _CALL], packet, body))
+            if kind & ~BY_DESCRIPTOR == frames.TASK:
+                taken.append(Frame(id, packet[frames.HEADER_SIZE : _CALL], packet, body))
                 self._long -= self.given.pop(id)
-            elif kind & ~BY_DESCRIPTOR == wire.FUNCTION:
+            elif kind & ~BY_DESCRIPTOR == frames.FUNCTION:
                 self._knows.discard(packet[5:13])
             else:
                 taken.append(Frame(0, b"", packet))
@@ -271,7 +271,7 @@ class Slot:
     def _scan(self, data: bytes | bytearray) -> int:
         """Note the outcomes of which all bytes are there; return where the last of them ends."""
         size, start, given = len(data), 0, self.given
-        unpack, header = wire.HEADER.unpack_from, wire.HEADER_SIZE
+        unpack, header = frames.HEADER.unpack_from, frames.HEADER_SIZE
         while size - start >= header:
             _, _, id, length = unpack(data, start)
             end = start + header + length

@@ -19,7 +19,7 @@ from types import ModuleType
 import pytest
 
 from parsl_flux_bulk import FluxBulkExecutor
-from parsl_flux_bulk.agent import TaskFuture
+from parsl_flux_bulk.executor.runtime import TaskFuture
 
 LIST = Path(__file__).with_name("deselected.txt")
 

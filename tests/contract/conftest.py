@@ -10,8 +10,8 @@ from relay_service import BlockInstance
 from seam import Seam
 
 from parsl_flux_bulk.instances.base import Instance
-from parsl_flux_bulk.instances.federation import Federation
-from parsl_flux_bulk.instances.local import LocalInstance
+from parsl_flux_bulk.instances.federation.federation import Federation
+from parsl_flux_bulk.instances.local.client import LocalInstance
 
 KINDS = [
     "local",
@@ -54,7 +54,7 @@ def new_instance(kind: str, request: pytest.FixtureRequest) -> Callable[[], Inst
         return OneBlock
     if kind.startswith("relay"):
         return lambda: BlockInstance(flux=kind == "relay-flux")
-    from parsl_flux_bulk.instances.flux import FluxInstance
+    from parsl_flux_bulk.instances.flux.instance import FluxInstance
 
     if kind == "flux-own":
         return FluxInstance.own

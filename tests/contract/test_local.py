@@ -16,10 +16,10 @@ import pytest
 from seam import Seam, files, jobspec, peer_job, shell
 
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
-from parsl_flux_bulk.instances import local_broker, local_kept
 from parsl_flux_bulk.instances.base import JobRequest, JobStatus, Refusal
-from parsl_flux_bulk.instances.local import LocalInstance
-from parsl_flux_bulk.instances.local_machine import physical_cores
+from parsl_flux_bulk.instances.local import kept, server
+from parsl_flux_bulk.instances.local.client import LocalInstance
+from parsl_flux_bulk.instances.local.machine import physical_cores
 
 CORES = len(physical_cores())
 AFFINITY = [sys.executable, "-c", "import os; print(*sorted(os.sched_getaffinity(0)))"]
@@ -335,7 +335,7 @@ def test_a_killed_broker_is_an_instance_lost(tmp_path: Path) -> None:
         (broker,) = [
             pid
             for pid in helpers.own_processes()
-            if "local_broker" in helpers.command_of(pid) and pid not in helpers.LONG_LIVED
+            if "instances.local.server" in helpers.command_of(pid) and pid not in helpers.LONG_LIVED
         ]
         os.kill(broker, 9)
         with pytest.raises(InstanceLost, match="killed by signal 9"):
@@ -372,8 +372,8 @@ def test_output_is_kept_within_bounds(seam: Seam) -> None:
     seam.wait(ids)
     # Those without output leave nothing.
     assert sorted(path.name for path in spool.iterdir()) == [f"{job_id}.out" for job_id in ids[:5]]
-    assert local_kept.KEPT_OUTPUT_JOBS == 10_000
-    size = local_kept.KEPT_OUTPUT_BYTES // 2 + 1
+    assert kept.KEPT_OUTPUT_JOBS == 10_000
+    size = kept.KEPT_OUTPUT_BYTES // 2 + 1
     first, second = (seam.run_one(shell(f"truncate -s {size} /proc/self/fd/1"))[0] for _ in range(2))
     assert not (spool / f"{first}.out").exists()
     assert (spool / f"{second}.out").stat().st_size == size
@@ -393,7 +393,7 @@ def test_a_long_temporary_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_ctrl_c_does_not_reach_jobs(tmp_path: Path) -> None:
     source = f"""
 import os, signal, time
-from parsl_flux_bulk.instances.local import LocalInstance
+from parsl_flux_bulk.instances.local.client import LocalInstance
 from parsl_flux_bulk.instances.base import JobRequest
 instance = LocalInstance()
 instance.start()
@@ -414,7 +414,7 @@ instance.close()
 def test_a_fork_of_the_user_does_not_keep_it_alive(tmp_path: Path) -> None:
     source = """
 import os, time
-from parsl_flux_bulk.instances.local import LocalInstance
+from parsl_flux_bulk.instances.local.client import LocalInstance
 instance = LocalInstance()
 instance.start()
 child = os.fork()
@@ -438,9 +438,9 @@ time.sleep(600)
 def test_needs_nothing_but_the_standard_library(tmp_path: Path) -> None:
     """The broker starts without site-packages; so must every module that it imports."""
     modules = tmp_path / "only"
-    package = Path(local_broker.__file__).parents[1]
+    package = Path(server.__file__).parents[2]
     shutil.copytree(package, modules / "parsl_flux_bulk", ignore=shutil.ignore_patterns("__pycache__"))
-    program = f"import sys; sys.path.append({str(modules)!r}); import {local_broker.__name__}; print('ok')"
+    program = f"import sys; sys.path.append({str(modules)!r}); import {server.__name__}; print('ok')"
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, timeout=30
     )

@@ -1,0 +1,435 @@
+"""Run many jobs from a Python script: futures, in any order, without Parsl.
+
+::
+
+    from pathlib import Path
+    from parsl_flux_bulk.bulk.submitter import BulkSubmitter
+
+    with BulkSubmitter() as bulk:
+        for path in sorted(Path("jobs").glob("*.json")):
+            bulk.submit(path)                        # a jobspec: file, JSON text or dict
+        bulk.submit_command(["hostname"], num_tasks=2)
+        for future in bulk.as_completed():
+            print(future.job_name, future.label, future.job_result)
+
+The `bulksubmit` command is a thin layer over this.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, TimeoutError
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from parsl_flux_bulk import jobspec as jobspecs
+from parsl_flux_bulk.errors import JobspecError
+from parsl_flux_bulk.instances.base import DEFAULT_URGENCY, Instance, JobRequest, JobResult
+from parsl_flux_bulk.instances.factory import choose_instance
+from parsl_flux_bulk.instances.federation.inner import nest
+from parsl_flux_bulk.instances.federation.members import own_id
+from parsl_flux_bulk.jobspec.resources import Resources
+from parsl_flux_bulk.pipeline.job_errors import error_of
+from parsl_flux_bulk.pipeline.pipeline import CLOSE_TIMEOUT, Job, Pipeline
+
+__all__ = ["BulkSubmitter", "JobFuture"]
+
+_SENT = JobRequest("")
+
+
+class JobFuture(Future[JobResult]):
+    """One job: a :class:`concurrent.futures.Future` that knows which job it stands for.
+
+    `result` returns a :class:`JobResult` if the job ended with exit status 0. Otherwise it raises
+    :class:`JobFailed`, :class:`JobRefused`, :class:`JobCanceled` or :class:`JobTimeout`, which carry
+    the JobResult as ``.result``; or :class:`InstanceLost`; or :class:`BlockLost`, if an instance inside
+    the instance was lost with it.
+
+    Attributes
+    ----------
+    label : str
+        What the job was made from: a file's name, a command, or what the caller said.
+    """
+
+    def __init__(self, pipeline: Pipeline, job: Job, label: str) -> None:
+        super().__init__()
+        self.label = label
+        self._pipeline = pipeline
+        self._job = job
+        self._job_result: JobResult | None = None
+
+    @property
+    def job_id(self) -> int | None:
+        """The instance's number of the job; None until the instance has accepted it."""
+        job_id = self._job.job_id
+        return None if job_id is None else own_id(job_id)
+
+    @property
+    def job_name(self) -> str:
+        """The job's id as people write it (``ƒ2EzUaXo``); "" until the instance has accepted it."""
+        return self._pipeline.job_name(self._job)
+
+    @property
+    def t_submit(self) -> float | None:
+        """When the instance accepted the job, in seconds since the epoch."""
+        return self._job.t_submit
+
+    @property
+    def t_end(self) -> float | None:
+        """When we heard of the job's end, in seconds since the epoch."""
+        return self._job.t_end
+
+    @property
+    def job_result(self) -> JobResult | None:
+        """How the job ended, well or badly; None as long as it has not."""
+        return self._job_result
+
+    def stdout(self) -> str:
+        """Standard output that the instance kept; "" if the jobspec sends it to a file."""
+        return self._pipeline.output(self._job)[0]
+
+    def stderr(self) -> str:
+        """Standard error that the instance kept; "" if the jobspec sends it to a file."""
+        return self._pipeline.output(self._job)[1]
+
+    def cancel(self, reason: str = "cancelled by the user") -> bool:
+        """Ask that the job be cancelled, whether it waits or runs.
+
+        The future ends when the job has: with JobCanceled, or with its result if that came first.
+
+        Returns
+        -------
+        bool
+            False if the job had ended already.
+        """
+        if self.done():
+            return False
+        self._pipeline.cancel(self._job, reason)
+        return True
+
+    def __repr__(self) -> str:
+        result = self._job_result
+        state = result.status.value if result else "active" if self.job_id is not None else "waiting"
+        return f"<JobFuture {self.job_name or '(no id yet)'} {self.label!r} {state}>"
+
+
+class BulkSubmitter:
+    """Submits jobs in batches to one instance, and hears how each ends.
+
+    A context manager. Leaving the block waits for the jobs that are outstanding; leaving it
+    through an exception cancels them.
+
+    Parameters
+    ----------
+    instance : Instance or str or None
+        Where jobs run; see :func:`~parsl_flux_bulk.instances.factory.choose_instance`.
+    max_active_jobs : int or None
+        Bound on the jobs inside the instance at any time; the rest wait on our side, where waiting
+        costs nothing. None chooses one by the instance's size.
+    instances : int
+        Flux instances to start inside a Flux instance for its small jobs, where there are that many cores;
+        see `parsl_flux_bulk.instances.federation.inner`. 1 starts none. The output that an inner instance
+        kept is gone when that ends.
+
+    Raises
+    ------
+    ValueError
+        For a number out of its range, or instances inside one that is not Flux.
+    """
+
+    def __init__(
+        self,
+        instance: Instance | str | None = None,
+        *,
+        max_active_jobs: int | None = None,
+        instances: int = 1,
+    ) -> None:
+        if instances < 1:
+            raise ValueError(f"instances must be at least 1, not {instances}")
+        self._pipeline = Pipeline(
+            nest(choose_instance(instance), instances), max_active_jobs=max_active_jobs, name="bulk-submitter"
+        )
+        self._ledger = _Ledger()
+        self._started = False
+
+    def start(self) -> None:
+        """Reach or start the instance; `with` does this.
+
+        Raises
+        ------
+        InstanceUnavailable
+            Says what is missing and what to do.
+        """
+        self._pipeline.start()
+        self._pipeline.close_with(self)
+        self._started = True
+
+    @property
+    def description(self) -> str:
+        """One line about where the jobs run."""
+        return self._pipeline.description
+
+    @property
+    def outstanding(self) -> int:
+        """How many jobs have not ended."""
+        return len(self._ledger.outstanding)
+
+    def submit(
+        self,
+        jobspec: str | os.PathLike[str] | Mapping[str, Any],
+        *,
+        urgency: int = DEFAULT_URGENCY,
+        label: str = "",
+    ) -> JobFuture:
+        """Submit one jobspec; returns at once.
+
+        Parameters
+        ----------
+        jobspec : str, path or dict
+            RFC 25 jobspec, version 1: JSON text, a :class:`pathlib.Path` of a file that has such
+            text, or the object itself.
+        urgency : int
+            0 to 31 (RFC 30).
+        label : str
+            Names the job in messages; the file's name if empty.
+
+        Raises
+        ------
+        JobspecError
+            If it is not valid; says where in it, and why.
+        OSError
+            If the file cannot be read.
+        """
+        _check_urgency(urgency)
+        if isinstance(jobspec, os.PathLike):
+            text = read_jobspec(jobspec)
+            label = label or os.fspath(jobspec)
+        elif isinstance(jobspec, str):
+            text = jobspec
+            if not text.lstrip().startswith("{"):
+                raise JobspecError(f"{_shorten(text)!r} is no JSON object; a file is given as a pathlib.Path")
+            jobspecs.validate(text)
+        else:
+            text = _as_text(jobspec)
+            jobspecs.validate(text)
+        # It has been checked here, by the same rules.
+        return self._submit(JobRequest(text, urgency, trusted=True), label or "jobspec")
+
+    def submit_command(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: str | None = None,
+        stdout: str | None = None,
+        stderr: str | None = None,
+        label: str = "",
+        **resources: Any,
+    ) -> JobFuture:
+        """Submit a command as a job; returns at once.
+
+        The job starts in this process's working directory, with its environment, unless `resources`
+        says otherwise.
+
+        Parameters
+        ----------
+        command : sequence of str
+            Program and arguments; no shell reads them.
+        stdin, stdout, stderr : str or None
+            Files, in whose names ``{{id}}`` stands for the job's id. Without `stdout` the output
+            stays with the instance (:meth:`JobFuture.stdout`); without `stderr` errors go where
+            the output goes.
+        label : str
+            Names the job in messages; the command if empty.
+        resources
+            Keys of a resource specification, such as ``num_tasks=4``, ``duration="5m"``,
+            ``environment={"OMP_NUM_THREADS": "2"}`` or ``urgency=20``; see
+            :mod:`parsl_flux_bulk.jobspec.resources`.
+
+        Raises
+        ------
+        InvalidResourceSpecification
+            Names the key, and what would be right.
+        JobspecError
+            If the command is no list of strings.
+        """
+        request = Resources.from_specification(resources)
+        text = jobspecs.build(
+            request,
+            command,
+            environment=os.environ,
+            cwd=os.getcwd(),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+        )
+        return self._submit(
+            JobRequest(text, request.urgency, trusted=True), label or _shorten(" ".join(command))
+        )
+
+    def as_completed(self, timeout: float | None = None) -> Iterator[JobFuture]:
+        """Yield jobs as they end, until every job submitted so far has been yielded.
+
+        Each job is yielded once, also to several iterators. Jobs submitted while iterating count.
+
+        Parameters
+        ----------
+        timeout : float or None
+            Seconds that the whole iteration may take.
+
+        Raises
+        ------
+        concurrent.futures.TimeoutError
+            When they are over.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (future := self._ledger.next_ended(deadline)) is not None:
+            yield future
+
+    def __iter__(self) -> Iterator[JobFuture]:
+        return self.as_completed()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until no job is outstanding; return whether that is so."""
+        return self._ledger.wait(timeout)
+
+    def cancel(self, reason: str = "cancelled by the user") -> int:
+        """Ask that all outstanding jobs be cancelled; return how many those were."""
+        return sum(future.cancel(reason) for future in self._ledger.futures())
+
+    def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
+        """Cancel what is outstanding and let go of the instance; may be called twice.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds that cancelled jobs get to end.
+        """
+        self._pipeline.close(timeout=timeout)
+
+    def __enter__(self) -> BulkSubmitter:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self.close()
+
+    def _submit(self, request: JobRequest, label: str) -> JobFuture:
+        if not self._started:
+            raise RuntimeError("the BulkSubmitter is not started: use it in a `with` block, or call start()")
+        job = Job(request, self._ledger)
+        future = JobFuture(self._pipeline, job, label)
+        self._ledger.add(job, future)
+        try:
+            self._pipeline.submit(job)
+        except BaseException:
+            self._ledger.forget(job)
+            raise
+        return future
+
+
+class _Ledger:
+    """Which jobs are outstanding, and which have ended but were not yielded yet."""
+
+    def __init__(self) -> None:
+        self.outstanding: dict[Job, JobFuture] = {}
+        self._ended: deque[JobFuture] = deque()
+        self._changed = threading.Condition()
+
+    def add(self, job: Job, future: JobFuture) -> None:
+        with self._changed:
+            self.outstanding[job] = future
+
+    def forget(self, job: Job) -> None:
+        with self._changed:
+            self.outstanding.pop(job, None)
+            self._changed.notify_all()
+
+    def futures(self) -> list[JobFuture]:
+        with self._changed:
+            return list(self.outstanding.values())
+
+    def next_ended(self, deadline: float | None) -> JobFuture | None:
+        """The next job that ended; None when there is none left to end."""
+        with self._changed:
+            while not self._ended:
+                if not self.outstanding:
+                    return None
+                left = None if deadline is None else deadline - time.monotonic()
+                if (left is not None and left <= 0) or not self._changed.wait(left):
+                    raise TimeoutError(f"{len(self.outstanding)} job(s) have not ended in time")
+            return self._ended.popleft()
+
+    def wait(self, timeout: float | None) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: not self.outstanding, timeout)
+
+    # -- JobListener, in the completion thread -----------------------------------------------------
+
+    def job_submitted(self, job: Job) -> None:
+        job.request = _SENT  # thousands of jobspecs need not be kept for jobs that have theirs
+        future = self.outstanding.get(job)
+        if future is not None:
+            future.set_running_or_notify_cancel()
+
+    def job_ended(self, job: Job, result: JobResult) -> None:
+        future = self.outstanding[job]
+        job.request = _SENT
+        future._job_result = result
+        name = " ".join(filter(None, (future.job_name, f"({future.label})")))
+        error = error_of(result, f"job {name}")
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+        with self._changed:
+            del self.outstanding[job]
+            self._ended.append(future)
+            self._changed.notify_all()
+
+
+def read_jobspec(path: str | os.PathLike[str]) -> str:
+    """Return the text of a jobspec file, which is valid.
+
+    Raises
+    ------
+    JobspecError
+        If it is not; says where in it, and why.
+    OSError
+        If it cannot be read.
+    """
+    text = Path(path).read_bytes()
+    jobspecs.validate(text)
+    return text.decode()
+
+
+def _as_text(jobspec: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(jobspec, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise JobspecError(f"cannot be written as JSON: {error}") from error
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _check_urgency(urgency: int) -> None:
+    if not 0 <= urgency <= 31:
+        raise ValueError(
+            f"urgency must be from 0 (hold) to 31 (expedite), 16 being the default; not {urgency!r}"
+        )

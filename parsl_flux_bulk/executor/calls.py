@@ -1,0 +1,166 @@
+"""Parsl's calls, made ready to travel: what Parsl wraps around a function stays here.
+
+Parsl hands an executor its functions inside ``wrap_error``, which makes whatever process unpickles
+them import all of Parsl. We take the function out, carry exceptions ourselves
+(:mod:`parsl_flux_bulk.protocol.serialize`), and raise them here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from parsl.app.errors import wrap_error
+from parsl.serialize import facade
+from parsl.serialize.concretes import DillCallableSerializer, DillSerializer
+from parsl.serialize.errors import SerializationError
+
+from parsl_flux_bulk.errors import NotSerializable
+from parsl_flux_bulk.protocol import serialize
+
+_WRAP_ERROR_CODE = wrap_error(lambda: None).__code__
+
+
+class CallNotSerializable(NotSerializable, SerializationError):
+    """A call cannot be serialised; also Parsl's SerializationError, which Parsl's users expect."""
+
+    def __init__(self, message: str) -> None:
+        NotSerializable.__init__(self, message)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Function:
+    """A serialised function.
+
+    Attributes
+    ----------
+    function_id : int
+        Names it to the workers; never reused.
+    payload : bytes
+    name : str
+    """
+
+    __slots__ = ("__weakref__", "function_id", "name", "payload")
+
+    def __init__(self, function_id: int, payload: bytes, name: str) -> None:
+        self.function_id = function_id
+        self.payload = payload
+        self.name = name
+
+
+def unwrap(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Take a function out of Parsl's ``wrap_error``, if it is in it."""
+    if getattr(function, "__code__", None) is _WRAP_ERROR_CODE:
+        wrapped: Callable[..., Any] = function.__wrapped__  # type: ignore[attr-defined]
+        return wrapped
+    return function
+
+
+class FunctionTable:
+    """Serialises each function once, for as long as it lives.
+
+    As Parsl's own serializer does, it takes a function for immutable.
+
+    Parameters
+    ----------
+    carried
+        Says what travels in place of a function; by default that itself.
+    """
+
+    def __init__(
+        self, carried: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function
+    ) -> None:
+        self._carried = carried
+        self._lock = threading.Lock()
+        self._ids = itertools.count(1)
+        self._known: dict[int, tuple[weakref.ref[Any], Function]] = {}
+
+    def get(self, function: Callable[..., Any]) -> Function:
+        """Return a function, serialised; `function` is what Parsl hands to an executor.
+
+        Raises
+        ------
+        CallNotSerializable
+        """
+        function = unwrap(function)
+        key = id(function)
+        known = self._known.get(key)
+        if known is not None and known[0]() is function:
+            return known[1]
+        made = self._serialise(self._carried(function))
+        try:
+            reference = weakref.ref(function, _forgetter(self._known, key))
+        except TypeError:
+            return made
+        with self._lock:
+            self._known[key] = (reference, made)
+        return made
+
+    def _serialise(self, function: Callable[..., Any]) -> Function:
+        name = getattr(function, "__name__", None) or repr(function)
+        try:
+            if _users_own(facade.methods_for_code, DillCallableSerializer):
+                payload = serialize.FACADE + facade.serialize(function)
+            else:
+                payload = serialize.dumps(function)
+        except Exception as error:
+            raise CallNotSerializable(
+                f"the function {name} cannot be serialised ({type(error).__name__}: {error}); "
+                "let it import and open inside its body what cannot travel"
+            ) from error
+        return Function(next(self._ids), payload, name)
+
+
+def _forgetter(known: dict[int, Any], key: int) -> Callable[[object], None]:
+    # A function of its own, so that it holds the dictionary alone and not the table.
+    def forget(_: object) -> None:
+        known.pop(key, None)
+
+    return forget
+
+
+def serialise_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    """Serialise a call's arguments; `name` is for the error.
+
+    Raises
+    ------
+    CallNotSerializable
+        Names the arguments that cannot travel.
+    """
+    try:
+        if _users_own(facade.methods_for_data, DillSerializer):
+            positional = facade.serialize(args, buffer_threshold=_NO_WARNING)
+            named = facade.serialize(kwargs, buffer_threshold=_NO_WARNING)
+            return serialize.FACADE + len(positional).to_bytes(8, "little") + positional + named
+        return serialize.dumps((args, kwargs))
+    except Exception as error:
+        culprits = ", ".join(_unserialisable(args, kwargs)) or "arguments"
+        raise CallNotSerializable(
+            f"the call of {name} cannot be serialised: {culprits} ({type(error).__name__}: {error}); "
+            "pass plain data, or a path"
+        ) from error
+
+
+_NO_WARNING = 1 << 62
+
+
+def _users_own(methods: Mapping[bytes, Any], default: type) -> bool:
+    """Whether a user registered a serializer with Parsl's facade: its first method is used first."""
+    return type(next(iter(methods.values()))) is not default or len(methods) > 1
+
+
+def _unserialisable(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+    named = [(f"argument {index}", value) for index, value in enumerate(args, 1)]
+    named += [(f"argument {key!r}", value) for key, value in kwargs.items()]
+    culprits = []
+    for label, value in named:
+        try:
+            serialize.dumps(value)
+        except Exception:
+            culprits.append(f"{label}, of type {type(value).__qualname__}")
+    return culprits

@@ -1,0 +1,180 @@
+"""The jobs of an executor: their jobspecs, and the files that they leave."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from parsl_flux_bulk import jobspec
+from parsl_flux_bulk.instances.base import JobRequest, JobResult
+from parsl_flux_bulk.jobspec.resources import Resources
+from parsl_flux_bulk.pipeline.submitter import refused
+from parsl_flux_bulk.scheduler.worker_group import WorkerJob
+
+if TYPE_CHECKING:
+    from parsl_flux_bulk.executor.bash_apps import BashCommand
+    from parsl_flux_bulk.scheduler.worker_group import TaskJob
+
+STDERR_TAIL_BYTES = 4096
+STDERR_TAIL_LINES = 20
+
+_WORKER = str(Path(__file__).resolve().parents[1] / "worker" / "main.py")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What all jobs of an executor have in common.
+
+    Attributes
+    ----------
+    label, python : str
+    output : str
+        Directory for the standard output and error of jobs.
+    cwd : str
+    environment : mapping
+        Of every job.
+    rlimits : mapping
+        Soft limits of every job, as `jobspec.build` takes them.
+    sys_path : tuple of str
+        Added to a worker's module search path.
+    tasks_per_job, tasks_per_worker : int or None
+    worker_idle_time : float
+        Seconds.
+    """
+
+    label: str
+    python: str
+    output: str
+    cwd: str
+    environment: Mapping[str, str]
+    rlimits: Mapping[str, int] = field(default_factory=dict)
+    sys_path: tuple[str, ...] = ()
+    tasks_per_job: int | None = None
+    tasks_per_worker: int | None = None
+    worker_idle_time: float = 3.0
+
+    def setup(self) -> dict[str, Any]:
+        """What every process of a job is told first."""
+        return {"sys_path": list(self.sys_path), "tasks_per_worker": self.tasks_per_worker}
+
+
+class JobFactory:
+    """Makes the requests for worker jobs and task jobs.
+
+    Parameters
+    ----------
+    settings : WorkerSettings
+    channel : mapping
+        Environment variables that lead to the channel.
+    """
+
+    def __init__(self, settings: WorkerSettings, channel: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._channel = dict(channel)
+        self._python = (settings.python, _WORKER)
+
+    def request(self, job: WorkerJob | TaskJob) -> JobRequest:
+        """Make the request for a job.
+
+        Raises
+        ------
+        JobspecError
+            The task's environment rules cannot be applied, or a text cannot be sent.
+        """
+        if isinstance(job, WorkerJob):
+            resources = Resources(
+                num_tasks=job.slots, cores_per_task=job.shape.cores, gpus_per_task=job.shape.gpus
+            )
+            own = self._python_environment(job, resources, "pool")
+            return self._request(job, resources, self._python, own, self._settings.label, per_node=True)
+        task = job.task
+        name = getattr(task.function, "name", self._settings.label)
+        if task.bare:
+            command = cast("BashCommand", task.function).command
+            # Not for the command: by the channel's address the guard of an instance knows our jobs.
+            return self._request(job, task.resources, command, self._channel, name)
+        own = self._python_environment(job, task.resources, "task")
+        return self._request(job, task.resources, self._python, own, name)
+
+    def _python_environment(
+        self, job: WorkerJob | TaskJob, resources: Resources, mode: str
+    ) -> dict[str, str]:
+        return {
+            **self._channel,
+            "PARSL_FLUX_BULK_TOKEN": str(job.token),
+            "PARSL_FLUX_BULK_MODE": mode,
+            "PARSL_FLUX_BULK_CORES": str(resources.cores_per_task),
+            "PARSL_FLUX_BULK_GPUS": str(resources.gpus_per_task),
+        }
+
+    def _request(
+        self,
+        job: WorkerJob | TaskJob,
+        resources: Resources,
+        command: Sequence[str],
+        own_environment: Mapping[str, str],
+        name: str,
+        *,
+        per_node: bool = False,
+    ) -> JobRequest:
+        stdout, stderr = self.output_paths(job)
+        # What is in the files already stays: what the user wants to append to, and the header that the
+        # standard error of a bash app begins with.
+        options: dict[str, object] = {"output": {"mode": "append"}}
+        if resources.gpus_per_task and not per_node:
+            options["gpu-affinity"] = "per-task"
+        text = jobspec.build(
+            resources,
+            command,
+            environment=self._settings.environment,
+            cwd=self._settings.cwd,
+            name=name,
+            stdout=stdout,
+            stderr=stderr,
+            per_node=per_node,
+            rlimits=self._settings.rlimits,
+            shell_options=options,
+            own_environment=own_environment,
+        )
+        return JobRequest(text, resources.urgency, trusted=True)
+
+    def output_paths(self, job: WorkerJob | TaskJob) -> tuple[str, str]:
+        """Where a job's standard output and error go; may be templates of Flux's."""
+        kind = "workers" if isinstance(job, WorkerJob) else "task"
+        base = os.path.join(self._settings.output, f"{kind}-{job.token}")
+        stdout, stderr = f"{base}.out", f"{base}.err"
+        if isinstance(job, WorkerJob) or not job.task.bare:
+            return stdout, stderr
+        command = cast("BashCommand", job.task.function)
+        return command.stdout or stdout, command.stderr or stderr
+
+    def collect_output(self, job: WorkerJob | TaskJob, *, failed: bool) -> str:
+        """Return the last lines of a failed job's standard error; remove files that are empty."""
+        stdout, stderr = self.output_paths(job)
+        tail = _tail(stderr) if failed else ""
+        for path in (stdout, stderr):
+            try:
+                # A file that the user named stays.
+                if path.startswith(self._settings.output) and os.path.getsize(path) == 0:
+                    os.unlink(path)
+            except OSError:
+                pass  # the job never started, or its node's file system lags behind
+        return tail
+
+    @staticmethod
+    def refusal(error: Exception) -> JobResult:
+        """The result of a job whose request could not even be made."""
+        return refused(str(error))
+
+
+def _tail(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.path.getsize(path) - STDERR_TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-STDERR_TAIL_LINES:])

@@ -1,0 +1,334 @@
+"""The embedded instance: jobspecs as processes on this machine, without Flux.
+
+A laptop, or a login node without Flux, runs the same pipeline with it. Jobs get whole cores, first
+come first served within one urgency, and are pinned to them; what this machine cannot satisfy is
+refused in words. A core is a physical one with all its hardware threads, of those CPUs that this
+process may use.
+
+This module is the user's end. Queue and processes belong to a small separate process, the broker
+(:mod:`.local_broker`), which ends, and takes every process of every job with it, when this process
+ends. The workers' channel is served here, in the completion thread (:mod:`.local_peers`).
+
+What differs from Flux: no PMI (an MPI program of several tasks runs as so many single ones), no
+queues, dependencies or properties, ids are small decimal numbers, and what a task leaves behind in
+the background is killed when its job ends. Linux only, as Flux.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from parsl_flux_bulk.errors import InstanceLost, JobspecError
+from parsl_flux_bulk.instances.base import (
+    CHANNEL_VARIABLE,
+    Capacity,
+    ChannelAddress,
+    Event,
+    JobEnded,
+    JobId,
+    JobRequest,
+    JobResult,
+    JobStatus,
+    PeerId,
+    Refusal,
+)
+from parsl_flux_bulk.instances.local.channel_server import PeerServer
+from parsl_flux_bulk.instances.local.jobspec import Machine, Unsatisfiable, plan_job
+from parsl_flux_bulk.instances.local.machine import gpu_names, physical_cores
+from parsl_flux_bulk.instances.local.output import spool_paths
+from parsl_flux_bulk.instances.local.server_process import ServerProcess
+from parsl_flux_bulk.protocol.framed_socket import LONGEST_WAIT, FramedSocket, frame
+
+_COMPLETED = JobResult(JobStatus.COMPLETED, exit_code=0)
+
+
+class LocalInstance:
+    """This machine as a place where jobs run.
+
+    Parameters
+    ----------
+    cores : int, optional
+        How many cores jobs may use; by default all those that this process may use.
+    working_dir : str or os.PathLike, optional
+        Where jobs run whose jobspec names no directory; by default the current one at `start`.
+    gpus : int
+        How many GPUs jobs may ask for: the first of those in ``CUDA_VISIBLE_DEVICES``, or 0, 1, …
+        where that is not set. With 0, the default, a job that asks for a GPU is refused, and that
+        variable is left alone.
+    oversubscribe : bool
+        Allow more `cores` than there are; several then share one.
+    """
+
+    def __init__(
+        self,
+        cores: int | None = None,
+        working_dir: str | os.PathLike[str] | None = None,
+        *,
+        gpus: int = 0,
+        oversubscribe: bool = False,
+    ) -> None:
+        there = physical_cores()
+        if cores is not None and (cores < 1 or (cores > len(there) and not oversubscribe)):
+            raise ValueError(
+                f"cores={cores}: this process may use {len(there)}; "
+                f"give 1 to {len(there)}, or oversubscribe=True"
+            )
+        if gpus < 0:
+            raise ValueError(f"gpus={gpus}: give 0 or more")
+        wanted = len(there) if cores is None else cores
+        self._cores = [there[number % len(there)] for number in range(wanted)]
+        self._gpus = gpus
+        self._working_dir = working_dir
+        self._broker: ServerProcess | None = None
+        self._machine: Machine | None = None
+        self._channels = itertools.count()
+        self._lock = threading.Lock()
+
+    @property
+    def description(self) -> str:
+        """One line for people."""
+        gpus = f" and {self._gpus} GPU{'s' * (self._gpus != 1)}" if self._gpus else ""
+        count = len(self._cores)
+        return f"embedded instance: {count} core{'s' * (count != 1)}{gpus} of {socket.gethostname()}"
+
+    def start(self) -> None:
+        """Start the broker.
+
+        Raises
+        ------
+        InstanceUnavailable
+            It did not come up; says why.
+        """
+        with self._lock:
+            if self._broker is not None:
+                return
+            working_dir = os.path.abspath(self._working_dir or os.getcwd())
+            self._machine = Machine(socket.gethostname(), len(self._cores), self._gpus, working_dir)
+            self._broker = ServerProcess(self._cores, gpu_names(self._gpus))
+
+    def connect(self) -> LocalConnection:
+        """Open a connection."""
+        broker, machine = self._started()
+        return LocalConnection(broker, machine)
+
+    def completion(self) -> LocalCompletion:
+        """Open a completion."""
+        broker, _ = self._started()
+        return LocalCompletion(broker, f"{broker.directory}/channel-{next(self._channels)}")
+
+    def _started(self) -> tuple[ServerProcess, Machine]:
+        if self._broker is None or self._machine is None:
+            raise InstanceLost(f"{self.description}: not started, or closed")
+        return self._broker, self._machine
+
+    def job_name(self, job_id: JobId) -> str:
+        """The id as people write it."""
+        return str(job_id)
+
+    def close(self) -> None:
+        """Kill what still runs and end the broker."""
+        with self._lock:
+            broker, self._broker = self._broker, None
+        if broker is not None:
+            broker.close()
+
+
+class LocalConnection:
+    """Submits and cancels; see :class:`parsl_flux_bulk.instances.base.Connection`."""
+
+    def __init__(self, broker: ServerProcess, machine: Machine) -> None:
+        self._broker = broker
+        self._machine = machine
+        self._sock = broker.connect()
+        self._received = b""
+
+    def submit(self, requests: Sequence[JobRequest]) -> list[JobId | Refusal]:
+        """Submit all; those that are invalid or can never be satisfied are refused."""
+        answers: list[JobId | Refusal] = []
+        plans: list[dict[str, Any]] = []
+        for request in requests:
+            try:
+                plans.append(vars(plan_job(request.jobspec, self._machine, request.urgency)))
+                answers.append(0)
+            except (JobspecError, Unsatisfiable) as error:
+                answers.append(Refusal(str(error)))
+        self._send({"op": "submit", "plans": plans})
+        ids = iter(self._receive()["ids"])
+        return [answer if isinstance(answer, Refusal) else next(ids) for answer in answers]
+
+    def cancel(self, job_ids: Sequence[JobId], reason: str) -> None:
+        """Cancel jobs: SIGTERM to their processes, then SIGKILL after 5 s."""
+        self._send({"op": "cancel", "ids": list(job_ids), "reason": reason})
+
+    def output(self, job_id: JobId) -> tuple[str, str]:
+        """Return what the instance kept of a job's output.
+
+        Kept until `close`: the output of the last 10,000 jobs that wrote any, 256 MiB at most.
+        """
+        self._broker.check()
+        out, err = (_read_text(path) for path in spool_paths(self._broker.directory, job_id))
+        return out, err
+
+    def capacity(self) -> Capacity:
+        """Say what there is."""
+        self._broker.check()
+        return Capacity(nodes=1, cores=self._machine.cores, gpus=self._machine.gpus)
+
+    def close(self) -> None:
+        """Close."""
+        self._sock.close()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._sock.sendall(frame(json.dumps(message).encode()))
+        except OSError as error:
+            raise self._broker.lost() from error
+
+    def _receive(self) -> dict[str, Any]:
+        """Wait for the one answer that is outstanding."""
+        try:
+            length = int.from_bytes(self._exactly(8), "little")
+            answer: dict[str, Any] = json.loads(self._exactly(length))
+        except OSError as error:
+            raise self._broker.lost() from error
+        return answer
+
+    def _exactly(self, length: int) -> bytes:
+        parts = []
+        while length:
+            data = self._sock.recv(min(length, 1 << 20))
+            if not data:
+                raise self._broker.lost()
+            parts.append(data)
+            length -= len(data)
+        return b"".join(parts)
+
+
+class LocalCompletion:
+    """Hears how jobs ended, and serves their processes; see :class:`.base.Completion`."""
+
+    def __init__(self, broker: ServerProcess, channel_path: str) -> None:
+        self._broker = broker
+        self._channel_path = channel_path
+        self._peers: PeerServer | None = None
+        self._unwatched: list[JobId] = []
+        self._events: list[Event] = []
+        self._selector = selectors.DefaultSelector()
+        self._link = FramedSocket(broker.connect())
+        self._writing = False
+        self._selector.register(self._link.sock, selectors.EVENT_READ, self._from_broker)
+        self._wake_lock = threading.Lock()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._woken = False
+        self._closed = False
+        self._selector.register(self._wake_fd, selectors.EVENT_READ, self._on_wake)
+
+    def watch(self, job_id: JobId) -> None:
+        """Report the end of this job."""
+        self._check()
+        self._unwatched.append(job_id)  # goes out with the next poll, together with others
+
+    def poll(self, timeout: float | None) -> list[Event]:
+        """Wait for events; see :meth:`.base.Completion.poll`."""
+        self._check()
+        self._send_watches()
+        deadline = None if timeout is None else time.monotonic() + min(timeout, LONGEST_WAIT)
+        while True:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            for key, _ in self._selector.select(0 if self._events else left):
+                key.data()
+            if self._events or self._woken or (left is not None and left <= 0):
+                break
+            if self._link.closed:
+                raise self._broker.lost()
+        self._woken = False
+        # In place: the peers' server appends to this very list.
+        events = self._events[:]
+        self._events.clear()
+        return events
+
+    def send(self, peer: PeerId, body: bytes) -> None:
+        """Send a message to a peer; see :meth:`.base.Completion.send`."""
+        if self._peers is not None:
+            self._peers.send(peer, body)
+
+    def channel(self) -> ChannelAddress:
+        """Open the channel, and say how to reach it."""
+        self._check()
+        if self._peers is None:
+            self._peers = PeerServer(self._channel_path, self._selector, self._events)
+        return ChannelAddress({CHANNEL_VARIABLE: f"unix:{self._channel_path}"})
+
+    def wake(self) -> None:
+        """Make `poll` return, from any thread."""
+        with self._wake_lock:  # or `close` might give the descriptor's number to somebody else
+            if not self._closed:
+                os.eventfd_write(self._wake_fd, 1)
+
+    def close(self) -> None:
+        """Close."""
+        with self._wake_lock:
+            if self._closed:
+                return
+            self._closed = True
+            os.close(self._wake_fd)
+        if self._peers is not None:
+            self._peers.close()
+            self._peers = None
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._channel_path)
+        self._link.close()
+        self._selector.close()
+
+    def _check(self) -> None:
+        if self._closed or (self._link.closed and not self._events):
+            raise self._broker.lost()
+
+    def _send_watches(self) -> None:
+        if self._unwatched:
+            self._link.send(json.dumps({"op": "watch", "ids": self._unwatched}).encode())
+            self._unwatched = []
+            self._watch_writing()
+
+    def _from_broker(self) -> None:
+        self._link.flush()
+        for message in self._link.receive():
+            for job_id, fields in json.loads(message)["ended"]:
+                self._events.append(JobEnded(job_id, _result(fields)))
+        if self._link.closed:
+            self._selector.unregister(self._link.sock)
+        else:
+            self._watch_writing()
+
+    def _watch_writing(self) -> None:
+        if self._link.backlog != self._writing:
+            self._writing = self._link.backlog
+            mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._writing else 0)
+            self._selector.modify(self._link.sock, mask, self._from_broker)
+
+    def _on_wake(self) -> None:
+        os.eventfd_read(self._wake_fd)
+        self._woken = True
+
+
+def _result(fields: dict[str, Any] | None) -> JobResult:
+    if fields is None:
+        return _COMPLETED
+    return JobResult(**{**fields, "status": JobStatus(fields["status"])})
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""

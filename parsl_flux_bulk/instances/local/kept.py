@@ -1,0 +1,79 @@
+"""What the embedded instance remembers of jobs that ended, and for how long. Used by the broker."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections import OrderedDict, deque
+from typing import Any, TypeAlias
+
+from parsl_flux_bulk.instances.local.output import spool_paths
+
+KEPT_RESULTS = 10_000
+"""Results kept after they were reported, for another `watch`; unreported ones all stay."""
+
+KEPT_OUTPUT_JOBS = 10_000
+KEPT_OUTPUT_BYTES = 256 << 20
+"""Output kept of ended jobs: that of the last so many, and so many bytes, whichever is less."""
+
+Result: TypeAlias = dict[str, Any] | None
+"""Fields of a JobResult; None for the usual one, exit status 0."""
+
+
+class KeptResults:
+    """How jobs ended: job -> :data:`Result`."""
+
+    def __init__(self) -> None:
+        self._unreported: dict[int, Result] = {}
+        self._reported: OrderedDict[int, Result] = OrderedDict()
+
+    def __contains__(self, job_id: int) -> bool:
+        return job_id in self._unreported or job_id in self._reported
+
+    def add(self, job_id: int, result: Result) -> None:
+        """Keep a result until it is taken, and for some time after."""
+        self._unreported[job_id] = result
+
+    def take(self, job_id: int) -> Result:
+        """Return a result that is reported now."""
+        if job_id in self._reported:
+            return self._reported[job_id]
+        result = self._reported[job_id] = self._unreported.pop(job_id)
+        if len(self._reported) > KEPT_RESULTS:
+            self._reported.popitem(last=False)
+        return result
+
+
+class KeptOutput:
+    """The spool's files of ended jobs."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        self._jobs: deque[tuple[int, int]] = deque()  # job, bytes
+        self._bytes = 0
+
+    def add(self, job_id: int) -> None:
+        """Keep the output of a job that has ended, if there is any, in place of the oldest."""
+        size = 0
+        for path in spool_paths(self._directory, job_id):
+            try:
+                length = os.stat(path).st_size
+            except OSError:
+                continue
+            if not length:
+                _unlink(path)
+            size += length
+        if size:
+            self._jobs.append((job_id, size))
+            self._bytes += size
+        # The last one stays, whatever its size: somebody is about to ask for it.
+        while len(self._jobs) > KEPT_OUTPUT_JOBS or (self._bytes > KEPT_OUTPUT_BYTES and len(self._jobs) > 1):
+            oldest, length = self._jobs.popleft()
+            self._bytes -= length
+            for path in spool_paths(self._directory, oldest):
+                _unlink(path)
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(path)

@@ -1,0 +1,354 @@
+"""The process that owns the embedded instance's queue and all processes of its jobs.
+
+::
+
+    user's process                          broker (this module)
+      LocalInstance ── control, SEQPACKET ──> configuration; one descriptor for each client; "close"
+      LocalConnection ── framed JSON ───────> submit (answered with ids), cancel
+      LocalCompletion ── framed JSON ───────> watch (answered with "ended")
+
+A process of its own, so that nothing forks inside the user's threaded process, and so that all
+ends when that one does, however it died: the control socket's end and a pidfd both tell. Single
+thread, standard library only. Starts as ``python -I -S -c …`` (see ``local.py``), control socket
+as stdin.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import select
+import selectors
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from parsl_flux_bulk.instances.local import processes
+from parsl_flux_bulk.instances.local.allocator import Allocator, JobQueue
+from parsl_flux_bulk.instances.local.job import Job, StartFailed
+from parsl_flux_bulk.instances.local.jobspec import JobPlan
+from parsl_flux_bulk.instances.local.kept import KeptOutput, KeptResults, Result
+from parsl_flux_bulk.protocol.framed_socket import LONGEST_WAIT, FramedSocket
+
+KILL_GRACE = 5.0
+"""Seconds between the first signal to a job that must end and SIGKILL."""
+
+END_BOUND = 10.0
+"""Seconds that the broker spends at most on seeing everything dead at its own end."""
+
+CONTROL_SIZE = 1 << 16
+"""Bytes of a control message at most; the first one, the configuration, is the largest."""
+
+
+class Broker:
+    """All state, and the loop."""
+
+    def __init__(self, control: socket.socket, configuration: dict[str, Any]) -> None:
+        self._control = control
+        self._directory: str = configuration["directory"]
+        self._cpus: list[list[int]] = configuration["cores"]
+        self._gpus: list[str] | None = configuration["gpus"]
+        self._allocator = Allocator(len(self._cpus), len(self._gpus or ()))
+        self._queue = JobQueue()
+        self._running: dict[int, Job] = {}
+        self._jobs_of: dict[int, Job] = {}  # a task's pid -> its job
+        self._strays: dict[int, int | None] = {}  # an adopted process -> its job, if it can be told
+        self._last_id = 0
+        self._timers: list[tuple[float, int, int, Callable[[], None]]] = []  # when, serial, job, what
+        self._serial = 0
+        self._watchers: dict[int, list[Client]] = {}
+        self._results = KeptResults()
+        self._output = KeptOutput(self._directory)
+        self._closing = False
+        self.selector = selectors.DefaultSelector()
+        self.touched: set[Client] = set()
+        self._listen(configuration["owner"])
+
+    def _listen(self, owner: int) -> None:
+        wake_read, wake_write = socket.socketpair()
+        wake_read.setblocking(False)
+        wake_write.setblocking(False)
+        self._wake = (wake_read, wake_write)
+        signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGHUP):
+            # Handlers, and not SIG_IGN, which the jobs would inherit. Ctrl-C is the user's to decide.
+            signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGTERM, lambda *_: self._close())
+        register = self.selector.register
+        register(wake_read, selectors.EVENT_READ, self._woken)
+        register(self._control, selectors.EVENT_READ, self._on_control)
+        # A child that the user's process forked keeps our control socket open; the pidfd knows.
+        try:
+            register(processes.process_handle(owner), selectors.EVENT_READ, self._close)
+        except OSError:  # an old kernel: what remains is the end of the control socket
+            pass
+        if os.getppid() != owner:
+            self._close()
+
+    def run(self) -> None:
+        """Serve until the owner closes or ends."""
+        while not self._closing:
+            for key, _ in self.selector.select(self._until_next_timer()):
+                key.data()
+            self._run_timers()
+            self._reap()
+            self._start_jobs()
+            for client in self.touched:
+                client.push()
+            self.touched.clear()
+
+    def _close(self) -> None:
+        self._closing = True
+
+    # -- clients -------------------------------------------------------------------------------------
+
+    def _on_control(self) -> None:
+        data, descriptors, _, _ = socket.recv_fds(self._control, CONTROL_SIZE, 1)
+        if not data or data == b"close":
+            self._close()
+        for descriptor in descriptors:
+            Client(self, socket.socket(fileno=descriptor))
+
+    def submit(self, plans: list[dict[str, Any]]) -> list[int]:
+        """Queue jobs and return their ids."""
+        first = self._last_id + 1
+        for plan in plans:
+            self._last_id += 1
+            self._queue.add(Job(self._last_id, JobPlan(**plan), self._directory))
+        return list(range(first, self._last_id + 1))
+
+    def cancel(self, job_ids: list[int], reason: str) -> None:
+        """Cancel jobs that wait or run."""
+        for job_id in job_ids:
+            waiting = self._queue.remove(job_id)
+            if waiting is not None:
+                waiting.fail("cancel", reason)
+                self._ended(waiting)
+            elif job_id in self._running:
+                self._end_early(self._running[job_id], "cancel", reason, signal.SIGTERM)
+
+    def watch(self, client: Client, job_ids: list[int]) -> None:
+        """Report the end of jobs to `client`, now or later."""
+        for job_id in job_ids:
+            if job_id in self._results:
+                client.ended.append((job_id, self._results.take(job_id)))
+            elif job_id in self._running or job_id in self._queue:
+                self._watchers.setdefault(job_id, []).append(client)
+            else:
+                note = f"no job {job_id} here, or it ended so long ago that its result is no longer kept"
+                unknown = {"status": "failed", "started": False, "exception": "unknown-job", "note": note}
+                client.ended.append((job_id, unknown))
+
+    def forget(self, client: Client) -> None:
+        """A client is gone: report nothing more to it."""
+        for job_id in [job_id for job_id, watchers in self._watchers.items() if client in watchers]:
+            self._watchers[job_id].remove(client)
+
+    # -- jobs ----------------------------------------------------------------------------------------
+
+    def _start_jobs(self) -> None:
+        while (job := self._queue.next(self._allocator)) is not None:
+            self._running[job.id] = job
+            gpus = None if self._gpus is None else [self._gpus[gpu] for gpu in job.gpus]
+            try:
+                job.start([self._cpus[core] for core in job.cores], gpus, self.selector)
+            except StartFailed as failure:
+                job.fail("exec", str(failure), failure.exit_code)
+            except Exception as error:  # one strange job must not end all the others
+                job.fail("exec", f"cannot start: {type(error).__name__}: {error}", 1)
+            self._jobs_of.update(dict.fromkeys(job.tasks, job))
+            if job.exception:
+                job.kill(signal.SIGKILL)
+            if not job.tasks:
+                self._ended(job)
+            elif not job.exception and job.plan.duration:
+                self._limit(job)
+
+    def _limit(self, job: Job) -> None:
+        duration = job.plan.duration
+        note = "resource allocation expired"
+        self._after(duration, job, lambda: self._end_early(job, "timeout", note, signal.SIGALRM))
+        if job.plan.signal:
+            number, left = job.plan.signal
+            self._after(max(0.0, duration - left), job, lambda: job.kill(int(number)))
+
+    def _end_early(self, job: Job, exception: str, note: str, signum: int, exit_code: int = 0) -> None:
+        if job.fail(exception, note, exit_code):
+            job.kill(signum)
+            job.kill(signal.SIGCONT)  # a stopped process takes no other signal
+            self._after(KILL_GRACE, job, lambda: job.kill(signal.SIGKILL))
+
+    def _task_ended(self, job: Job, pid: int, status: int) -> None:
+        rank, first = job.tasks[pid], len(job.tasks) == job.size
+        code = job.task_ended(pid, status)
+        if not job.tasks:
+            self._ended(job)
+        elif first and code and job.plan.exit_on_error:
+            note = f"task {rank} ended with {code}, and exit-on-error is set"
+            self._end_early(job, "exec", note, signal.SIGTERM, code)
+        elif first and job.plan.exit_timeout is not None:
+            left = job.plan.exit_timeout
+            note = f"task {rank} ended first, and others still ran {left:g} s later (exit-timeout)"
+            self._after(left, job, lambda: self._end_early(job, "exec", note, signal.SIGTERM))
+
+    def _ended(self, job: Job) -> None:
+        result = job.finish()
+        if self._running.pop(job.id, None) is not None:
+            self._allocator.free(job)
+            self._output.add(job.id)
+        self._results.add(job.id, result)
+        for client in self._watchers.pop(job.id, []):
+            client.ended.append((job.id, self._results.take(job.id)))
+            self.touched.add(client)
+
+    # -- time ----------------------------------------------------------------------------------------
+
+    def _after(self, seconds: float, job: Job, action: Callable[[], None]) -> None:
+        self._serial += 1
+        heapq.heappush(self._timers, (time.monotonic() + seconds, self._serial, job.id, action))
+
+    def _until_next_timer(self) -> float | None:
+        while self._timers and self._timers[0][2] not in self._running:
+            heapq.heappop(self._timers)
+        if not self._timers:
+            return None
+        return min(max(0.0, self._timers[0][0] - time.monotonic()), LONGEST_WAIT)
+
+    def _run_timers(self) -> None:
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            _, _, job_id, action = heapq.heappop(self._timers)
+            if job_id in self._running:
+                action()
+
+    # -- processes -----------------------------------------------------------------------------------
+
+    def _woken(self) -> None:
+        try:
+            while len(self._wake[0].recv(4096)) == 4096:
+                pass
+        except BlockingIOError:
+            pass
+
+    def _reap(self) -> None:
+        reaped = False
+        while (pid := _ended_child()) is not None:
+            reaped = True
+            job = self._jobs_of.pop(pid, None)
+            if job is not None:
+                # Before it is reaped: until then nobody else can have this pid as process group.
+                try:
+                    os.killpg(pid, signal.SIGKILL)
+                except (ProcessLookupError, PermissionError):
+                    pass
+            status = os.waitpid(pid, 0)[1]
+            self._strays.pop(pid, None)
+            if job is not None:
+                self._task_ended(job, pid, status)
+        if reaped:
+            self._kill_strays()
+
+    def _kill_strays(self) -> None:
+        """Kill what we adopted from jobs that have ended."""
+        for pid in processes.children():
+            if pid in self._jobs_of:
+                continue
+            if pid not in self._strays:
+                self._strays[pid] = processes.job_of(pid, self._directory)
+            job_id = self._strays[pid]
+            if job_id not in self._running and (job_id is not None or not self._running):
+                processes.kill(pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """Kill all processes of all jobs and remove the private directory; bounded in time."""
+        for job in self._running.values():
+            job.kill(signal.SIGKILL)
+        deadline = time.monotonic() + END_BOUND
+        while (left := processes.children()) and time.monotonic() < deadline:
+            for pid in left:
+                processes.kill(pid, signal.SIGKILL)
+            select.select([self._wake[0]], [], [], 0.2)  # until SIGCHLD; what is stuck has its bound
+            self._woken()
+            while (ended := _ended_child()) is not None:
+                os.waitpid(ended, 0)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class Client:
+    """One connection or completion of the user's process.
+
+    Attributes
+    ----------
+    ended : list
+        Results that go out with the next `push`.
+    """
+
+    def __init__(self, broker: Broker, sock: socket.socket) -> None:
+        self.ended: list[tuple[int, Result]] = []
+        self._broker = broker
+        self._link = FramedSocket(sock)
+        self._writing = False
+        broker.selector.register(sock, selectors.EVENT_READ, self._ready)
+
+    def _ready(self) -> None:
+        self._link.flush()
+        for message in self._link.receive():
+            self._handle(json.loads(message))
+        if self._link.closed:
+            self._broker.selector.unregister(self._link.sock)
+            self._broker.forget(self)
+            self._link.close()
+        else:
+            self._broker.touched.add(self)
+
+    def _handle(self, message: dict[str, Any]) -> None:
+        if message["op"] == "submit":
+            self._send({"ids": self._broker.submit(message["plans"])})
+        elif message["op"] == "cancel":
+            self._broker.cancel(message["ids"], message["reason"])
+        elif message["op"] == "watch":
+            self._broker.watch(self, message["ids"])
+
+    def push(self) -> None:
+        """Send what has gathered; ask to be called again if it does not all go out."""
+        if self._link.closed:
+            return
+        if self.ended:
+            self._send({"ended": self.ended})
+            self.ended = []
+        if self._link.backlog != self._writing:
+            self._writing = self._link.backlog
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._writing else 0)
+            self._broker.selector.modify(self._link.sock, events, self._ready)
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._link.send(json.dumps(message).encode())
+
+
+def _ended_child() -> int | None:
+    """The pid of a child that has ended and is not reaped; it stays so."""
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return None if found is None else found.si_pid
+
+
+def main() -> None:
+    """Run as the broker; the control socket is standard input."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the thread that started us may block some
+    control = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    os.chdir("/")
+    processes.become_subreaper()
+    configuration = json.loads(control.recv(CONTROL_SIZE))
+    os.mkdir(os.path.join(configuration["directory"], "spool"), 0o700)
+    broker = Broker(control, configuration)
+    control.send(b"ready")
+    try:
+        broker.run()
+    finally:
+        broker.end()

@@ -1,0 +1,167 @@
+"""The user's end of the embedded instance's broker: its process, control socket and directory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import IO
+
+from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
+from parsl_flux_bulk.instances.local import processes, server
+from parsl_flux_bulk.instances.local.channel_server import SOCKET_PATH_LIMIT
+
+START_BOUND = 30.0
+"""Seconds that the broker has to come up."""
+
+CLOSE_BOUND = server.END_BOUND + 5.0
+"""Seconds that the broker has to end everything."""
+
+
+class ServerProcess:
+    """A running broker; used by every thread.
+
+    Parameters
+    ----------
+    cores : list of list of int
+        The CPUs of each core.
+    gpus : list of str or None
+        As ``CUDA_VISIBLE_DEVICES`` names them; None leaves that variable of jobs alone.
+
+    Attributes
+    ----------
+    directory : str
+        Private to this user: the channel's sockets, kept output, scratch of running jobs.
+
+    Raises
+    ------
+    InstanceUnavailable
+        It does not come up; says why.
+    """
+
+    def __init__(self, cores: list[list[int]], gpus: list[str] | None) -> None:
+        self.directory = _private_directory()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._end = ""
+        self._lock = threading.Lock()
+        try:
+            self._process = self._start(theirs)
+            self._configure(cores, gpus)
+        except BaseException:
+            shutil.rmtree(self.directory, ignore_errors=True)
+            self._control.close()
+            self._log.close()
+            raise
+        finally:
+            theirs.close()
+
+    def _start(self, control: socket.socket) -> subprocess.Popen[bytes]:
+        if not sys.executable:
+            raise InstanceUnavailable(
+                "the embedded instance needs a Python interpreter: sys.executable is empty"
+            )
+        root = str(Path(__file__).resolve().parents[3])
+        program = f"import sys; sys.path.append({root!r}); from {server.__name__} import main; main()"
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", program],
+                stdin=control.fileno(), stdout=self._log, stderr=self._log, start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            raise InstanceUnavailable(f"cannot start the embedded instance's broker: {error}") from error
+
+    def _configure(self, cores: list[list[int]], gpus: list[str] | None) -> None:
+        configuration = {"cores": cores, "gpus": gpus, "directory": self.directory, "owner": os.getpid()}
+        self._control.settimeout(START_BOUND)
+        try:
+            self._control.send(json.dumps(configuration).encode())
+            ready = self._control.recv(16)
+        except OSError as error:
+            ready = str(error).encode()
+        if ready != b"ready":
+            self._process.kill()
+            self._process.wait()
+            said = self._log_tail() or ready.decode(errors="replace") or "it said nothing"
+            raise InstanceUnavailable(
+                f"the embedded instance's broker ({sys.executable}) did not start: {said}"
+            )
+        self._control.settimeout(None)
+
+    def connect(self) -> socket.socket:
+        """Return a new stream socket to the broker."""
+        ours, theirs = socket.socketpair()
+        try:
+            socket.send_fds(self._control, [b"connect"], [theirs.fileno()])
+        except OSError as error:
+            ours.close()
+            raise self.lost() from error
+        finally:
+            theirs.close()
+        return ours
+
+    def check(self) -> None:
+        """Raise InstanceLost if the broker has ended."""
+        if self._end or self._process.poll() is not None:
+            raise self.lost()
+
+    def lost(self) -> InstanceLost:
+        """The error to raise where the broker does not answer; its jobs are dead after this."""
+        with self._lock:
+            if not self._end:
+                self._end = self._bury()
+        return InstanceLost(self._end)
+
+    def _bury(self) -> str:
+        """Make sure that all is dead, and say how it ended."""
+        self._process.kill()  # it closed a socket, so it has ended or is about to
+        status = self._process.wait()
+        processes.kill_all_of(self.directory)
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        log = self._log_tail()
+        self._clean_up()
+        return f"the embedded instance's broker (pid {self._process.pid}) {how}" + (f": {log}" if log else "")
+
+    def _log_tail(self) -> str:
+        self._log.seek(0)
+        return self._log.read().decode(errors="replace").strip()[-2000:]
+
+    def close(self) -> None:
+        """End the broker, which kills what still runs."""
+        with self._lock:
+            if self._end:
+                return
+            self._end = "the embedded instance is closed"
+            with contextlib.suppress(OSError):
+                self._control.send(b"close")
+            try:
+                self._process.wait(CLOSE_BOUND)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+                processes.kill_all_of(self.directory)
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        self._control.close()
+        self._log.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _private_directory() -> str:
+    for parent in (tempfile.gettempdir(), "/tmp"):
+        try:
+            directory = tempfile.mkdtemp(prefix="flux-bulk-", dir=parent)
+        except OSError as error:
+            raise InstanceUnavailable(f"cannot make a directory in {parent}: {error}; set TMPDIR") from error
+        if len(os.fsencode(directory)) + len("/channel-0000") <= SOCKET_PATH_LIMIT:
+            return directory
+        os.rmdir(directory)  # too deep for the path of a Unix socket
+    raise InstanceUnavailable("the path of the temporary directory is too long for a Unix socket; set TMPDIR")

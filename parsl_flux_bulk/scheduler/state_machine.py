@@ -1,0 +1,436 @@
+"""What runs where, and when: a pure state machine. Events in, instructions out.
+
+::
+
+    submit, cancel ────────┐                        ┌─> SubmitJob, CancelJob    to the pipeline
+    job_ended, capacity ───┤                        │
+    peer_hello, peer_lost ─┼──> Scheduler.take ────┼─> Give, Recall, Kill, Retire   to peers
+    outcome, returned,     │     Autoscaler (jobs)     │
+    worker_died ───────────┘     Assigner (tasks)     └─> Resolve    to futures
+
+No threads, no I/O, no clock: `take` is told the time, and `deadline` says when it is wanted next even
+if nothing happens. Events only record; `take` decides, once for all events of a batch.
+
+**No task runs twice.** A task is with one worker or task job at a time, and is taken from it only by
+the peer's word that it has not started (`returned`). When a whole peer is lost, no such word comes, and
+outcomes may have been lost on the way: then every task that it had been given ends with a
+:class:`Loss`. The first of each worker was running, as far as we know (``WORKER_LOST``); the others
+may have been (``MAYBE_STARTED``). There are few of those: :mod:`.service_time` bounds a worker's queue to
+a few hundredths of a second of work, and what is queued behind a longer task is asked back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+
+from parsl_flux_bulk.instances.base import Capacity, JobResult, PeerId
+from parsl_flux_bulk.jobspec.resources import Shape
+from parsl_flux_bulk.scheduler.assignment import Assigner
+from parsl_flux_bulk.scheduler.autoscaler import Autoscaler
+from parsl_flux_bulk.scheduler.lifecycle import START_FAILURE_LIMIT, Lifecycle
+from parsl_flux_bulk.scheduler.messages import Give, Instruction, Resolve, Retire
+from parsl_flux_bulk.scheduler.model import Peer, TaskJob, WorkerJob
+from parsl_flux_bulk.scheduler.outcomes import Outcomes
+from parsl_flux_bulk.scheduler.task import (
+    CANCELLED,
+    Loss,
+    LossReason,
+    Task,
+    TaskState,
+)
+from parsl_flux_bulk.scheduler.timers import Timers
+from parsl_flux_bulk.scheduler.worker_group import NO_LIMIT, Worker
+
+
+@dataclass(frozen=True)
+class Status:
+    """Counts, at one moment.
+
+    Attributes
+    ----------
+    pending, running, done, failed, cancelled : int
+        Tasks: not started as far as is known; started; ended with a value; with an exception or a
+        loss; cancelled.
+    workers, busy_workers, cores : dict of Shape to int
+        Connected workers, those of them with tasks, and cores that their jobs hold.
+    worker_jobs, task_jobs : int
+        Jobs submitted and not ended.
+    """
+
+    pending: int
+    running: int
+    done: int
+    failed: int
+    cancelled: int
+    workers: dict[Shape, int]
+    busy_workers: dict[Shape, int]
+    cores: dict[Shape, int]
+    worker_jobs: int
+    task_jobs: int
+
+
+class Scheduler:
+    """The state machine.
+
+    Parameters
+    ----------
+    capacity : Capacity or None
+        Until it is known nothing is submitted; see the event of that name.
+    is_failure : callable
+        Whether the bytes of an outcome are those of an exception.
+    tasks_per_job : int or None
+        1 gives every task a job of its own.
+    worker_idle_time : float
+        Seconds after which workers without tasks end.
+    max_active_jobs : int
+        Jobs that the pipeline keeps inside the instance; twice as many task jobs are passed on.
+    gather_time : float
+        Seconds that a shape's first job waits for more tasks to come.
+    """
+
+    def __init__(
+        self,
+        capacity: Capacity | None = None,
+        *,
+        is_failure: Callable[[bytes], bool],
+        tasks_per_job: int | None = None,
+        worker_idle_time: float = 3.0,
+        max_active_jobs: int = 32,
+        gather_time: float = 0.003,
+    ) -> None:
+        self._is_failure = is_failure
+        self._all_alone = tasks_per_job == 1
+        self._out: list[Instruction] = []
+        self._timers = Timers()
+        self._lifecycle = Lifecycle(self._out, self._timers, worker_idle_time)
+        self._assigner = Assigner(self._out, self._timers, self._lifecycle)
+        self._autoscaler = Autoscaler(
+            self._lifecycle, self._timers, max_active_jobs=max_active_jobs, gather_time=gather_time
+        )
+        self._outcomes = Outcomes(self._out, self._timers, self._lifecycle, is_failure)
+        self._peers = self._outcomes.peers
+        self._closed = False
+        if capacity is not None:
+            self.capacity(capacity)
+
+    # -- instructions ------------------------------------------------------------------------------
+
+    def take(self, now: float) -> list[Instruction]:
+        """Decide on everything that happened, and return what is to be done, in this order.
+
+        Parameters
+        ----------
+        now : float
+            Seconds, of a clock that never goes back.
+        """
+        now = self._timers.advance(now)
+        self._assigner.settle(now)
+        self._timers.run()
+        if not self._closed:
+            self._decide(now)
+        self._timers.settle()
+        out = self._out.copy()
+        self._out.clear()
+        return out
+
+    def _decide(self, now: float) -> None:
+        # One decision can call for another: cores that a drained group left are there for others.
+        for _ in range(4):
+            self._autoscaler.plan(now)
+            self._assigner.feed(now)
+            if not self._lifecycle.changed or self._lifecycle.ledger.capacity is None:
+                return
+        self._timers.at(now, lambda _: None)
+
+    def deadline(self) -> float | None:
+        """When `take` is wanted next, even if nothing happens; None: not at all."""
+        return self._timers.deadline()
+
+    @property
+    def service_time(self) -> float:
+        """Seconds that a task takes on average, in the group where it takes longest; 0 if none has ended."""
+        return max((group.service_time.mean for group in self._lifecycle.groups.values()), default=0.0)
+
+    # -- events: tasks -----------------------------------------------------------------------------
+
+    def submit(self, tasks: Iterable[Task]) -> None:
+        """There are new tasks."""
+        lifecycle = self._lifecycle
+        for task in tasks:
+            shape = task.resources.shape
+            if self._closed:
+                self._outcomes.resolve(task, Loss(LossReason.SHUT_DOWN))
+            elif shape is None or task.bare or self._all_alone:
+                lifecycle.hold(task)
+            else:
+                group = lifecycle.groups.get(shape)
+                (group or lifecycle.group(shape)).push(task)
+        lifecycle.changed = True
+
+    def cancel(self, task: Task) -> None:
+        """A task is not wanted any more. If it is too late to stop it, its own outcome stands."""
+        if task.state == TaskState.DONE or task.cancelled:
+            return
+        task.cancelled = True
+        place = task.place
+        if isinstance(place, Worker):
+            place.cancels += 1
+            if place.peer.gone:
+                return
+            if place.queue[0] is task:
+                self._assigner.kill(place, task)
+            else:
+                self._assigner.recall_one(place, task)
+        elif isinstance(place, TaskJob) and place.submitted and place not in self._outcomes.parked:
+            self._lifecycle.cancel(place, "its task was cancelled")
+        else:
+            if place is None:
+                self._lifecycle.group(_shape(task)).dropped()
+            self._lifecycle.changed = True
+            self._outcomes.resolve(task, CANCELLED)
+
+    # -- events: jobs ------------------------------------------------------------------------------
+
+    def job_ended(self, job: WorkerJob | TaskJob, result: JobResult) -> None:
+        """A job has ended, or was refused (then `result` has the exception "submit")."""
+        if job.token not in self._lifecycle.jobs:
+            return
+        self._lifecycle.ended(job, result)
+        if isinstance(job, TaskJob):
+            self._autoscaler.task_job_ended(job, self._timers.now)
+            self._outcomes.task_job_ended(job)
+        else:
+            self._outcomes.worker_job_ended(job, result)
+
+    def capacity(self, capacity: Capacity) -> None:
+        """What the instance has, all in all. Until this is known, or it is nothing, nothing is submitted."""
+        lifecycle = self._lifecycle
+        lifecycle.ledger.capacity = capacity if capacity.cores else None
+        lifecycle.changed = True
+        self._outcomes.unpark()
+        for group in lifecycle.groups.values():
+            group.slot_limit = NO_LIMIT
+            group.stopped = False
+
+    def drain_jobs(self, chosen: Callable[[WorkerJob], bool], reason: str) -> None:
+        """Let a block's worker jobs end as soon as what they run has; what they have not started moves."""
+        for job in list(self._worker_jobs()):
+            if chosen(job):
+                job.ends_with_block = True
+                self._lifecycle.drain(job, reason)
+
+    # -- events: peers -----------------------------------------------------------------------------
+
+    def peer_hello(
+        self,
+        peer_id: PeerId,
+        token: int,
+        slots: int,
+        host: str = "",
+        pid: int = 0,
+        rank: int = 0,
+        size: int = 1,
+        node: Hashable = None,
+    ) -> None:
+        """A process of one of our jobs has connected.
+
+        Parameters
+        ----------
+        token : int
+            Of its job.
+        slots : int
+            Workers that it has; 0 if it is a rank of a task job.
+        rank, size : int
+            Of how many processes of the job it is which.
+        node : hashable
+            Names its node, if `host` does not: there may be several nodes on one host.
+        """
+        job = self._lifecycle.jobs.get(token)
+        if peer_id in self._peers:
+            return
+        if job is None or job.cancelled or self._closed or rank in job.peers:
+            self._out.append(Retire(peer_id))
+            return
+        peer = Peer(peer_id, job, rank, host, pid, host if node is None else node)
+        self._peers[peer_id] = peer
+        job.size = max(job.size, size)
+        if isinstance(job, WorkerJob):
+            self._lifecycle.join(peer, job, slots)
+            return
+        job.peers[rank] = peer
+        if job.began is None:
+            job.began = self._timers.now
+        if job.task.state == TaskState.DONE:
+            self._out.append(Retire(peer_id))
+        else:
+            job.task.state = TaskState.GIVEN
+            self._out.append(Give(peer_id, 0, [job.task], [job.task.function]))
+
+    def outcome(self, peer_id: PeerId, slot: int, task_id: int, body: bytes) -> None:
+        """A task has ended."""
+        worker = self._worker(peer_id, slot)
+        if worker is None:
+            self._outcomes.rank_outcome(peer_id, task_id, body)
+            return
+        queue = worker.queue
+        if queue and queue[0].task_id == task_id:
+            task = queue.popleft()
+            worker.size -= len(task.call)
+            if task.cancelled:
+                worker.cancels -= 1
+        else:
+            other = worker.remove(task_id)
+            if other is None:
+                return
+            task = other
+        worker.ended += 1
+        worker.function_id = task.function.function_id
+        if not worker.touched:
+            self._assigner.touch(worker)
+        task.state = TaskState.DONE
+        task.place = None
+        if self._is_failure(body):
+            self._outcomes.failed += 1
+        else:
+            self._outcomes.done += 1
+        self._out.append(Resolve(task, body))
+
+    def returned(self, peer_id: PeerId, slot: int, task_id: int) -> None:
+        """A task was given back; it has certainly not started."""
+        worker = self._worker(peer_id, slot)
+        task = worker and worker.remove(task_id)
+        if not worker or not task:
+            return
+        group = worker.group
+        group.given -= 1
+        task.place = None
+        if task.cancelled:
+            self._outcomes.resolve(task, CANCELLED)
+        elif self._closed:
+            self._outcomes.resolve(task, Loss(LossReason.SHUT_DOWN))
+        elif worker.peer.verdict is not None:
+            self._outcomes.resolve(task, worker.peer.verdict)
+        else:
+            task.state = TaskState.PENDING
+            group.push_back(task)
+            self._lifecycle.changed = True
+        self._assigner.touch(worker)
+
+    def worker_died(
+        self,
+        peer_id: PeerId,
+        slot: int,
+        task_id: int = 0,
+        exit_code: int | None = None,
+        signal: int | None = None,
+        stderr: str = "",
+    ) -> None:
+        """A worker's process has ended, while it ran a task or (0) none; the pool starts another."""
+        worker = self._worker(peer_id, slot)
+        if worker is None:
+            return
+        job = worker.job
+        task = worker.remove(task_id) if task_id else None
+        worker.mark = self._timers.now
+        self._assigner.touch(worker)
+        if task is None:
+            worker.peer.start_failures += 1
+            if worker.peer.start_failures == START_FAILURE_LIMIT:
+                self._outcomes.give_up(
+                    worker.peer, Loss(LossReason.NO_WORKER, exit_code, signal, stderr, job.host, job=job)
+                )
+            return
+        worker.peer.start_failures = job.group.start_failures = 0
+        job.group.given -= 1
+        loss = Loss(LossReason.CRASHED, exit_code, signal, stderr, worker.peer.host, job=job)
+        self._outcomes.resolve(task, CANCELLED if task.cancelled else loss)
+
+    def peer_lost(self, peer_id: PeerId) -> None:
+        """A peer's connection has closed."""
+        peer = self._peers.pop(peer_id, None)
+        if peer is None:
+            return
+        self._lifecycle.lost(peer)
+        self._outcomes.peer_lost(peer)
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """No more tasks are to come: workers end as soon as they have nothing to do."""
+        self._lifecycle.idle_time = 0.0
+        for job in self._worker_jobs():
+            if not (job.busy or job.leaving or job.starting or job.group.waiting):
+                self._lifecycle.retire(job)
+
+    def shutdown(self) -> None:
+        """End everything now: every task that has not ended is lost, every job is to end."""
+        if self._closed:
+            return
+        self._closed = True
+        loss = Loss(LossReason.SHUT_DOWN)
+        for group in self._lifecycle.groups.values():
+            for task in group.empty():
+                self._outcomes.resolve(task, loss)
+        for waiting in (*self._lifecycle.held, *self._outcomes.parked):
+            if waiting.task.state != TaskState.DONE:
+                self._outcomes.resolve(waiting.task, loss)
+        self._lifecycle.held.clear()
+        self._outcomes.parked.clear()
+        for peer in list(self._peers.values()):
+            self._outcomes.lose_queues(peer, loss, loss)
+            if isinstance(peer.job, TaskJob) and peer.job.task.state != TaskState.DONE:
+                # Its job may have ended already, and nobody will wait for its last words now.
+                self._outcomes.resolve(peer.job.task, loss)
+        for job in list(self._lifecycle.jobs.values()):
+            if isinstance(job, WorkerJob):
+                for peer in job.peers.values():
+                    self._outcomes.lose_queues(peer, loss, loss)
+                self._lifecycle.leave(job)
+                if not job.busy and job.connected:
+                    self._lifecycle.retire(job)
+                    continue
+            elif job.task.state != TaskState.DONE:
+                self._outcomes.resolve(job.task, loss)
+            self._lifecycle.cancel(job, "the executor is being shut down")
+
+    def status(self) -> Status:
+        """Count."""
+        lifecycle = self._lifecycle
+        groups = lifecycle.groups.values()
+        jobs = list(self._worker_jobs())
+        running = sum(job.busy for job in jobs)
+        own = sum(job.task.state != TaskState.DONE for job in lifecycle.task_jobs)
+        waiting = (*lifecycle.held, *self._outcomes.parked)
+        unanswered = sum(group.outstanding for group in groups) - sum(w.ended for w in self._assigner.touched)
+        return Status(
+            pending=unanswered - running + sum(job.task.state != TaskState.DONE for job in waiting),
+            running=running + own,
+            done=self._outcomes.done,
+            failed=self._outcomes.failed,
+            cancelled=self._outcomes.cancelled,
+            workers={group.shape: group.workers for group in groups if group.jobs},
+            busy_workers={group.shape: len(group.busy) for group in groups if group.jobs},
+            cores={
+                group.shape: sum(job.allocation.cores for job in group.jobs) for group in groups if group.jobs
+            },
+            worker_jobs=len(jobs),
+            task_jobs=len(lifecycle.task_jobs),
+        )
+
+    # -- helpers -----------------------------------------------------------------------------------
+
+    def _worker_jobs(self) -> list[WorkerJob]:
+        return [job for group in self._lifecycle.groups.values() for job in group.jobs]
+
+    def _worker(self, peer_id: PeerId, slot: int) -> Worker | None:
+        peer = self._peers.get(peer_id)
+        if peer is None or slot >= len(peer.workers):
+            return None
+        return peer.workers[slot]
+
+
+def _shape(task: Task) -> Shape:
+    shape = task.resources.shape
+    assert shape is not None
+    return shape

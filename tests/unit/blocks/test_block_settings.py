@@ -1,0 +1,209 @@
+"""What blocks are launched with, how their walltime is read, and how they are let go."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import shlex
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from parsl.executors import HighThroughputExecutor
+from parsl.launchers import MpiExecLauncher, SrunLauncher
+from parsl.providers import LocalProvider, SlurmProvider
+
+from parsl_flux_bulk import FluxBulkExecutor
+from parsl_flux_bulk.blocks.main import Settings
+from parsl_flux_bulk.blocks.manager import Blocks, BlockSettings, addresses_of_this_host, seconds_of
+from parsl_flux_bulk.instances.federation.federation import Federation
+from parsl_flux_bulk.providers import FluxProvider, OncePerBlock
+
+
+@pytest.mark.parametrize(
+    ("walltime", "seconds"),
+    [
+        ("00:10:00", 600.0),
+        ("01:00:30", 3630.0),
+        ("1:02:03:04", 93784.0),
+        ("1-02:03:04", 93784.0),
+        ("05:00", 300.0),
+        ("30", 1800.0),
+        ("", None),
+        (None, None),
+        ("as long as it takes", None),
+    ],
+)
+def test_a_walltime_is_read_as_batch_systems_write_it(walltime: str | None, seconds: float | None) -> None:
+    assert seconds_of(walltime) == seconds
+
+
+def test_the_addresses_of_this_host_are_numbers_and_not_its_loopback_if_it_has_others() -> None:
+    addresses = [ipaddress.ip_address(address) for address in addresses_of_this_host()]
+    assert addresses
+    assert len({address.is_loopback for address in addresses}) == 1
+
+
+# -- the launch command ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Any:
+    """Makes an executor that is up, with a provider that launches nothing by itself."""
+    made: list[FluxBulkExecutor] = []
+
+    def start(provider: Any, **options: Any) -> FluxBulkExecutor:
+        executor = FluxBulkExecutor(provider=provider, **options)
+        executor.run_dir = str(tmp_path)
+        provider.script_dir = str(tmp_path)
+        executor.start()
+        made.append(executor)
+        return executor
+
+    yield start
+    for executor in made:
+        executor.shutdown()
+
+
+def settings_of(command: str) -> dict[str, Any]:
+    values = json.loads(Path(shlex.split(command)[-1]).read_text())
+    assert isinstance(values, dict)
+    return values
+
+
+def test_flux_is_started_around_the_blocks_program(started: Any) -> None:
+    executor = started(LocalProvider())
+    command = executor._get_launch_command("0")
+    assert command.startswith(f"flux start {sys.executable} ")
+    assert command.split()[3].endswith("/parsl_flux_bulk/blocks/main.py")
+    assert type(command) is str
+
+
+def test_the_launch_line_is_plain_words_without_secrets(started: Any) -> None:
+    command = started(LocalProvider())._get_launch_command("0")
+    assert not set(command) & set("$`\\\"'"), "launchers put it through a shell once more"
+    directory = Path(settings_of(command)["certificates"])
+    for secret in directory.glob("*secret"):
+        for line in secret.read_text().splitlines():
+            assert "secret-key" not in line or line.split('"')[1] not in command
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("options", "begins"),
+    [
+        ({"launch": "flux start -Slog-stderr-level=4"}, "flux start -Slog-stderr-level=4 "),
+        ({"instance": "local"}, f"{sys.executable} "),
+        ({"python": "/opt/other/python", "instance": "local"}, "/opt/other/python "),
+    ],
+)
+def test_what_starts_a_block_can_be_chosen(started: Any, options: dict[str, Any], begins: str) -> None:
+    assert started(LocalProvider(), **options)._get_launch_command("0").startswith(begins)
+
+
+def test_where_the_provider_starts_flux_the_program_runs_once_a_block(started: Any) -> None:
+    command = started(FluxProvider())._get_launch_command("0")
+    assert isinstance(command, OncePerBlock)
+    assert command.startswith(sys.executable)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "line"),
+    [
+        (
+            SrunLauncher(overrides="--mpi=pmi2 --cpu-bind=none"),
+            "srun --ntasks 3 -l --mpi=pmi2 --cpu-bind=none",
+        ),
+        (MpiExecLauncher(bind_cmd="--cpu-bind", overrides="--ppn 1 --pmi=pmi"), "--ppn 1 --pmi=pmi -n"),
+    ],
+)
+def test_a_launcher_starts_it_on_every_node(started: Any, launcher: Any, line: str) -> None:
+    command = started(LocalProvider())._get_launch_command("0")
+    text = launcher(command, 1, 3, "/scripts")
+    assert line in text
+    assert command in text
+
+
+# -- the settings that a block gets ------------------------------------------------------------------
+
+
+def test_blocks_of_this_machine_are_for_this_machine_alone(started: Any) -> None:
+    executor = started(LocalProvider(), node_init="echo hello")
+    values = settings_of(executor._get_launch_command("7"))
+    assert values["addresses"] == ["127.0.0.1"]
+    assert (values["block_id"], values["node_init"], values["walltime"]) == ("7", "echo hello", None)
+    assert Settings(**values).unreachable_timeout < 120
+
+
+@pytest.mark.parametrize(("address", "expected"), [(None, None), ("login1-hsn", ["login1-hsn"])])
+def test_others_are_told_how_to_reach_this_host(
+    started: Any, address: str | None, expected: list[str] | None
+) -> None:
+    provider = SlurmProvider(partition="debug", walltime="01:30:00")
+    values = settings_of(started(provider, address=address)._get_launch_command("0"))
+    assert values["addresses"] == (expected or addresses_of_this_host())
+    assert values["walltime"] == 5400.0
+
+
+def test_a_provider_and_an_instance_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="instance must be None or 'local', not 'flux'"):
+        FluxBulkExecutor(provider=LocalProvider(), instance="flux")
+
+
+# -- Parsl's side ------------------------------------------------------------------------------------
+
+
+def test_without_a_provider_there_is_nothing_to_scale() -> None:
+    executor = FluxBulkExecutor()
+    assert executor.status_polling_interval == 0
+    assert executor.scale_in(1) == []
+    assert executor.status() == {}
+    assert executor.outstanding() == 0
+
+
+def test_before_a_block_is_there_the_provider_says_how_large_it_is() -> None:
+    assert FluxBulkExecutor(provider=LocalProvider()).workers_per_node == 1
+    assert FluxBulkExecutor(provider=FluxProvider(cores_per_node=64)).workers_per_node == 64
+
+
+def test_htex_auto_scale_takes_it_for_one_whose_idle_blocks_it_may_end() -> None:
+    assert isinstance(FluxBulkExecutor(provider=LocalProvider()), HighThroughputExecutor)
+
+
+def test_a_provider_that_fails_to_cancel_is_in_the_log_and_raises_nothing(
+    started: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider = LocalProvider()
+    executor = started(provider, instance="local")
+    executor.blocks_to_job_id = {"0": "11", "1": "12"}
+
+    def fail(jobs: list[str]) -> list[bool]:
+        raise OSError("scancel is not there")
+
+    monkeypatch.setattr(provider, "cancel", fail)
+    with caplog.at_level(logging.WARNING):
+        executor._cancel_blocks(["0", "1"])
+        assert "blocks ['0', '1'] could not be cancelled: scancel is not there" in caplog.text
+        monkeypatch.setattr(provider, "cancel", lambda jobs: [True, False])
+        executor._cancel_blocks(["0", "1", "not submitted"])
+    assert "the provider did not cancel ['12']" in caplog.text
+    executor.blocks_to_job_id = {}
+
+
+def test_closing_blocks_that_were_never_started_is_fine(tmp_path: Path) -> None:
+    settings = BlockSettings(str(tmp_path), sys.executable, ["127.0.0.1"], listen="127.0.0.1")
+    blocks = Blocks(settings, Federation(), drain=lambda _: None)
+    blocks.close()
+    blocks.close()
+    assert not blocks.joined("0") and blocks.idle_time("0") == float("inf")
+
+
+def test_a_block_that_never_joined_is_let_go_at_once(tmp_path: Path) -> None:
+    settings = BlockSettings(str(tmp_path), sys.executable, ["127.0.0.1"], listen="127.0.0.1")
+    blocks = Blocks(settings, Federation(), drain=lambda _: None)
+    told: list[str] = []
+    blocks.retire("5", then=lambda: told.append("5"))
+    assert told == ["5"]

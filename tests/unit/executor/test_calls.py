@@ -1,0 +1,210 @@
+"""Parsl's calls, made ready to travel."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import pickle
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from parsl.app.errors import wrap_error
+from parsl.serialize import facade
+from parsl.serialize.base import SerializerBase
+from parsl.serialize.errors import SerializationError
+
+from parsl_flux_bulk.errors import NotSerializable
+from parsl_flux_bulk.executor.calls import CallNotSerializable, FunctionTable, serialise_call, unwrap
+from parsl_flux_bulk.protocol import serialize
+
+
+def plain(x: int) -> int:
+    return x + 1
+
+
+def generator() -> Iterator[int]:
+    yield 1
+
+
+# -- functions ---------------------------------------------------------------------------------------
+
+
+def test_what_parsl_wraps_around_a_function_stays_here() -> None:
+    assert unwrap(wrap_error(plain)) is plain
+    assert unwrap(plain) is plain
+    assert unwrap(len) is len
+
+
+def test_another_wrapper_stays() -> None:
+    @functools.wraps(plain)
+    def wrapper(x: int) -> int:
+        return -plain(x)
+
+    assert unwrap(wrapper) is wrapper
+    assert serialize.load_function(FunctionTable().get(wrap_error(wrapper)).payload)(1) == -2
+
+
+def test_a_function_is_serialised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = FunctionTable()
+    first = table.get(plain)
+    monkeypatch.setattr(serialize, "dumps", None)  # a second time would fail
+    # Parsl wraps a function anew for each of its apps.
+    assert table.get(wrap_error(plain)) is first
+    assert table.get(plain) is first
+    assert first.name == "plain"
+
+
+def test_functions_have_ids_of_their_own() -> None:
+    table = FunctionTable()
+    functions = [eval(f"lambda: {n}") for n in range(20)]
+    ids = [table.get(function).function_id for function in functions]
+    assert len(set(ids)) == 20 and all(id > 0 for id in ids)
+
+
+def test_a_function_that_died_gives_its_place_to_no_other() -> None:
+    table = FunctionTable()
+    seen = set()
+    for n in range(200):
+        # Each dies before the next is made, which then often has the same address.
+        made = table.get(eval(f"lambda: {n}"))
+        assert serialize.load_function(made.payload)() == n
+        seen.add(made.function_id)
+    assert len(seen) == 200
+    gc.collect()
+    assert len(table._known) <= 1
+
+
+def test_the_table_keeps_no_function_alive() -> None:
+    table = FunctionTable()
+    function = eval("lambda: 1")
+    table.get(function)
+    reference = weakref.ref(function)
+    del function
+    gc.collect()
+    assert reference() is None
+
+
+class NoReferences:
+    __slots__ = ("n",)
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __call__(self) -> int:
+        return self.n
+
+
+def test_anything_callable_will_do() -> None:
+    table = FunctionTable()
+    for function, value in ((functools.partial(plain, 1), 2), (NoReferences(5), 5), ([1, 2].count, None)):
+        made = table.get(function)
+        if value is not None:
+            assert serialize.load_function(made.payload)() == value
+        assert made.name
+
+
+def test_many_threads_get_one_function() -> None:
+    table, barrier, got = FunctionTable(), threading.Barrier(8), []
+    functions = [eval(f"lambda: {n}") for n in range(50)]
+
+    def work() -> None:
+        barrier.wait(10)
+        got.extend((n, serialize.load_function(table.get(f).payload)()) for n, f in enumerate(functions))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(got) == 400 and all(n == value for n, value in got)
+
+
+def test_a_function_that_cannot_travel_is_named() -> None:
+    open_generator = generator()
+
+    def goes_on() -> int:
+        return next(open_generator)
+
+    with pytest.raises(CallNotSerializable) as caught:
+        FunctionTable().get(goes_on)
+    assert "the function goes_on cannot be serialised" in str(caught.value)
+    assert "generator" in str(caught.value) and "inside its body" in str(caught.value)
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+# -- calls -------------------------------------------------------------------------------------------
+
+
+def test_a_call_comes_back_as_it_went() -> None:
+    call = serialise_call("f", (1, [2]), {"x": {3: "4"}})
+    assert serialize.load_call(call) == ((1, [2]), {"x": {3: "4"}})
+
+
+def test_arguments_that_cannot_travel_are_named() -> None:
+    with pytest.raises(CallNotSerializable) as caught:
+        serialise_call("simulate", (1, generator(), 3), {"log": generator(), "steps": 5})
+    text = str(caught.value)
+    assert text.startswith("the call of simulate cannot be serialised: argument 2, of type generator, ")
+    assert "argument 'log', of type generator" in text
+    assert "argument 1," not in text and "'steps'" not in text
+    assert "pass plain data, or a path" in text
+
+
+def test_the_error_is_ours_and_parsls() -> None:
+    error = CallNotSerializable("the call of f cannot be serialised")
+    assert isinstance(error, NotSerializable) and isinstance(error, SerializationError)
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is CallNotSerializable and str(again) == str(error)
+
+
+# -- a serializer of the user's ------------------------------------------------------------------------
+
+
+class Shouting(SerializerBase):
+    """A user's serializer; what it cannot do is left to Parsl's own."""
+
+    _for_code = True
+    _for_data = True
+
+    def serialize(self, data: Any) -> bytes:
+        if callable(data):
+            return data.__name__.upper().encode()
+        if isinstance(data, (tuple, dict)):
+            return repr(data).upper().encode()
+        raise TypeError("only functions and arguments")
+
+    def deserialize(self, payload: bytes) -> Any:
+        text = payload.decode().lower()
+        return plain if text == "plain" else eval(text)
+
+
+@pytest.fixture
+def shouting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shouting is registered, before Parsl's own."""
+    for name, register in (
+        ("methods_for_code", facade.register_method_for_code),
+        ("methods_for_data", facade.register_method_for_data),
+    ):
+        parsls = getattr(facade, name)
+        monkeypatch.setattr(facade, name, {})
+        register(Shouting())
+        getattr(facade, name).update(parsls)
+
+
+@pytest.mark.usefixtures("shouting")
+def test_a_users_serializer_is_honoured() -> None:
+    function = FunctionTable().get(wrap_error(plain))
+    call = serialise_call("plain", ("abc",), {"key": 1})
+    assert function.payload[:1] == serialize.FACADE and b"PLAIN" in function.payload
+    assert call[:1] == serialize.FACADE and b"'ABC'" in call and b"'KEY'" in call
+    assert serialize.load_function(function.payload) is plain
+    assert serialize.load_call(call) == (("abc",), {"key": 1})
+
+
+def test_without_one_parsls_facade_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facade, "serialize", None)  # a call would fail
+    assert FunctionTable().get(plain).payload[:1] == serialize.PICKLE
+    assert serialise_call("plain", (1,), {})[:1] == serialize.PICKLE

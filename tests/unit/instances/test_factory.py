@@ -1,0 +1,63 @@
+"""Which instance is used where."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shutil
+
+import pytest
+
+from parsl_flux_bulk.instances import factory
+from parsl_flux_bulk.instances.factory import choose_instance
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch):
+    """Say what there is on this machine; returns what would be used on it."""
+
+    def chosen(*, uri: str | None = None, command: bool = False, bindings: bool = False) -> str:
+        monkeypatch.delenv("FLUX_URI", raising=False)
+        if uri is not None:
+            monkeypatch.setenv("FLUX_URI", uri)
+        monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if command else None)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if bindings else None)
+        asked: list[str] = []
+
+        def by_name(spec: str) -> str:
+            asked.append(spec)
+            return spec
+
+        monkeypatch.setattr(factory, "choose_instance", by_name)
+        choose_instance(None)
+        return asked[0]
+
+    return chosen
+
+
+def test_the_order_of_choice(machine, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, factory.__name__)
+    assert machine(uri="local:///x", command=True, bindings=True) == "local:///x"
+    assert machine(command=True, bindings=True) == "flux"
+    assert machine() == "local"
+    assert [record.levelname for record in caplog.records] == ["INFO"] * 3
+
+
+def test_flux_without_its_bindings_is_passed_over_aloud(machine, caplog: pytest.LogCaptureFixture) -> None:
+    assert machine(command=True) == "local"
+    assert "pip install 'parsl-flux-bulk[flux]'" in caplog.text
+    assert caplog.records[0].levelname == "WARNING"
+
+
+def test_an_instance_is_taken_as_it_is() -> None:
+    instance = choose_instance("local")
+    assert choose_instance(instance) is instance
+
+
+def test_a_uri_is_attached_to() -> None:
+    assert choose_instance("ssh://host/tmp/x").uri == "ssh://host/tmp/x"
+
+
+def test_a_name_that_names_nothing() -> None:
+    with pytest.raises(ValueError, match="instance='laptop' names no instance: give 'local'"):
+        choose_instance("laptop")

@@ -1,0 +1,387 @@
+"""Whatever happens, in whatever order: no task is lost, none runs twice, all end, and end rightly."""
+
+import os
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from world import (
+    CANCELED,
+    COMPLETED,
+    FAILED,
+    NODE_LOST,
+    REFUSED,
+    SMALL,
+    Function,
+    World,
+    check_books,
+    shaped,
+)
+
+from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus
+from parsl_flux_bulk.jobspec.resources import Resources
+from parsl_flux_bulk.scheduler.model import TaskJob, WorkerJob
+from parsl_flux_bulk.scheduler.task import TaskState
+
+RESOURCES = [
+    SMALL,
+    SMALL,
+    SMALL,
+    shaped(2),
+    shaped(1, 1),
+    shaped(64),
+    Resources(num_tasks=2),
+    Resources(num_tasks=1, duration=9.0),
+    Resources(num_nodes=1, num_tasks=1, exclusive=True),
+    Resources(num_nodes=2, num_tasks=2, exclusive=True),
+]
+OPTIONS = [
+    {"nodes": 1, "cores": 2},
+    {"nodes": 2, "cores": 2, "gpus": 1},
+    {"nodes": 2, "cores": 4, "worker_idle_time": 0.0},
+    {"nodes": 1, "cores": 2, "tasks_per_job": 1},
+]
+RESULTS = {"completed": COMPLETED, "refused": REFUSED, "failed": FAILED, "canceled": CANCELED}
+INDEX = st.integers(0, 1 << 16)
+
+
+class Chaos(RuleBasedStateMachine):
+    """Hypothesis decides what the world does next, and when the scheduler hears of it."""
+
+    @initialize(options=st.sampled_from(OPTIONS), warm=st.sampled_from([0, 0, 1, 30, 300]))
+    def begin_world(self, options, warm):
+        self.world = World(**options)
+        self.functions = [Function() for _ in range(3)]
+        self.cancelled = set()
+        self.shut_down = False
+        if warm:
+            # Workers that are there already, and whose service_time is known.
+            self.world.submit(warm, SMALL, self.functions[0])
+            self.flow(200, run=True)
+
+    # -- what there is -----------------------------------------------------------------------------
+
+    def pools(self, *, with_up=False, with_down=False, alive=False):
+        return [
+            pool
+            for pool in self.world.pools.values()
+            if (not with_up or pool.up) and (not with_down or pool.down) and not (alive and pool.ended)
+        ]
+
+    def slots(self, running):
+        return [
+            slot
+            for pool in self.pools(alive=True)
+            for slot in pool.slots
+            if (slot.running is not None) == running and (running or slot.queue)
+        ]
+
+    def startable(self):
+        pending = self.world.pending()
+        return [model for model in pending if not model.cancel and self.world.place(model) is not None]
+
+    def endable(self):
+        return [
+            model
+            for model in self.world.jobs.values()
+            if (model.state == "running" and (all(pool.ended for pool in model.pools) or model.cancel))
+            or (model.state == "pending" and (model.cancel or not self.world.possible(model)))
+        ]
+
+    # -- the user ----------------------------------------------------------------------------------
+
+    @rule(
+        count=st.sampled_from([1, 1, 2, 5, 40]),
+        kind=st.integers(0, len(RESOURCES) - 1),
+        function=st.integers(0, 2),
+        size=st.sampled_from([10, 10, 2 << 20]),
+        bare=st.sampled_from([False, False, False, True]),
+    )
+    def submit(self, count, kind, function, size, bare):
+        resources = RESOURCES[kind]
+        count = min(count, 3) if resources.shape is None or size > 10 else count
+        bare = bare and resources.shape is None
+        self.world.submit(count, resources, self.functions[function], size, bare)
+
+    @precondition(lambda self: self.world.tasks)
+    @rule(index=INDEX, given=st.booleans())
+    def cancel(self, index, given):
+        wanted = [
+            task
+            for task in self.world.tasks
+            if task not in self.world.outcomes and (not given or task.state == TaskState.GIVEN)
+        ]
+        if wanted:
+            task = wanted[index % len(wanted)]
+            self.cancelled.add(task)
+            self.world.scheduler.cancel(task)
+
+    @rule(lottery=st.integers(0, 60))
+    def shutdown(self, lottery):
+        if lottery == 31:
+            self.shut_down = True
+            self.world.scheduler.shutdown()
+
+    # -- time, and the scheduler ------------------------------------------------------------------
+
+    @rule(seconds=st.sampled_from([0.0, 0.0, 0.0001, 0.004, 0.06, 0.2, 1.0, 3.0, 20.0]))
+    def take(self, seconds):
+        self.world.now += seconds
+        self.world.take()
+
+    @rule(steps=st.sampled_from([1, 2, 5, 20]), run=st.booleans())
+    def flow(self, steps, run):
+        """For a while, nothing bad happens; tasks may all be short, or not end at all."""
+        for _ in range(steps):
+            if not self.calm_step(run):
+                self.world.now += 0.005
+
+    @rule(count=st.sampled_from([20, 100]), function=st.integers(0, 2))
+    def burst(self, count, function):
+        """Many tasks come, and are given."""
+        self.world.submit(count, SMALL, self.functions[function])
+        self.flow(3, run=False)
+
+    @precondition(lambda self: any(slot.queue for slot in self.slots(running=True)))
+    @rule()
+    def stall(self):
+        """What runs takes long, and others wait behind it."""
+        self.world.now += 0.2
+        self.world.take()
+
+    # -- the instance ------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.startable())
+    @rule(index=INDEX)
+    def start_job(self, index):
+        models = self.startable()
+        model = models[index % len(models)]
+        self.world.start(model, self.world.place(model))
+
+    @precondition(lambda self: self.endable())
+    @rule(index=INDEX)
+    def end_job(self, index):
+        models = self.endable()
+        self.finish(models[index % len(models)])
+
+    @precondition(lambda self: self.world.pending())
+    @rule(index=INDEX, result=st.sampled_from(["refused", "failed", "canceled"]))
+    def job_never_runs(self, index, result):
+        models = self.world.pending()
+        self.world.end(models[index % len(models)], RESULTS[result])
+
+    @precondition(lambda self: [m for m in self.world.active() if not m.pools])
+    @rule(index=INDEX, result=st.sampled_from(["completed", "failed"]))
+    def bare_job_ends(self, index, result):
+        models = [model for model in self.world.active() if not model.pools]
+        self.end(models[index % len(models)], RESULTS[result])
+
+    def finish(self, model):
+        if model.state == "pending":
+            self.end(model, CANCELED if model.cancel else REFUSED)
+        elif model.cancel:
+            self.end(model, CANCELED)
+        elif model.exit_code:
+            self.end(model, JobResult(JobStatus.FAILED, exit_code=model.exit_code))
+        else:
+            self.end(model, COMPLETED)
+
+    def end(self, model, result):
+        if not model.pools and model.state == "running":
+            self.world.starts[model.job.task] += 1
+        self.world.end(model, result)
+
+    @rule(
+        nodes=st.integers(1, 2),
+        cores=st.sampled_from([2, 8]),
+        gpus=st.integers(0, 2),
+    )
+    def capacity(self, nodes, cores, gpus):
+        """The instance says that it is another one now; what it does is as before."""
+        self.world.scheduler.capacity(Capacity(nodes, cores, gpus))
+
+    # -- messages ----------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.pools(with_up=True))
+    @rule(index=INDEX, count=st.sampled_from([1, 2, 1000]))
+    def hear(self, index, count):
+        pools = self.pools(with_up=True)
+        pool = pools[index % len(pools)]
+        for _ in range(min(count, len(pool.up))):
+            pool.up.popleft()(self.world.scheduler)
+
+    @precondition(lambda self: self.pools(with_down=True))
+    @rule(index=INDEX, count=st.sampled_from([1, 1000]))
+    def tell(self, index, count):
+        pools = self.pools(with_down=True)
+        pool = pools[index % len(pools)]
+        for _ in range(min(count, len(pool.down))):
+            if pool.down:
+                pool.receive()
+
+    @rule(token=st.integers(0, 30))
+    def stranger(self, token):
+        """Somebody that nobody knows, or whose job has ended."""
+        if token not in {model.job.token for model in self.world.jobs.values() if model.state != "ended"}:
+            peer = ("stranger", token, self.world.now)
+            scheduler = self.world.scheduler
+            self.world.pools[peer] = Stranger()
+            scheduler.peer_hello(peer, token, 2, "mars", 1, 0, 1)
+            scheduler.outcome(peer, 0, 1, b"mine")
+            scheduler.returned(peer, 0, 1)
+            scheduler.worker_died(peer, 1, 2, 3)
+            scheduler.peer_lost(peer)
+            scheduler.peer_lost(peer)
+
+    # -- workers -----------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.slots(running=False))
+    @rule(index=INDEX)
+    def begin(self, index):
+        slots = self.slots(running=False)
+        slot = slots[index % len(slots)]
+        slot.pool.begin(slot)
+
+    @precondition(lambda self: self.slots(running=True))
+    @rule(index=INDEX, body=st.sampled_from([None, None, b"!raised"]))
+    def finish_task(self, index, body):
+        slots = self.slots(running=True)
+        slot = slots[index % len(slots)]
+        slot.pool.finish(slot, body)
+
+    @precondition(lambda self: self.slots(running=True) or self.slots(running=False))
+    @rule(index=INDEX, count=st.sampled_from([1, 5, 100]))
+    def run_many(self, index, count):
+        slots = self.slots(running=True) + self.slots(running=False)
+        slot = slots[index % len(slots)]
+        for _ in range(count):
+            if slot.running is None and slot.queue:
+                slot.pool.begin(slot)
+            if slot.running is not None:
+                slot.pool.finish(slot)
+
+    @precondition(lambda self: self.pools(alive=True))
+    @rule(index=INDEX, signal=st.sampled_from([None, 9]), idle=st.booleans())
+    def worker_dies(self, index, signal, idle):
+        slots = [slot for pool in self.pools(alive=True) for slot in pool.slots]
+        slots = [slot for slot in slots if (slot.running is None) == idle] or slots
+        slot = slots[index % len(slots)]
+        slot.pool.die(slot, None if signal else 3, signal)
+
+    @precondition(lambda self: self.pools(alive=True))
+    @rule(index=INDEX, lose=st.sampled_from([0, 0, 1, 3, 1000]))
+    def pool_vanishes(self, index, lose):
+        pools = self.pools(alive=True)
+        pools[index % len(pools)].end(137, lose)
+
+    @precondition(lambda self: [m for m in self.world.active() if m.pools])
+    @rule(index=INDEX, lose=st.sampled_from([0, 3]))
+    def node_vanishes(self, index, lose):
+        models = [model for model in self.world.active() if model.pools]
+        model = models[index % len(models)]
+        for pool in model.pools:
+            pool.end(1, lose, silent=True)
+        self.end(model, NODE_LOST)
+
+    # -- what is always true -----------------------------------------------------------------------
+
+    @invariant()
+    def books_are_right(self):
+        if hasattr(self, "world"):
+            check_books(self.world.scheduler)
+
+    @invariant()
+    def never_more_workers_than_tasks(self):
+        if hasattr(self, "world"):
+            for model in self.world.pending():
+                if isinstance(model.job, WorkerJob):
+                    asked = [t for t in self.world.tasks if t.resources.shape == model.job.shape]
+                    assert model.job.slots <= len(asked)
+
+    # -- in the end --------------------------------------------------------------------------------
+
+    def teardown(self):
+        if not hasattr(self, "world"):
+            return
+        world = self.world
+        for _ in range(2_000 + 10 * len(world.tasks)):
+            if not self.calm_step():
+                deadline = world.scheduler.deadline()
+                if deadline is None:
+                    break
+                world.now = max(world.now, deadline)
+                world.take()
+        else:
+            raise AssertionError(f"it never comes to rest: {world.scheduler.status()} at {world.now}")
+        world.check_all_ended(self.cancelled, self.shut_down)
+        assert all(model.state == "ended" for model in world.jobs.values()), "a job is left"
+        status = world.scheduler.status()
+        assert (status.pending, status.running, status.worker_jobs, status.task_jobs) == (0, 0, 0, 0)
+        assert status.done + status.failed + status.cancelled == len(world.tasks)
+
+    def calm_step(self, run=True):
+        """Let everything happen that is due, and nothing bad; whether anything was."""
+        world = self.world
+        world.now += 0.0001
+        world.take()
+        something = False
+        for pool in self.pools(with_up=True):
+            while pool.up:
+                pool.up.popleft()(world.scheduler)
+                something = True
+        for pool in self.pools(with_down=True):
+            while pool.down:
+                pool.receive()
+                something = True
+        if something:
+            return True
+        self.nobody_idles()
+        for slot in self.slots(running=False):
+            if slot.running is None:
+                slot.pool.begin(slot)
+                something = True
+        if run:
+            for slot in self.slots(running=True):
+                slot.pool.finish(slot)
+                something = True
+        for model in self.endable():
+            self.finish(model)
+            something = True
+        for model in self.world.active() if run else ():
+            if not model.pools:
+                self.end(model, COMPLETED)
+                something = True
+        for model in self.startable():
+            if (nodes := world.place(model)) is not None:
+                world.start(model, nodes)
+                something = True
+        if something:
+            world.take()
+        return something
+
+    def nobody_idles(self):
+        """Every message has arrived: then no worker that may have tasks is without, while tasks wait."""
+        waiting = {task.resources.shape for task in self.world.tasks if task.state == TaskState.PENDING}
+        for model in self.world.active():
+            job = model.job
+            if isinstance(job, TaskJob) or job.leaving or job.shape not in waiting:
+                continue
+            for pool in model.pools:
+                assert pool.ended or all(slot.running or slot.queue for slot in pool.slots), "one idles"
+
+
+class Stranger:
+    """Takes what it is told, as somebody who is not there does."""
+
+    ended = True
+    up = ()
+    down = ()
+
+
+TestChaos = Chaos.TestCase
+TestChaos.settings = settings(
+    max_examples=int(os.environ.get("DISPATCHER_EXAMPLES", "150")),
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)

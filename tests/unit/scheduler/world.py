@@ -1,0 +1,627 @@
+"""A model of everything around the scheduler: an instance, pools, workers; and two ways to run it.
+
+:class:`World` holds the model and checks, at every step, what must always be true: no task starts
+twice, none is resolved twice, instructions make sense. Who calls its methods decides what happens
+when: :class:`Simulation` by a simulated clock, the stateful test by whatever hypothesis thinks of.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter, deque
+
+from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus
+from parsl_flux_bulk.jobspec.resources import Resources, Shape
+from parsl_flux_bulk.scheduler.messages import CancelJob, Give, Kill, Recall, Resolve, SubmitJob
+from parsl_flux_bulk.scheduler.model import Peer, TaskJob, WorkerJob
+from parsl_flux_bulk.scheduler.state_machine import Scheduler
+from parsl_flux_bulk.scheduler.task import CANCELLED, Loss, LossReason, Task, TaskState
+
+SMALL = Resources(shape=Shape())
+COMPLETED = JobResult(JobStatus.COMPLETED, exit_code=0)
+CANCELED = JobResult(JobStatus.CANCELED, exception="cancel")
+NODE_LOST = JobResult(JobStatus.FAILED, exception="exec", note="node failure")
+REFUSED = JobResult(JobStatus.FAILED, exception="submit", note="unsatisfiable", started=False)
+FAILED = JobResult(JobStatus.FAILED, exit_code=127, stderr="no such file")
+
+
+def shaped(cores=1, gpus=0):
+    return Resources(cores_per_task=cores, gpus_per_task=gpus, shape=Shape(cores, gpus))
+
+
+class Function:
+    """What a task calls; it takes so many seconds."""
+
+    ids = itertools.count(1)
+
+    def __init__(self, seconds=0.0001):
+        self.function_id = next(self.ids)
+        self.seconds = seconds
+
+    def __repr__(self):
+        return f"<Function {self.function_id}: {self.seconds} s>"
+
+
+class Slot:
+    """A worker: what the pool keeps for it, and what its process runs."""
+
+    def __init__(self, pool, number):
+        self.pool = pool
+        self.number = number
+        self.queue = deque()
+        self.running = None
+        self.life = 0
+
+
+class Pool:
+    """A connected process of a job, be it of many slots or the rank of a task job."""
+
+    def __init__(self, world, model_job, slots, rank, size):
+        self.world = world
+        self.job = model_job
+        self.rank = rank
+        self.size = size
+        self.peer_id = next(world.peer_ids)
+        self.slots = [Slot(self, number) for number in range(max(1, slots))]
+        self.announced_slots = slots
+        self.functions = set()
+        self.up = deque()
+        self.down = deque()
+        self.ended = False
+        self.say(
+            lambda d: d.peer_hello(
+                self.peer_id, model_job.job.token, slots, f"node{model_job.nodes[rank]}", 1, rank, size
+            )
+        )
+
+    def say(self, event):
+        """Put something on its way to the scheduler."""
+        self.up.append(event)
+        self.world.sent_up(self)
+
+    # -- what it is told ---------------------------------------------------------------------------
+
+    def receive(self):
+        """Act on the next message."""
+        instruction = self.down.popleft()
+        if self.ended:
+            return
+        if isinstance(instruction, Give):
+            self._take(instruction)
+        elif isinstance(instruction, Recall):
+            slot = self.slots[instruction.slot]
+            for task in list(slot.queue):
+                if instruction.task_id in (0, task.task_id):
+                    self._return(slot, task)
+        elif isinstance(instruction, Kill):
+            self._kill(self.slots[instruction.slot], instruction.task_id)
+        else:
+            assert not any(slot.queue or slot.running for slot in self.slots), "retired with tasks"
+            self.end(0)
+
+    def _take(self, give):
+        self.functions -= set(give.forget)
+        self.functions |= {function.function_id for function in give.functions}
+        slot = self.slots[give.slot]
+        for task in give.tasks:
+            assert task.function.function_id in self.functions, f"{task}: its function was never sent"
+            slot.queue.append(task)
+        for other in self.slots:
+            assert all(t.function.function_id in self.functions for t in other.queue), "forgotten too early"
+        self.world.got_work(slot)
+
+    def _return(self, slot, task):
+        slot.queue.remove(task)
+
+        def give_back(scheduler):
+            if task not in self.world.outcomes:
+                self.world.with_peer.discard(task)
+            scheduler.returned(self.peer_id, slot.number, task.task_id)
+
+        self.say(give_back)
+
+    def _kill(self, slot, task_id):
+        if slot.running is not None and slot.running.task_id == task_id:
+            self.die(slot, signal=9)
+            return
+        for task in list(slot.queue):
+            if task.task_id == task_id:
+                self._return(slot, task)
+
+    # -- what its workers do -----------------------------------------------------------------------
+
+    def begin(self, slot):
+        """A worker starts its next task."""
+        task = slot.running = slot.queue.popleft()
+        self.world.starts[task] += 1
+        if task.resources.shape is not None:
+            assert self.world.starts[task] == 1, f"{task} runs twice"
+
+    def finish(self, slot, body=None):
+        """A worker ends its task."""
+        task, slot.running = slot.running, None
+        body = b"value of %d" % task.task_id if body is None else body
+        self.world.finished[task] = body
+        self.say(lambda d: d.outcome(self.peer_id, slot.number, task.task_id, body))
+        if not self.announced_slots:
+            self.end(0)
+
+    def die(self, slot, exit_code=None, signal=None):
+        """A worker's process dies; a task job's rank is all there is of it."""
+        slot.life += 1
+        task, slot.running = slot.running, None
+        if task is not None:
+            self.world.died_with[task] = (exit_code, signal)
+        if not self.announced_slots:
+            self.end(exit_code or 128)
+            return
+        task_id = task.task_id if task else 0
+        self.say(lambda d: d.worker_died(self.peer_id, slot.number, task_id, exit_code, signal, "trace"))
+        for task in list(slot.queue):
+            self._return(slot, task)
+
+    def end(self, exit_code=0, lose=0, silent=False):
+        """It ends, or its node does: then the last messages may be lost, even that it is gone."""
+        if self.ended:
+            return
+        self.ended = True
+        for _ in range(min(lose, len(self.up))):
+            self.up.pop()
+        for slot in self.slots:
+            slot.life += 1
+        self.down.clear()
+        if not silent:
+            self.say(lambda d: d.peer_lost(self.peer_id))
+        self.job.exit_code = max(self.job.exit_code, exit_code)
+        self.world.pool_ended(self)
+
+
+class ModelJob:
+    """A job inside the instance."""
+
+    def __init__(self, job):
+        self.job = job
+        self.pools = []
+        self.nodes = []
+        self.state = "pending"
+        self.cancel = False
+        self.exit_code = 0
+
+    @property
+    def chunks(self):
+        """Cores and GPUs of each piece that must be on one node."""
+        if isinstance(self.job, WorkerJob):
+            return [tuple(self.job.shape)] * self.job.slots
+        resources = self.job.task.resources
+        return [(resources.cores_per_task, resources.gpus_per_task)] * resources.num_tasks
+
+
+class World:
+    """The model, and the scheduler in it."""
+
+    def __init__(self, nodes=1, cores=2, gpus=0, **options):
+        self.now = 0.0
+        self.peer_ids = itertools.count(1)
+        self.task_ids = itertools.count(1)
+        self.scheduler = Scheduler(
+            Capacity(nodes, nodes * cores, nodes * gpus),
+            is_failure=lambda body: body.startswith(b"!"),
+            **options,
+        )
+        self.node_cores = cores
+        self.node_gpus = gpus
+        self.free = [[cores, gpus] for _ in range(nodes)]
+        self.jobs = {}
+        self.pools = {}
+        self.tasks = []
+        self.starts = Counter()
+        self.finished = {}
+        self.died_with = {}
+        self.given_to = {}
+        self.with_peer = set()
+        self.outcomes = {}
+        self.counts = Counter()
+
+    # -- hooks for whoever runs it -----------------------------------------------------------------
+
+    def sent_up(self, pool):
+        """A pool has said something."""
+
+    def sent_down(self, pool):
+        """A pool has been told something."""
+
+    def got_work(self, slot):
+        """A slot may have something to begin."""
+
+    def pool_ended(self, pool):
+        """A pool has ended."""
+
+    def submitted(self, model):
+        """A job was submitted, or cancelled."""
+
+    def resolved(self, task, outcome):
+        """A task has ended."""
+
+    # -- the scheduler's two sides ----------------------------------------------------------------
+
+    def submit(self, count=1, resources=SMALL, function=None, size=10, bare=False):
+        function = function or Function()
+        call = b"x" * size
+        tasks = [Task(next(self.task_ids), resources, function, call, None, bare=bare) for _ in range(count)]
+        self.tasks += tasks
+        self.scheduler.submit(tasks)
+        return tasks
+
+    def take(self):
+        for instruction in self.scheduler.take(self.now):
+            self.counts[type(instruction)] += 1
+            if isinstance(instruction, Resolve):
+                task = instruction.task
+                assert task not in self.outcomes, f"{task} is resolved twice"
+                self.outcomes[task] = instruction.outcome
+                self.resolved(task, instruction.outcome)
+            elif isinstance(instruction, SubmitJob):
+                assert instruction.job not in self.jobs, "submitted twice"
+                self.jobs[instruction.job] = model = ModelJob(instruction.job)
+                self.submitted(model)
+            elif isinstance(instruction, CancelJob):
+                model = self.jobs[instruction.job]
+                model.cancel = True
+                self.submitted(model)
+            else:
+                pool = self.pools.get(instruction.peer)
+                assert pool is not None, f"{instruction} for a peer that never was"
+                if isinstance(instruction, Give):
+                    assert 0 < len(instruction.tasks) <= 128
+                    for task in instruction.tasks:
+                        assert task not in self.outcomes, f"{task} is given, and has ended"
+                        if task.resources.shape is not None:
+                            assert task not in self.with_peer, f"{task} is given, and never came back"
+                        self.with_peer.add(task)
+                        self.given_to[task] = pool
+                if not pool.ended:
+                    pool.down.append(instruction)
+                    self.sent_down(pool)
+
+    # -- the instance ------------------------------------------------------------------------------
+
+    def pending(self):
+        return [model for model in self.jobs.values() if model.state == "pending"]
+
+    def active(self):
+        return [model for model in self.jobs.values() if model.state == "running"]
+
+    def possible(self, model):
+        return len(model.chunks) <= sum(
+            min(self.node_cores // cores, self.node_gpus // gpus if gpus else 1 << 30)
+            for cores, gpus in (model.chunks[0],)
+            for _ in self.free
+        ) and (not self._whole(model) or model.job.task.resources.num_nodes <= len(self.free))
+
+    def _whole(self, model):
+        return isinstance(model.job, TaskJob) and model.job.task.resources.exclusive
+
+    def place(self, model):
+        """Find nodes for a job; None if there is no room now."""
+        if self._whole(model):
+            whole = [i for i, (cores, _) in enumerate(self.free) if cores == self.node_cores]
+            wanted = model.job.task.resources.num_nodes
+            return None if len(whole) < wanted else whole[:wanted]
+        free = [list(node) for node in self.free]
+        nodes = []
+        for cores, gpus in model.chunks:
+            # As Flux does: the node with the most room first.
+            fitting = [i for i, node in enumerate(free) if node[0] >= cores and node[1] >= gpus]
+            if not fitting:
+                return None
+            best = max(fitting, key=lambda i: free[i][0])
+            free[best][0] -= cores
+            free[best][1] -= gpus
+            nodes.append(best)
+        return nodes
+
+    def start(self, model, nodes):
+        """Give a job its resources, and start what is in it."""
+        model.state = "running"
+        model.placed = []
+        if self._whole(model):
+            model.placed = [(node, *self.free[node]) for node in nodes]
+            resources = model.job.task.resources
+            nodes = sorted(nodes[i % len(nodes)] for i in range(resources.num_tasks))
+        else:
+            model.placed = [(node, *chunk) for node, chunk in zip(nodes, model.chunks, strict=False)]
+        for node, cores, gpus in model.placed:
+            self.free[node][0] -= cores
+            self.free[node][1] -= gpus
+        if isinstance(model.job, WorkerJob):
+            by_node = Counter(nodes)
+            model.nodes = list(by_node)
+            counts = list(by_node.values())
+        else:
+            model.nodes = nodes
+            counts = [0] * len(nodes)
+            if model.job.task.bare:
+                return
+        for rank, slots in enumerate(counts):
+            pool = Pool(self, model, slots, rank, len(counts))
+            model.pools.append(pool)
+            self.pools[pool.peer_id] = pool
+
+    def end(self, model, result):
+        """A job has ended."""
+        if model.state == "running":
+            for node, cores, gpus in model.placed:
+                self.free[node][0] += cores
+                self.free[node][1] += gpus
+        model.state = "ended"
+        for pool in model.pools:
+            pool.end()
+        self.scheduler.job_ended(model.job, result)
+
+    # -- what must be true in the end ----------------------------------------------------------------
+
+    def check_all_ended(self, cancelled=(), shut_down=False):
+        """Every task has ended, as what happened to it in this model warrants."""
+        for task in self.tasks:
+            assert task in self.outcomes, f"{task} never ended"
+            outcome = self.outcomes[task]
+            if isinstance(outcome, bytes):
+                assert outcome == self.finished[task]
+            elif outcome is CANCELLED:
+                assert task in cancelled
+            elif isinstance(outcome, Loss):
+                reason = outcome.reason
+                if reason is LossReason.SHUT_DOWN:
+                    assert shut_down
+                elif reason is LossReason.CRASHED:
+                    assert (outcome.exit_code, outcome.signal) == self.died_with[task]
+                elif reason in (LossReason.WORKER_LOST, LossReason.MAYBE_STARTED):
+                    assert task in self.with_peer, f"{task} is blamed, and had come back"
+                    assert self.given_to[task].ended, f"{task} is blamed for nothing"
+                elif reason in (LossReason.REFUSED, LossReason.NO_WORKER):
+                    assert not self.starts[task]
+
+
+class Simulation(World):
+    """The world by a simulated clock.
+
+    Parameters
+    ----------
+    latency : float
+        Seconds that a message takes, either way.
+    start_time, end_time : float
+        Seconds from a job's resources to its first message, and from its last process to its end.
+    """
+
+    def __init__(self, *args, latency=0.0003, start_time=0.06, end_time=0.01, **options):
+        super().__init__(*args, **options)
+        self.latency = latency
+        self.start_time = start_time
+        self.end_time = end_time
+        self.ran = []
+        self.resolved_at = {}
+        self.idle_since = {}
+        self.wakeups = 0
+        self._agenda = []
+        self._order = itertools.count()
+        self._waiting = deque()
+        self._foreign = {}
+        self._dirty = True
+
+    def at(self, when, act):
+        heapq.heappush(self._agenda, (when, next(self._order), act))
+
+    def after(self, delay, act):
+        self.at(self.now + delay, act)
+
+    def event(self, act):
+        """Something that the scheduler hears of."""
+        act(self.scheduler)
+        self._dirty = True
+
+    def submit(self, *args, **arguments):
+        self._dirty = True
+        return super().submit(*args, **arguments)
+
+    # -- time --------------------------------------------------------------------------------------
+
+    def run(self, until=None, for_=None, limit=3_000_000):
+        """Let time pass until a condition holds, for so many seconds, or until nothing is left to happen."""
+        self._run(until, for_, limit)
+        check_books(self.scheduler)
+
+    def _run(self, until, for_, limit):
+        end = None if for_ is None else self.now + for_
+        for _ in range(limit):
+            if self._dirty:
+                self._dirty = False
+                self.wakeups += 1
+                self.take()
+                self._schedule()
+                continue
+            if until is not None and until():
+                return
+            times = [self._agenda[0][0]] if self._agenda else []
+            deadline = self.scheduler.deadline()
+            if deadline is not None:
+                times.append(max(self.now, deadline))
+            if not times or (end is not None and min(times) > end):
+                if end is not None:
+                    self.now = end
+                assert until is None, "nothing is left to happen, and yet it has not"
+                return
+            self.now = min(times)
+            if deadline is not None and deadline <= self.now:
+                self._dirty = True
+            while self._agenda and self._agenda[0][0] <= self.now:
+                heapq.heappop(self._agenda)[2]()
+        raise AssertionError(f"no end after {limit} steps: it loops")
+
+    def run_all(self, **arguments):
+        self.run(until=lambda: len(self.outcomes) == len(self.tasks), **arguments)
+
+    # -- hooks -------------------------------------------------------------------------------------
+
+    def sent_up(self, pool):
+        def deliver():
+            self.event(pool.up.popleft())
+
+        self.after(self.latency, deliver)
+
+    def sent_down(self, pool):
+        self.after(self.latency, lambda: pool.down and pool.receive())
+
+    def got_work(self, slot):
+        if slot.running is None and slot.queue and not slot.pool.ended:
+            slot.pool.begin(slot)
+            life = slot.life
+            seconds = slot.running.function.seconds
+            began = self.now
+
+            def done():
+                if slot.life == life:
+                    self.ran.append((slot.running, began, self.now))
+                    slot.pool.finish(slot)
+                    self.got_work(slot)
+
+            self.after(seconds, done)
+
+    def pool_ended(self, pool):
+        model = pool.job
+        if model.state == "running" and all(other.ended for other in model.pools):
+            result = CANCELED if model.cancel else COMPLETED
+            if model.exit_code:
+                result = JobResult(JobStatus.FAILED, exit_code=model.exit_code)
+            self.after(self.end_time, lambda: self.finish_job(model, result))
+
+    def finish_job(self, model, result):
+        if model.state != "ended":
+            self.end(model, result)
+            self._dirty = True
+
+    def submitted(self, model):
+        if model.cancel:
+            self.after(self.latency, lambda: self.finish_job(model, CANCELED))
+        else:
+            self._waiting.append(model)
+            self._dirty = True
+
+    def resolved(self, task, outcome):
+        self.resolved_at[task] = self.now
+
+    def occupy(self, node, cores):
+        """Somebody else's job takes cores."""
+        self.free[node][0] -= cores
+
+    def release(self, node, cores):
+        self.free[node][0] += cores
+        self._dirty = True
+
+    # -- the scheduler: first come, first served ------------------------------------------------------
+
+    def _schedule(self):
+        while self._waiting:
+            model = self._waiting[0]
+            if model.state == "ended":
+                self._waiting.popleft()
+                continue
+            if not self.possible(model):
+                self._waiting.popleft()
+                self.finish_job(model, REFUSED)
+                continue
+            nodes = self.place(model)
+            if nodes is None:
+                return
+            self._waiting.popleft()
+            model.state = "starting"
+            model.placed = []
+            # The resources are taken at once, the processes need a moment.
+            self.start_later(model, nodes)
+
+    def start_later(self, model, nodes):
+        held = (
+            [(node, *self.free[node]) for node in nodes]
+            if self._whole(model)
+            else [(node, *chunk) for node, chunk in zip(nodes, model.chunks, strict=False)]
+        )
+        for node, cores, gpus in held:
+            self.free[node][0] -= cores
+            self.free[node][1] -= gpus
+
+        def go():
+            for node, cores, gpus in held:
+                self.free[node][0] += cores
+                self.free[node][1] += gpus
+            if model.state == "ended":
+                self._dirty = True
+                return
+            self.start(model, nodes)
+            if isinstance(model.job, TaskJob) and model.job.task.bare:
+                task = model.job.task
+                self.starts[task] += 1
+                self.after(task.function.seconds, lambda: self.finish_job(model, COMPLETED))
+
+        self.after(self.start_time, go)
+
+    # -- what happened -----------------------------------------------------------------------------
+
+    def worker_jobs(self):
+        return [model.job for model in self.jobs.values() if isinstance(model.job, WorkerJob)]
+
+    def cores_in_use(self):
+        total = sum(cores for cores, _ in self.free)
+        return len(self.free) * self.node_cores - total
+
+
+def check_books(scheduler):
+    """Count everything again that the scheduler keeps count of."""
+    lifecycle, assigner = scheduler._lifecycle, scheduler._assigner
+    ledger = lifecycle.ledger
+    jobs = list(lifecycle.jobs.values())
+    workers = [job for job in jobs if isinstance(job, WorkerJob)]
+    alone = [job for job in jobs if isinstance(job, TaskJob)]
+    assert ledger.cores == sum(job.allocation.cores for job in jobs)
+    assert ledger.gpus == sum(job.allocation.gpus for job in jobs)
+    assert ledger.leaving_cores == sum(job.allocation.cores for job in workers if job.leaving)
+    assert ledger.leaving_gpus == sum(job.allocation.gpus for job in workers if job.leaving)
+    assert ledger.task_cores == sum(job.allocation.cores for job in alone)
+    assert ledger.task_jobs == len(alone) == len(lifecycle.task_jobs)
+    unsettled = set(assigner.touched)
+    for group in lifecycle.groups.values():
+        own = [job for job in workers if job.group is group]
+        assert set(group.jobs) == set(own)
+        assert group.slots == sum(job.live for job in own if not job.leaving)
+        tasks = {id(t): t for t in (*group._pending, *(t for _, t in group._returned)) if not t.state}
+        assert group.waiting == len(tasks)
+        queued = [w for p in known_peers(scheduler, group) for w in p.workers]
+        assert group.given == sum(len(w.queue) + w.ended for w in queued)
+        serving = [w for w in queued if w.serving]
+        assert set(serving) == set(group.idle) | set(group.busy)
+        assert not set(group.idle) & set(group.busy)
+        for worker in queued:
+            assert worker.size == sum(len(task.call) for task in worker.queue)
+            assert worker.cancels == sum(task.cancelled for task in worker.queue)
+            assert all(task.place is worker and task.state == TaskState.GIVEN for task in worker.queue)
+            if worker not in unsettled and not worker.peer.gone and not scheduler._closed:
+                assert worker.active == bool(worker.queue)
+        for job in own:
+            assert job.busy == sum(w.active for p in job.peers.values() for w in p.workers)
+
+
+def known_peers(scheduler, group):
+    """All pools of a group that may still hold tasks: known, or waiting to be blamed."""
+    peers = {id(peer): peer for peer in scheduler._peers.values()}
+    for job in scheduler._lifecycle.jobs.values():
+        peers.update({id(peer): peer for peer in job.peers.values()})
+    for timer in scheduler._timers._heap:
+        for cell in getattr(timer[2].call, "__closure__", None) or ():
+            if isinstance(cell.cell_contents, Peer):
+                peers[id(cell.cell_contents)] = cell.cell_contents
+    for _, timer in scheduler._timers._soon:
+        for cell in getattr(timer.call, "__closure__", None) or ():
+            if isinstance(cell.cell_contents, Peer):
+                peers[id(cell.cell_contents)] = cell.cell_contents
+    for worker in scheduler._assigner.touched:
+        peers[id(worker.peer)] = worker.peer
+    return [peer for peer in peers.values() if isinstance(peer.job, WorkerJob) and peer.job.group is group]
