@@ -35,12 +35,11 @@ from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.instances.federation.inner import nest
 from parsl_flux_bulk.instances.federation.members import own_id
 from parsl_flux_bulk.jobspec.resources import Resources
+from parsl_flux_bulk.pipeline.job import Job
 from parsl_flux_bulk.pipeline.job_errors import error_of
-from parsl_flux_bulk.pipeline.pipeline import CLOSE_TIMEOUT, Job, Pipeline
+from parsl_flux_bulk.pipeline.pipeline import CLOSE_TIMEOUT, Pipeline
 
 __all__ = ["BulkSubmitter", "JobFuture"]
-
-_SENT = JobRequest("")
 
 
 class JobFuture(Future[JobResult]):
@@ -57,12 +56,11 @@ class JobFuture(Future[JobResult]):
         What the job was made from: a file's name, a command, or what the caller said.
     """
 
-    def __init__(self, pipeline: Pipeline, job: Job, label: str) -> None:
+    def __init__(self, pipeline: Pipeline[BulkJob], job: BulkJob, label: str) -> None:
         super().__init__()
         self.label = label
         self._pipeline = pipeline
         self._job = job
-        self._job_result: JobResult | None = None
 
     @property
     def job_id(self) -> int | None:
@@ -73,7 +71,7 @@ class JobFuture(Future[JobResult]):
     @property
     def job_name(self) -> str:
         """The job's id as people write it (``ƒ2EzUaXo``); "" until the instance has accepted it."""
-        return self._pipeline.job_name(self._job)
+        return self._job.name
 
     @property
     def t_submit(self) -> float | None:
@@ -88,7 +86,7 @@ class JobFuture(Future[JobResult]):
     @property
     def job_result(self) -> JobResult | None:
         """How the job ended, well or badly; None as long as it has not."""
-        return self._job_result
+        return self._job.result
 
     def stdout(self) -> str:
         """Standard output that the instance kept; "" if the jobspec sends it to a file."""
@@ -114,9 +112,19 @@ class JobFuture(Future[JobResult]):
         return True
 
     def __repr__(self) -> str:
-        result = self._job_result
+        result = self._job.result
         state = result.status.value if result else "active" if self.job_id is not None else "waiting"
         return f"<JobFuture {self.job_name or '(no id yet)'} {self.label!r} {state}>"
+
+
+class BulkJob(Job):
+    """A job, and the future that its owner holds."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, pipeline: Pipeline[BulkJob], label: str) -> None:
+        super().__init__()
+        self.future = JobFuture(pipeline, self, label)
 
 
 class BulkSubmitter:
@@ -152,10 +160,13 @@ class BulkSubmitter:
     ) -> None:
         if instances < 1:
             raise ValueError(f"instances must be at least 1, not {instances}")
-        self._pipeline = Pipeline(
-            nest(choose_instance(instance), instances), max_active_jobs=max_active_jobs, name="bulk-submitter"
-        )
         self._ledger = _Ledger()
+        self._pipeline = Pipeline[BulkJob](
+            nest(choose_instance(instance), instances),
+            self._ledger,
+            max_active_jobs=max_active_jobs,
+            name="bulk-submitter",
+        )
         self._started = False
 
     def start(self) -> None:
@@ -331,37 +342,36 @@ class BulkSubmitter:
     def _submit(self, request: JobRequest, label: str) -> JobFuture:
         if not self._started:
             raise RuntimeError("the BulkSubmitter is not started: use it in a `with` block, or call start()")
-        job = Job(request, self._ledger)
-        future = JobFuture(self._pipeline, job, label)
-        self._ledger.add(job, future)
+        job = BulkJob(self._pipeline, label)
+        self._ledger.add(job)
         try:
-            self._pipeline.submit(job)
+            self._pipeline.submit(job, request)
         except BaseException:
             self._ledger.forget(job)
             raise
-        return future
+        return job.future
 
 
 class _Ledger:
     """Which jobs are outstanding, and which have ended but were not yielded yet."""
 
     def __init__(self) -> None:
-        self.outstanding: dict[Job, JobFuture] = {}
+        self.outstanding: set[BulkJob] = set()
         self._ended: deque[JobFuture] = deque()
         self._changed = threading.Condition()
 
-    def add(self, job: Job, future: JobFuture) -> None:
+    def add(self, job: BulkJob) -> None:
         with self._changed:
-            self.outstanding[job] = future
+            self.outstanding.add(job)
 
-    def forget(self, job: Job) -> None:
+    def forget(self, job: BulkJob) -> None:
         with self._changed:
-            self.outstanding.pop(job, None)
+            self.outstanding.discard(job)
             self._changed.notify_all()
 
     def futures(self) -> list[JobFuture]:
         with self._changed:
-            return list(self.outstanding.values())
+            return [job.future for job in self.outstanding]
 
     def next_ended(self, deadline: float | None) -> JobFuture | None:
         """The next job that ended; None when there is none left to end."""
@@ -378,26 +388,21 @@ class _Ledger:
         with self._changed:
             return self._changed.wait_for(lambda: not self.outstanding, timeout)
 
-    # -- JobListener, in the completion thread -----------------------------------------------------
+    # -- JobOwner, in the completion thread --------------------------------------------------------
 
-    def job_submitted(self, job: Job) -> None:
-        job.request = _SENT  # thousands of jobspecs need not be kept for jobs that have theirs
-        future = self.outstanding.get(job)
-        if future is not None:
-            future.set_running_or_notify_cancel()
+    def job_submitted(self, job: BulkJob) -> None:
+        job.future.set_running_or_notify_cancel()
 
-    def job_ended(self, job: Job, result: JobResult) -> None:
-        future = self.outstanding[job]
-        job.request = _SENT
-        future._job_result = result
-        name = " ".join(filter(None, (future.job_name, f"({future.label})")))
+    def job_ended(self, job: BulkJob, result: JobResult) -> None:
+        future = job.future
+        name = " ".join(filter(None, (job.name, f"({future.label})")))
         error = error_of(result, f"job {name}")
         if error is None:
             future.set_result(result)
         else:
             future.set_exception(error)
         with self._changed:
-            del self.outstanding[job]
+            self.outstanding.discard(job)
             self._ended.append(future)
             self._changed.notify_all()
 

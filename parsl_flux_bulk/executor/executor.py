@@ -34,6 +34,7 @@ from parsl_flux_bulk.instances.federation.federation import Federation
 from parsl_flux_bulk.jobspec.job_environment import base_environment, soft_limits
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.pipeline.pipeline import Pipeline
+from parsl_flux_bulk.scheduler.model import TaskJob, WorkerJob
 from parsl_flux_bulk.scheduler.task import Task, TaskFunction
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
         self._functions = FunctionTable(light) if bash_apps == "native" else FunctionTable()
         self._cwd = ""
         self._last_task_id = 0
-        self._pipeline: Pipeline | None = None
+        self._pipeline: Pipeline[WorkerJob | TaskJob] | None = None
         self._closed = False
 
     def start(self) -> None:
@@ -174,8 +175,9 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
             self._closed = False
             self._cwd = os.getcwd()
             runtime = TaskRuntime(self._settings())
-            pipeline = Pipeline(
+            pipeline = Pipeline[WorkerJob | TaskJob](
                 self._instance(runtime),
+                runtime,
                 max_active_jobs=self.max_active_jobs,
                 name=self.label,
                 runtime=runtime,

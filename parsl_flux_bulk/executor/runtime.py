@@ -21,7 +21,6 @@ from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost
 from parsl_flux_bulk.executor.job_factory import JobFactory, WorkerSettings
 from parsl_flux_bulk.executor.task_errors import error_of_loss
 from parsl_flux_bulk.instances.base import Capacity, ChannelAddress, JobId, JobResult, PeerId
-from parsl_flux_bulk.pipeline.pipeline import Job
 from parsl_flux_bulk.protocol import frames, serialize
 from parsl_flux_bulk.protocol.notes import add_note
 from parsl_flux_bulk.scheduler.messages import CancelJob, Give, Kill, Recall, Resolve, Retire, SubmitJob
@@ -124,7 +123,7 @@ class TaskRuntime:
         self._settings = settings
         self._inbox: deque[Task] = deque()
         self._cancels: deque[Task] = deque()
-        self._pipeline: Pipeline | None = None
+        self._pipeline: Pipeline[WorkerJob | TaskJob] | None = None
         self._scheduler: Scheduler | None = None
         self._builder: JobFactory | None = None
         self._send: Callable[[PeerId, bytes], None] | None = None
@@ -134,7 +133,7 @@ class TaskRuntime:
         self._handled = 0
         self._reported = 0.0
 
-    def bind(self, pipeline: Pipeline) -> None:
+    def bind(self, pipeline: Pipeline[WorkerJob | TaskJob]) -> None:
         """Say where jobs go."""
         self._pipeline = pipeline
 
@@ -173,8 +172,7 @@ class TaskRuntime:
 
     def _drain(self, chosen: Callable[[JobId], bool]) -> None:
         def is_chosen(job: WorkerJob) -> bool:
-            job_id = None if job.handle is None else job.handle.job.job_id
-            return job_id is not None and chosen(job_id)
+            return job.job_id is not None and chosen(job.job_id)
 
         if self._scheduler is not None:
             self._scheduler.drain_jobs(is_chosen, "its block is to end")
@@ -284,23 +282,19 @@ class TaskRuntime:
     def close(self) -> None:
         self._end(ExecutorClosed("the executor was shut down"))
 
-    # -- a job's listener -------------------------------------------------------------------------
+    # -- JobOwner ---------------------------------------------------------------------------------
 
     def _submit(self, job: WorkerJob | TaskJob) -> None:
         assert self._builder is not None and self._pipeline is not None
         try:
-            submitted = Job(self._builder.request(job), _Listener(self, job))
-            job.handle = JobHandle(submitted)
-            self._pipeline.submit(submitted)
+            self._pipeline.submit(job, self._builder.request(job))
         except Exception as error:
-            self._job_ended(job, JobFactory.refusal(error))
+            self.job_ended(job, JobFactory.refusal(error))
 
-    def _job_submitted(self, job: WorkerJob | TaskJob, submitted: Job) -> None:
-        assert self._scheduler is not None and self._pipeline is not None
-        job.handle.name = self._pipeline.job_name(submitted)
-        logger.debug("%r is job %s", job, job.handle.name)
+    def job_submitted(self, job: WorkerJob | TaskJob) -> None:
+        logger.debug("%r is job %s", job, job.name)
 
-    def _job_ended(self, job: WorkerJob | TaskJob, result: JobResult) -> None:
+    def job_ended(self, job: WorkerJob | TaskJob, result: JobResult) -> None:
         assert self._builder is not None and self._scheduler is not None
         stderr = self._builder.collect_output(job, failed=not result.ok)
         if stderr and not result.stderr:
@@ -321,7 +315,7 @@ class TaskRuntime:
                     self._submit(instruction.job)
                 elif isinstance(instruction, CancelJob):
                     assert self._pipeline is not None
-                    self._pipeline.cancel(instruction.job.handle.job, instruction.reason)
+                    self._pipeline.cancel(instruction.job, instruction.reason)
                 else:
                     outgoing.setdefault(instruction.peer, []).extend(_frames(instruction))
             assert self._send is not None
@@ -357,9 +351,8 @@ class TaskRuntime:
         job = ended.job
         paths = zip(("stdout", "stderr"), self._builder.output_paths(job), strict=True)
         places = [f"{which} in {path}" for which, path in paths if "{{" in path or os.path.exists(path)]
-        name = job.handle.name if job.handle is not None else ""
         try:
-            return cast("BashCommand", task.function).outcome(ended.result, name, places)
+            return cast("BashCommand", task.function).outcome(ended.result, job.name, places)
         except Exception as error:  # from a File of the user's own making, say
             return None, error
 
@@ -386,32 +379,6 @@ def _again(error: Exception) -> Exception:
     again = copy.copy(error)
     again.__traceback__ = None
     return again
-
-
-class JobHandle:
-    """What the runtime keeps with the scheduler's record of a job: the pipeline's, and its name."""
-
-    __slots__ = ("job", "name")
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.name = ""
-
-
-class _Listener:
-    """Carries what the pipeline says of one job to the runtime."""
-
-    __slots__ = ("_job", "_runtime")
-
-    def __init__(self, runtime: TaskRuntime, job: WorkerJob | TaskJob) -> None:
-        self._runtime = runtime
-        self._job = job
-
-    def job_submitted(self, job: Job) -> None:
-        self._runtime._job_submitted(self._job, job)
-
-    def job_ended(self, job: Job, result: JobResult) -> None:
-        self._runtime._job_ended(self._job, result)
 
 
 def _frames(instruction: Give | Recall | Kill | Retire) -> list[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from parsl_flux_bulk.errors import BlockLost, FluxBulkError, TaskCrashed, WorkerLost
-from parsl_flux_bulk.instances.base import BLOCK_LOST
+from parsl_flux_bulk.instances.base import EndCause, JobStatus
 from parsl_flux_bulk.pipeline.job_errors import describe, error_of, signal_name
 from parsl_flux_bulk.scheduler.task import Loss, LossReason, Task
 
@@ -22,10 +22,14 @@ def error_of_loss(task: Task, loss: Loss, output: str) -> FluxBulkError:
     """
     name = getattr(task.function, "name", "task")
     what = f"{name} (task {task.task_id})"
-    job = loss.job.handle.name if loss.job is not None and loss.job.handle is not None else ""
+    job = loss.job.name if loss.job is not None else ""
     if loss.result is not None and loss.reason in _JOBS_OWN:
-        crashed = loss.result.started and not loss.result.exception and loss.result.status.value == "failed"
-        if not crashed and loss.result.exception != BLOCK_LOST:
+        crashed = (
+            loss.result.started
+            and loss.result.cause is EndCause.EXITED
+            and loss.result.status is JobStatus.FAILED
+        )
+        if not crashed and loss.result.cause is not EndCause.BLOCK_LOST:
             error = error_of(loss.result, f"{what}, job {job}" if job else what)
             if error is not None:
                 return error
@@ -51,7 +55,7 @@ def error_of_loss(task: Task, loss: Loss, output: str) -> FluxBulkError:
 
 
 def _kind(loss: Loss) -> type[TaskCrashed]:
-    if loss.result is not None and loss.result.exception == BLOCK_LOST:
+    if loss.result is not None and loss.result.cause is EndCause.BLOCK_LOST:
         return BlockLost
     if loss.reason in (LossReason.WORKER_LOST, LossReason.MAYBE_STARTED):
         return WorkerLost

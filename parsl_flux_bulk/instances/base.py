@@ -28,12 +28,6 @@ JobId: TypeAlias = int
 PeerId: TypeAlias = Hashable
 """Names one connected process of a job for as long as it is connected."""
 
-BLOCK_LOST = "block-lost"
-"""Exception of a job that ended because the block that it was in, or was to go to, is gone."""
-
-NO_BLOCK = "no-block"
-"""Exception of a job that no block has the time left for, as a fresh one would; it has not started."""
-
 CHANNEL_VARIABLE = "PARSL_FLUX_BULK_CHANNEL"
 """In the environment of every job of an executor, and of no other: its address, unique to it."""
 
@@ -76,6 +70,31 @@ class JobStatus(str, enum.Enum):
     TIMEOUT = "timeout"
 
 
+class EndCause(str, enum.Enum):
+    """What ended a job. The values are types of job exceptions (RFC 21), Flux's or this package's."""
+
+    EXITED = ""
+    """Its processes ended by themselves, with any exit status or signal."""
+    REFUSED = "submit"
+    """The instance did not accept the job."""
+    UNSATISFIABLE = "alloc"
+    """The instance accepted the job, but can never give it the resources that it requests."""
+    CANCELED = "cancel"
+    TIMEOUT = "timeout"
+    EXECUTION = "exec"
+    """The job could not be started, or lost a node."""
+    NO_BLOCK = "no-block"
+    """No block has the time left that the job requests, as a fresh one would; the job has not started."""
+    BLOCK_LOST = "block-lost"
+    """The block that the job was in, or was to go to, ended or was lost."""
+    INSTANCE_LOST = "instance-lost"
+    OTHER = "other"
+    """An exception of a type that is not in this list, such as a plugin's."""
+
+
+_CAUSES = {cause.value: cause for cause in EndCause}
+
+
 @dataclass(frozen=True, slots=True)
 class JobResult:
     """How one job ended.
@@ -109,6 +128,16 @@ class JobResult:
     def ok(self) -> bool:
         """Whether the job ended with exit status 0."""
         return self.status is JobStatus.COMPLETED
+
+    @property
+    def cause(self) -> EndCause:
+        """What ended the job, by its exception."""
+        return _CAUSES.get(self.exception, EndCause.OTHER)
+
+    @property
+    def refused(self) -> bool:
+        """Whether the instance will never run the job: not accepted, or its request cannot be satisfied."""
+        return not self.started and self.cause in (EndCause.REFUSED, EndCause.UNSATISFIABLE)
 
 
 @dataclass(frozen=True, slots=True)

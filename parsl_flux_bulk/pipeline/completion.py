@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Generic, Protocol
 
 from parsl_flux_bulk.errors import InstanceLost
 from parsl_flux_bulk.instances.base import (
@@ -27,7 +27,8 @@ from parsl_flux_bulk.instances.base import (
     PeerMessage,
     Refusal,
 )
-from parsl_flux_bulk.pipeline.submitter import Job, canceled, refused
+from parsl_flux_bulk.pipeline.job import JobState, JobT
+from parsl_flux_bulk.pipeline.submitter import canceled, refused
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class Runtime(Protocol):
         """The pipeline closes: end everything. Called once more when the thread has ended."""
 
 
-class CompletionLoop:
+class CompletionLoop(Generic[JobT]):
     """The completion thread's state.
 
     Parameters
@@ -88,6 +89,8 @@ class CompletionLoop:
         Told how many jobs left the instance.
     resized : callable
         Told what the instance has when that changes.
+    submitted : callable
+        Told of each job that the instance accepted.
     ended : callable
         Told of each job, with its result, exactly once.
     lost : callable
@@ -101,19 +104,21 @@ class CompletionLoop:
         runtime: Runtime | None,
         released: Callable[[int], None],
         resized: Callable[[Capacity], None],
-        ended: Callable[[Job, JobResult], None],
+        submitted: Callable[[JobT], None],
+        ended: Callable[[JobT, JobResult], None],
         lost: Callable[[InstanceLost], None],
     ) -> None:
         self._open_completion = open_completion
         self._runtime = runtime
         self._released = released
         self._resized = resized
+        self._submitted = submitted
         self._ended = ended
         self._lost = lost
         self._completion: Completion | None = None
         self._inbox: deque[Callable[[], None]] = deque()
         self._awake = True
-        self._jobs: dict[JobId, Job] = {}
+        self._jobs: dict[JobId, JobT] = {}
         self._stop = False
         self._capacity: Capacity | None = None
         self._began, self._worked = time.monotonic(), time.thread_time()
@@ -145,12 +150,12 @@ class CompletionLoop:
         """Hand over what the instance has; the runtime opens with it."""
         self.call_soon(lambda: self._open_agent(capacity))
 
-    def accepted(self, batch: list[tuple[Job, JobId | Refusal]]) -> None:
+    def accepted(self, batch: list[tuple[JobT, JobId | Refusal]]) -> None:
         """Hand over what became of a batch."""
         now = time.time()
         self.call_soon(lambda: self._take_batch(batch, now))
 
-    def dropped(self, job: Job, reason: str) -> None:
+    def dropped(self, job: JobT, reason: str) -> None:
         """Hand over a job that was cancelled before it was submitted."""
         self.call_soon(lambda: self._end(job, canceled(reason)))
 
@@ -228,21 +233,20 @@ class CompletionLoop:
         if self._runtime is not None and self._capacity is not None:
             self._runtime.resized(capacity)
 
-    def _take_batch(self, batch: list[tuple[Job, JobId | Refusal]], now: float) -> None:
+    def _take_batch(self, batch: list[tuple[JobT, JobId | Refusal]], now: float) -> None:
         assert self._completion is not None
         for job, answer in batch:
             if isinstance(answer, Refusal):
                 self._end(job, refused(answer.reason))
             else:
+                job.advance(JobState.SUBMITTED)
                 job.t_submit = now
                 self._jobs[answer] = job
                 self._completion.watch(answer)
-                tell(job.listener.job_submitted, job)
+                self._submitted(job)
 
-    def _end(self, job: Job, result: JobResult) -> None:
+    def _end(self, job: JobT, result: JobResult) -> None:
         if not job.ended:
-            job.ended = True
-            job.t_end = time.time()
             self._ended(job, result)
 
     def _fail(self, error: InstanceLost) -> None:

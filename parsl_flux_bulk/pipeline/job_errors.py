@@ -14,7 +14,7 @@ from parsl_flux_bulk.errors import (
     JobRefused,
     JobTimeout,
 )
-from parsl_flux_bulk.instances.base import BLOCK_LOST, JobResult, JobStatus
+from parsl_flux_bulk.instances.base import EndCause, JobResult, JobStatus
 
 
 def describe(result: JobResult) -> str:
@@ -25,11 +25,11 @@ def describe(result: JobResult) -> str:
         return _with_note("cancelled", result.note)
     if result.status is JobStatus.TIMEOUT:
         return _with_note("its duration ran out", result.note)
-    if result.exception == "instance-lost":
+    if result.cause is EndCause.INSTANCE_LOST:
         return _with_note("the instance was lost", result.note)
-    if result.exception == BLOCK_LOST:
+    if result.cause is EndCause.BLOCK_LOST:
         return _with_note("its block was lost", result.note)
-    if _refused(result):
+    if result.refused:
         return _with_note("refused", result.note)
     # Without an exception the note only repeats the exit status, or the signal, in other words.
     reason = _with_note(result.exception, result.note) if result.exception else ""
@@ -54,15 +54,15 @@ def error_of(result: JobResult, job: str) -> FluxBulkError | None:
     message = f"{job}: {describe(result)}"
     if result.stderr:
         message += "\nits standard error ended with:\n" + textwrap.indent(result.stderr.rstrip("\n"), "    ")
-    if result.exception == "instance-lost":
+    if result.cause is EndCause.INSTANCE_LOST:
         return InstanceLost(message)
-    if result.exception == BLOCK_LOST:
+    if result.cause is EndCause.BLOCK_LOST:
         return BlockLost(message)
     if result.status is JobStatus.CANCELED:
         return JobCanceled(message, result)
     if result.status is JobStatus.TIMEOUT:
         return JobTimeout(message, result)
-    if _refused(result):
+    if result.refused:
         return JobRefused(message, result)
     return JobFailed(message, result)
 
@@ -73,11 +73,6 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _refused(result: JobResult) -> bool:
-    # "submit" is ours: not accepted. "alloc" is the scheduler's: accepted, but it can never run.
-    return not result.started and result.exception in ("submit", "alloc")
 
 
 def _with_note(what: str, note: str) -> str:

@@ -19,13 +19,13 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from typing import Generic
 
 from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost
-from parsl_flux_bulk.instances.base import Instance, JobResult, JobStatus
+from parsl_flux_bulk.instances.base import EndCause, Instance, JobRequest, JobResult, JobStatus
 from parsl_flux_bulk.pipeline.completion import CompletionLoop, Runtime, tell
-from parsl_flux_bulk.pipeline.submitter import Job, JobListener, Submitter, canceled
-
-__all__ = ["Runtime", "Job", "JobListener", "Pipeline"]
+from parsl_flux_bulk.pipeline.job import JobOwner, JobState, JobT
+from parsl_flux_bulk.pipeline.submitter import Submitter, canceled
 
 logger = logging.getLogger(__name__)
 
@@ -33,13 +33,15 @@ CLOSE_TIMEOUT = 15.0
 """Seconds that cancelled jobs may take to end at close."""
 
 
-class Pipeline:
+class Pipeline(Generic[JobT]):
     """Submit jobs to one instance and hear how they end.
 
     Parameters
     ----------
     instance : Instance
         Where jobs run. The pipeline starts it, and closes it in the end.
+    owner : JobOwner
+        Told in the completion thread that a job was submitted, and how it ended.
     max_active_jobs : int or None
         Bound on the jobs inside the instance at any time; the rest wait here. None chooses one by
         the instance's size.
@@ -52,6 +54,7 @@ class Pipeline:
     def __init__(
         self,
         instance: Instance,
+        owner: JobOwner[JobT],
         *,
         max_active_jobs: int | None = None,
         name: str = "flux-bulk",
@@ -60,23 +63,25 @@ class Pipeline:
         if max_active_jobs is not None and max_active_jobs < 1:
             raise ValueError(f"max_active_jobs must be at least 1, or None to choose; not {max_active_jobs}")
         self._instance = instance
+        self._owner = owner
         self._lock = threading.Lock()
         self._none_left = threading.Condition(self._lock)
-        self._jobs: set[Job] = set()
+        self._jobs: set[JobT] = set()
         self._closed = False
         self._started = False
         self._pid = os.getpid()
         self._runtime = runtime
         self._error: InstanceLost | None = None
-        self._loop = CompletionLoop(
+        self._loop = CompletionLoop[JobT](
             instance.completion,
             runtime=runtime,
             released=lambda count: self._submitter.release(count),
             resized=lambda capacity: self._submitter.resize(capacity),
+            submitted=self._job_submitted,
             ended=self._ended,
             lost=self._lost,
         )
-        self._submitter = Submitter(
+        self._submitter = Submitter[JobT](
             instance.connect,
             opened=self._loop.set_capacity,
             accepted=self._loop.accepted,
@@ -110,8 +115,8 @@ class Pipeline:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Enqueue a job; never blocks.
+    def submit(self, job: JobT, request: JobRequest) -> None:
+        """Enqueue a job; never blocks. `request` is dropped as soon as the instance has it.
 
         Raises
         ------
@@ -125,10 +130,11 @@ class Pipeline:
                 raise InstanceLost(str(self._error))
             if self._closed:
                 raise ExecutorClosed("no jobs can be submitted after shutdown")
+            job.advance(JobState.QUEUED)
             self._jobs.add(job)
-            self._submitter.put(job)
+            self._submitter.put(job, request)
 
-    def cancel(self, job: Job, reason: str) -> None:
+    def cancel(self, job: JobT, reason: str) -> None:
         """Cancel a job: one that waits here is dropped, one inside the instance is cancelled there."""
         self._submitter.cancel(job, reason)
 
@@ -140,7 +146,7 @@ class Pipeline:
         """Give the runtime a turn soon."""
         self._loop.wake()
 
-    def output(self, job: Job) -> tuple[str, str]:
+    def output(self, job: JobT) -> tuple[str, str]:
         """Standard output and error that the instance kept of a job; see Connection.output."""
         if job.job_id is None:
             return "", ""
@@ -149,10 +155,6 @@ class Pipeline:
             return connection.output(job.job_id)
         finally:
             connection.close()
-
-    def job_name(self, job: Job) -> str:
-        """The job's id as people write it, or "" if it has none yet."""
-        return "" if job.job_id is None else self._instance.job_name(job.job_id)
 
     @property
     def description(self) -> str:
@@ -235,19 +237,30 @@ class Pipeline:
 
     # -- in the completion thread ---------------------------------------------------------------
 
-    def _ended(self, job: Job, result: JobResult) -> None:
+    def _job_submitted(self, job: JobT) -> None:
+        if job.job_id is not None:
+            job.name = self._instance.job_name(job.job_id)
+        tell(self._owner.job_submitted, job)
+
+    def _ended(self, job: JobT, result: JobResult) -> None:
         with self._none_left:
             self._jobs.discard(job)
             if not self._jobs:
                 self._none_left.notify_all()
-        tell(job.listener.job_ended, job, result)
+        self._end(job, result)
+
+    def _end(self, job: JobT, result: JobResult) -> None:
+        job.advance(JobState.ENDED)
+        job.t_end = time.time()
+        job.result = result
+        tell(self._owner.job_ended, job, result)
 
     def _lost(self, error: InstanceLost) -> None:
         with self._none_left:
             self._error = error
             self._none_left.notify_all()
         self._submitter.close()
-        self._give_up(JobResult(JobStatus.FAILED, exception="instance-lost", note=str(error)))
+        self._give_up(JobResult(JobStatus.FAILED, exception=EndCause.INSTANCE_LOST.value, note=str(error)))
 
     def _give_up(self, result: JobResult) -> None:
         with self._lock:
@@ -257,6 +270,4 @@ class Pipeline:
             logger.warning("%d job(s) ended without word of them: %s", len(left), result.note)
         for job in left:
             if not job.ended:
-                job.ended = True
-                job.t_end = time.time()
-                tell(job.listener.job_ended, job, result)
+                self._end(job, result)

@@ -11,18 +11,20 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Generic
 
 from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost
 from parsl_flux_bulk.instances.base import (
     Capacity,
     Connection,
+    EndCause,
     JobId,
     JobRequest,
     JobResult,
     JobStatus,
     Refusal,
 )
+from parsl_flux_bulk.pipeline.job import JobT
 
 logger = logging.getLogger(__name__)
 
@@ -37,41 +39,7 @@ IN_FLIGHT = 8
 that must come before the first ends: till then, whoever waits for any job would be told of it."""
 
 
-class JobListener(Protocol):
-    """Hears of a job, in the completion thread."""
-
-    def job_submitted(self, job: Job) -> None:
-        """The instance accepted the job; ``job.job_id`` is known."""
-
-    def job_ended(self, job: Job, result: JobResult) -> None:
-        """The job ended. Called exactly once for every job, also for one that was refused."""
-
-
-class Job:
-    """One job on its way through the pipeline.
-
-    Attributes
-    ----------
-    request : JobRequest
-    job_id : int or None
-        Known once the instance accepted the job.
-    t_submit, t_end : float or None
-        Seconds since the epoch: when the instance accepted it, when we heard of its end.
-    """
-
-    __slots__ = ("__weakref__", "dropped", "ended", "job_id", "listener", "request", "t_end", "t_submit")
-
-    def __init__(self, request: JobRequest, listener: JobListener) -> None:
-        self.request = request
-        self.listener = listener
-        self.job_id: JobId | None = None
-        self.t_submit: float | None = None
-        self.t_end: float | None = None
-        self.ended = False
-        self.dropped = False
-
-
-class Submitter:
+class Submitter(Generic[JobT]):
     """The submission thread's state.
 
     Parameters
@@ -95,8 +63,8 @@ class Submitter:
         connect: Callable[[], Connection],
         *,
         opened: Callable[[Capacity], None],
-        accepted: Callable[[list[tuple[Job, JobId | Refusal]]], None],
-        dropped: Callable[[Job, str], None],
+        accepted: Callable[[list[tuple[JobT, JobId | Refusal]]], None],
+        dropped: Callable[[JobT, str], None],
         lost: Callable[[InstanceLost], None],
         max_active_jobs: int | None,
     ) -> None:
@@ -108,22 +76,22 @@ class Submitter:
         self.max_active_jobs = max_active_jobs
         self._fixed = max_active_jobs is not None
         self._changed = threading.Condition()
-        self._pending: deque[Job] = deque()
-        self._cancels: deque[tuple[Job, str]] = deque()
+        self._pending: deque[tuple[JobT, JobRequest]] = deque()
+        self._cancels: deque[tuple[JobT, str]] = deque()
         self._active = 0
         self._closed = False
 
     # -- any thread ---------------------------------------------------------------------------
 
-    def put(self, job: Job) -> None:
+    def put(self, job: JobT, request: JobRequest) -> None:
         """Enqueue a job."""
         with self._changed:
             if self._closed:
                 raise ExecutorClosed("no jobs can be submitted after shutdown")
-            self._pending.append(job)
+            self._pending.append((job, request))
             self._changed.notify()
 
-    def cancel(self, job: Job, reason: str) -> None:
+    def cancel(self, job: JobT, reason: str) -> None:
         """Cancel a job, wherever it is on its way."""
         with self._changed:
             self._cancels.append((job, reason))
@@ -143,11 +111,11 @@ class Submitter:
                 self.max_active_jobs = max(MIN_ACTIVE_JOBS, 4 * capacity.cores)
                 self._changed.notify()
 
-    def close(self) -> list[Job]:
+    def close(self) -> list[JobT]:
         """End the thread after its current batch; return the jobs that were never submitted."""
         with self._changed:
             self._closed = True
-            left = list(self._pending)
+            left = [job for job, _ in self._pending]
             self._pending.clear()
             self._changed.notify()
         return left
@@ -190,18 +158,18 @@ class Submitter:
             self._cancel(connection, cancels)
         return not (closed and not cancels)
 
-    def _take(self) -> tuple[list[Job], list[tuple[Job, str]], bool]:
+    def _take(self) -> tuple[list[tuple[JobT, JobRequest]], list[tuple[JobT, str]], bool]:
         """Sleep until there is something to do, then take all of it."""
         assert self.max_active_jobs is not None
         with self._changed:
             while not (self._closed or self._cancels or self._worth_a_batch()):
                 self._changed.wait()
-            batch: list[Job] = []
+            batch: list[tuple[JobT, JobRequest]] = []
             room = min(self.max_active_jobs - self._active, BATCH_LIMIT)
             while self._pending and len(batch) < room:
-                job = self._pending.popleft()
+                job, request = self._pending.popleft()
                 if not job.dropped:
-                    batch.append(job)
+                    batch.append((job, request))
             self._active += len(batch)
             cancels = list(self._cancels)
             self._cancels.clear()
@@ -217,19 +185,19 @@ class Submitter:
         room = self.max_active_jobs - self._active
         return bool(self._pending) and room >= min(len(self._pending), self.max_active_jobs / 2)
 
-    def _submit(self, connection: Connection, batch: list[Job]) -> None:
-        answers = connection.submit([job.request for job in batch])
+    def _submit(self, connection: Connection, batch: list[tuple[JobT, JobRequest]]) -> None:
+        answers = connection.submit([request for _, request in batch])
         refused = 0
-        for job, answer in zip(batch, answers, strict=True):
+        for (job, _), answer in zip(batch, answers, strict=True):
             if isinstance(answer, Refusal):
                 refused += 1
             else:
                 job.job_id = answer
         if refused:
             self.release(refused)
-        self._accepted(list(zip(batch, answers, strict=True)))
+        self._accepted([(job, answer) for (job, _), answer in zip(batch, answers, strict=True)])
 
-    def _cancel(self, connection: Connection, cancels: list[tuple[Job, str]]) -> None:
+    def _cancel(self, connection: Connection, cancels: list[tuple[JobT, str]]) -> None:
         by_reason: dict[str, list[JobId]] = {}
         for job, reason in cancels:
             if job.job_id is None:
@@ -244,9 +212,9 @@ class Submitter:
 
 def canceled(reason: str) -> JobResult:
     """The result of a job that was cancelled before the instance had it."""
-    return JobResult(JobStatus.CANCELED, exception="cancel", note=reason, started=False)
+    return JobResult(JobStatus.CANCELED, exception=EndCause.CANCELED.value, note=reason, started=False)
 
 
 def refused(reason: str) -> JobResult:
     """The result of a job that the instance did not accept."""
-    return JobResult(JobStatus.FAILED, exception="submit", note=reason, started=False)
+    return JobResult(JobStatus.FAILED, exception=EndCause.REFUSED.value, note=reason, started=False)

@@ -5,9 +5,10 @@ Records; what is done with them is in :mod:`parsl_flux_bulk.scheduler.lifecycle`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from parsl_flux_bulk.instances.base import JobResult, PeerId
+from parsl_flux_bulk.instances.base import PeerId
+from parsl_flux_bulk.pipeline.job import Job
 from parsl_flux_bulk.scheduler.capacity import Allocation
 from parsl_flux_bulk.scheduler.task import Loss, Task
 from parsl_flux_bulk.scheduler.timers import Timer
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from parsl_flux_bulk.scheduler.worker_group import Worker, WorkerGroup
 
 
-class Job:
+class ExecutorJob(Job):
     """What both kinds of job have in common.
 
     Attributes
@@ -32,33 +33,25 @@ class Job:
         How many peers there will be; 0 until one has said hello.
     submitted, cancelled : bool
         Whether we said so.
-    result : JobResult or None
-        How it ended.
-    handle : Any
-        For whoever carries out instructions.
     """
 
     __slots__ = (
-        "__weakref__",
         "allocation",
         "cancelled",
-        "handle",
         "peers",
-        "result",
         "size",
         "submitted",
         "token",
     )
 
     def __init__(self, token: int, allocation: Allocation) -> None:
+        super().__init__()
         self.token = token
         self.allocation = allocation
         self.peers: dict[int, Peer] = {}
         self.size = 0
         self.submitted = False
         self.cancelled = False
-        self.result: JobResult | None = None
-        self.handle: Any = None
 
     @property
     def connected(self) -> list[Peer]:
@@ -71,7 +64,7 @@ class Job:
         return ", ".join(dict.fromkeys(peer.host for peer in self.peers.values()))
 
 
-class TaskJob(Job):
+class TaskJob(ExecutorJob):
     """A job that runs one task.
 
     Attributes
@@ -95,7 +88,7 @@ class TaskJob(Job):
         return f"<TaskJob {self.token} of {self.task}>"
 
 
-class WorkerJob(Job):
+class WorkerJob(ExecutorJob):
     """A job that starts workers of one shape.
 
     Attributes

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from parsl_flux_bulk.instances.base import BLOCK_LOST, NO_BLOCK, JobResult, PeerId
+from parsl_flux_bulk.instances.base import EndCause, JobResult, PeerId
 from parsl_flux_bulk.scheduler.lifecycle import Lifecycle
 from parsl_flux_bulk.scheduler.messages import Instruction, Resolve
 from parsl_flux_bulk.scheduler.model import Peer, TaskJob, WorkerJob
@@ -134,9 +134,9 @@ class Outcomes:
             return
         if task.cancelled:
             self.resolve(task, CANCELLED)
-        elif result.exception == BLOCK_LOST and _not_begun(job, result):
+        elif result.cause is EndCause.BLOCK_LOST and _not_begun(job, result):
             self._lifecycle.hold_again(task)
-        elif result.exception == NO_BLOCK:
+        elif result.cause is EndCause.NO_BLOCK:
             self.parked[job] = None
         elif task.bare:
             self.resolve(task, BareJobEnded(job, result))
@@ -194,13 +194,13 @@ class Outcomes:
     def _had_no_worker(self, job: WorkerJob, result: JobResult) -> None:
         """A worker job ended, or was refused, before anyone said hello."""
         group = job.group
-        if result.exception == BLOCK_LOST:
+        if result.cause is EndCause.BLOCK_LOST:
             return  # no fault of the shape's: other blocks are as good as before
         if not _refused(result):
             self._strike(group, _loss(LossReason.NO_WORKER, job))
         elif group.slots:
             group.stopped = True
-        elif job.slots > 1 and result.exception != "instance-lost":
+        elif job.slots > 1 and result.cause is not EndCause.INSTANCE_LOST:
             # What was too large may be possible in part.
             group.slot_limit = job.slots // 2
         else:
@@ -233,8 +233,7 @@ class Outcomes:
 
 
 def _refused(result: JobResult) -> bool:
-    # "submit": not accepted; "alloc": accepted, but it can never run.
-    return not result.started and result.exception in ("submit", "alloc", "instance-lost")
+    return result.refused or (not result.started and result.cause is EndCause.INSTANCE_LOST)
 
 
 def _not_begun(job: TaskJob, result: JobResult) -> bool:

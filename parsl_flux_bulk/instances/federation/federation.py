@@ -23,10 +23,10 @@ from typing import Any
 from parsl_flux_bulk.errors import InstanceLost
 from parsl_flux_bulk.instances.base import (
     CHANNEL_VARIABLE,
-    NO_BLOCK,
     Capacity,
     CapacityChanged,
     Connection,
+    EndCause,
     Instance,
     JobId,
     JobRequest,
@@ -217,7 +217,7 @@ class Federation:
         """How a job ends that no member has."""
         with self.lock:
             if self._waiting.pop(job_id, -1) == self._changes:
-                return lost_result("no block has so much time left", NO_BLOCK, started=False)
+                return lost_result("no block has so much time left", EndCause.NO_BLOCK, started=False)
             # There are other members by now: it is worth another attempt.
             return lost_result("there was no block to go to", started=False)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from parsl_flux_bulk.instances.base import BLOCK_LOST, Capacity, Instance, JobId, JobResult, JobStatus
+from parsl_flux_bulk.instances.base import Capacity, EndCause, Instance, JobId, JobResult, JobStatus
 
 MEMBER_SHIFT = 64
 """A member's own ids have 64 bits at most."""
@@ -144,9 +144,9 @@ def demand_of(jobspec: dict[str, Any]) -> Demand:
     return Demand(max(1, totals["node"]), totals["core"], totals["gpu"], exclusive, duration, particular)
 
 
-def lost_result(why: str, exception: str = BLOCK_LOST, *, started: bool = True) -> JobResult:
+def lost_result(why: str, cause: EndCause = EndCause.BLOCK_LOST, *, started: bool = True) -> JobResult:
     """How a job ends whose member is gone, or that has none to go to."""
-    return JobResult(JobStatus.FAILED, exception=exception, note=why, started=started)
+    return JobResult(JobStatus.FAILED, exception=cause.value, note=why, started=started)
 
 
 def own_id(job_id: JobId) -> JobId:

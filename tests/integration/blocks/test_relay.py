@@ -26,8 +26,8 @@ from parsl_flux_bulk.blocks import protocol as wire
 from parsl_flux_bulk.blocks.relay_server import RelayServer
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
 from parsl_flux_bulk.instances.base import JobEnded, JobRequest, JobResult, PeerMessage
+from parsl_flux_bulk.pipeline.job import Job
 from parsl_flux_bulk.pipeline.pipeline import Pipeline
-from parsl_flux_bulk.pipeline.submitter import Job
 
 BOUND = 20.0
 KINDS = [False, pytest.param(True, marks=pytest.mark.flux)]
@@ -117,11 +117,11 @@ def test_every_job_ends_when_the_block_is_killed(flux: bool) -> None:
     with running(flux=flux) as instance:
         assert instance.block is not None
         inside = helpers.descendants(os.getpid()) - before
-        pipeline = Pipeline(instance)
         ends = Ends(10)
+        pipeline = Pipeline[Job](instance, ends)
         pipeline.start()
         for _ in range(10):
-            pipeline.submit(Job(JobRequest(SLEEP_SPEC), ends))
+            pipeline.submit(Job(), JobRequest(SLEEP_SPEC))
         for _ in range(10):
             assert ends.submitted.acquire(timeout=BOUND)
         os.kill(instance.block.pid, signal.SIGKILL)

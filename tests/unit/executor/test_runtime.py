@@ -30,7 +30,7 @@ class SilentPipeline:
     def wake(self):
         pass
 
-    def submit(self, job):
+    def submit(self, job, request):
         self.jobs.append(job)
 
     def cancel(self, job, reason):

@@ -11,11 +11,10 @@ import pytest
 
 from parsl_flux_bulk.errors import InstanceLost
 from parsl_flux_bulk.instances.base import (
-    BLOCK_LOST,
-    NO_BLOCK,
     Capacity,
     CapacityChanged,
     ChannelAddress,
+    EndCause,
     JobEnded,
     JobRequest,
     JobResult,
@@ -312,7 +311,7 @@ def test_a_job_that_only_a_fresh_block_has_time_for_is_given_back_until_there_is
     (job_id,) = bench.submit(request(duration=30))
     (ended,) = bench.events(JobEnded)
     assert ended.job_id == job_id
-    assert (ended.result.exception, ended.result.started) == (NO_BLOCK, False)
+    assert (ended.result.exception, ended.result.started) == (EndCause.NO_BLOCK, False)
 
 
 def test_a_fresh_block_that_comes_meanwhile_makes_it_worth_another_attempt(bench):
@@ -322,7 +321,7 @@ def test_a_fresh_block_that_comes_meanwhile_makes_it_worth_another_attempt(bench
     bench.add("fresh", left=60)
     bench.completion.watch(job_id)
     (ended,) = bench.events(JobEnded)
-    assert (ended.result.exception, ended.result.started) == (BLOCK_LOST, False)
+    assert (ended.result.exception, ended.result.started) == (EndCause.BLOCK_LOST, False)
 
 
 # -- members come and go -------------------------------------------------------------------------------
@@ -354,7 +353,7 @@ def test_without_members_a_job_is_lost_before_it_started(bench):
     (job_id,) = bench.submit(request())
     (ended,) = bench.events(JobEnded)
     assert ended.job_id == job_id
-    assert (ended.result.exception, ended.result.started) == (BLOCK_LOST, False)
+    assert (ended.result.exception, ended.result.started) == (EndCause.BLOCK_LOST, False)
 
 
 def test_a_lost_member_ends_its_jobs_and_peers_and_nobody_elses(bench):
@@ -380,7 +379,7 @@ def test_how_a_lost_members_jobs_end(bench):
     a.lose()
     (ended,) = bench.events(JobEnded)
     assert ended.job_id == job_id
-    assert ended.result.exception == BLOCK_LOST
+    assert ended.result.exception == EndCause.BLOCK_LOST
     assert ended.result.note == "block a: its host died"
 
 
@@ -390,7 +389,7 @@ def test_a_member_that_is_lost_while_jobs_are_submitted_takes_none_of_them(bench
     (job_id,) = bench.submit(request())
     (ended,) = bench.events(JobEnded)
     assert ended.job_id == job_id
-    assert (ended.result.exception, ended.result.started) == (BLOCK_LOST, False)
+    assert (ended.result.exception, ended.result.started) == (EndCause.BLOCK_LOST, False)
     assert bench.federation.members == []
 
 
@@ -400,7 +399,7 @@ def test_a_job_whose_member_is_lost_before_it_is_watched_ends(bench):
     bench.federation.remove(member, "gone")
     bench.completion.watch(job_id)
     (ended,) = bench.events(JobEnded)
-    assert (ended.job_id, ended.result.exception) == (job_id, BLOCK_LOST)
+    assert (ended.job_id, ended.result.exception) == (job_id, EndCause.BLOCK_LOST)
 
 
 def test_removing_twice_is_fine_and_wakes_who_waits_for_the_end(bench):

@@ -3,7 +3,7 @@
 import pytest
 from world import SMALL, Function, Simulation
 
-from parsl_flux_bulk.instances.base import BLOCK_LOST, NO_BLOCK, Capacity, JobResult, JobStatus
+from parsl_flux_bulk.instances.base import Capacity, EndCause, JobResult, JobStatus
 from parsl_flux_bulk.jobspec.resources import Resources, Shape
 from parsl_flux_bulk.scheduler.messages import CancelJob, Give, Recall, Resolve, Retire, SubmitJob
 from parsl_flux_bulk.scheduler.outcomes import GRACE, START_LIMIT
@@ -11,9 +11,9 @@ from parsl_flux_bulk.scheduler.state_machine import Scheduler
 from parsl_flux_bulk.scheduler.task import CANCELLED, BareJobEnded, Loss, LossReason, Task
 
 ALONE = Resources(num_tasks=1, duration=60.0)
-LOST = JobResult(JobStatus.FAILED, exception=BLOCK_LOST, note="block 0: its host died")
-NOWHERE = JobResult(JobStatus.FAILED, exception=BLOCK_LOST, started=False)
-TOO_SHORT = JobResult(JobStatus.FAILED, exception=NO_BLOCK, started=False)
+LOST = JobResult(JobStatus.FAILED, exception=EndCause.BLOCK_LOST.value, note="block 0: its host died")
+NOWHERE = JobResult(JobStatus.FAILED, exception=EndCause.BLOCK_LOST.value, started=False)
+TOO_SHORT = JobResult(JobStatus.FAILED, exception=EndCause.NO_BLOCK.value, started=False)
 
 
 class Bare:
