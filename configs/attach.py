@@ -1,16 +1,16 @@
-"""A Flux instance that is running already, named by its URI or by ``FLUX_URI``.
+"""Use a Flux instance that is already running: the one in ``FLUX_URI``, or the one at a given URI.
 
 When to use it
-    * Inside ``flux alloc``, ``flux batch`` or ``flux start``: ``FLUX_URI`` is set there, and nothing
-      has to be edited.
-    * From a login node, with an instance that runs in an allocation: put the URI that
-      ``flux uri --remote JOBID`` prints into INSTANCE, such as ``ssh://node17/tmp/flux-a1b2/local-0``.
+    * Inside ``flux alloc``, ``flux batch`` or ``flux start``. Flux sets ``FLUX_URI`` there, so nothing
+      needs to be edited.
+    * From a login node, with an instance that runs in an allocation. Set INSTANCE to the URI that
+      ``flux uri --remote JOBID`` prints, such as ``ssh://node17/tmp/flux-a1b2/local-0``.
 
 What to edit
-    INSTANCE, in the second case. Without it, and without ``FLUX_URI``, this configuration says what
-    is missing when it is loaded with ``parsl.load``.
+    INSTANCE, in the second case. If neither INSTANCE nor ``FLUX_URI`` is set, ``parsl.load`` raises
+    ``InstanceUnavailable``, whose message says how to find the URI.
 
-The instance must be your own: guests of a system instance may not submit the jobs that this needs.
+You must own the instance: guests of a system instance may not submit waitable jobs.
 """
 
 import os

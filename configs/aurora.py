@@ -1,18 +1,19 @@
-"""Aurora (ALCF): blocks of whole nodes through PBS Pro, each one Flux instance.
+"""Aurora (ALCF): blocks of whole nodes through PBS Pro; each block is one Flux instance.
 
 When to use it
-    From a login node of Aurora, with a Flux of your own (Spack, or conda-forge's ``flux-core``). Start the
-    script in a project directory on Flare. Polaris differs in numbers and names only: ``cpus_per_node``,
-    ``queue`` and ``filesystems``.
+    From a login node of Aurora, with a Flux that you installed (Spack, or ``flux-core`` from conda-forge).
+    Start the script in a project directory on Flare. For Polaris, change ``cpus_per_node``, ``queue`` and
+    ``filesystems``.
 
 What to edit
-    ACCOUNT, ``queue`` (``debug`` takes one or two nodes for up to an hour, ``prod`` everything else),
+    ACCOUNT, ``queue`` (``debug`` takes one or two nodes for up to an hour; ``prod`` takes larger jobs),
     ``filesystems``, ``walltime``, the numbers of blocks and nodes, and ``worker_init``.
 
-A node has 208 hardware threads. ``mpiexec`` is that of HPE's PALS, hence ``--cpu-bind`` and ``--ppn``:
+A node has 208 hardware threads. ``mpiexec`` is HPE PALS's, hence ``--cpu-bind`` and ``--ppn``:
 https://docs.alcf.anl.gov/aurora/workflows/parsl and https://docs.alcf.anl.gov/aurora/running-jobs-aurora.
-``--pmi=pmi`` chooses what Flux bootstraps by, as in https://github.com/flux-framework/flux-core/issues/7164;
-``mpiexec -n 2 --ppn 1 --pmi=pmi flux pmi barrier`` in a job of two nodes shows whether it does.
+``--pmi=pmi`` selects the PMI with which the brokers find each other, as in
+https://github.com/flux-framework/flux-core/issues/7164. To test it in a job of two nodes, run
+``mpiexec -n 2 --ppn 1 --pmi=pmi flux pmi barrier``.
 """
 
 from parsl.config import Config

@@ -1,15 +1,15 @@
-"""Frontier (OLCF): blocks of whole nodes through Slurm, each one Flux instance.
+"""Frontier (OLCF): blocks of whole nodes through Slurm; each block is one Flux instance.
 
 When to use it
-    From a login node of Frontier, with the site's Flux or one of your own. Start the script in a
-    directory of your project on Orion, the file system that the compute nodes share.
+    From a login node of Frontier, with the site's Flux or one that you installed. Start the script in your
+    project's directory on Orion, the file system that the compute nodes share.
 
 What to edit
-    ACCOUNT (your project), ``walltime``, the numbers of blocks and nodes, and ``worker_init``:
-    a Flux that is to see the GPUs needs an hwloc that does.
+    ACCOUNT (your project), ``walltime``, the numbers of blocks and nodes, and ``worker_init``. Flux detects
+    GPUs only with an hwloc that supports them.
 
 A node has 64 cores, of which core specialization leaves 56 to jobs, and 8 GPUs (GCDs). The Frontier User
-Guide, section "Flux in a Slurm allocation", starts one broker a node with ``srun -c 56
+Guide, section "Flux in a Slurm allocation", starts one broker on each node with ``srun -c 56
 --gpus-per-node=8``, as here: https://docs.olcf.ornl.gov/systems/frontier_user_guide.html
 """
 

@@ -1,13 +1,14 @@
-"""This machine alone: its own cores, no Flux, nothing to install but parsl-flux-bulk.
+"""This machine's own cores, without Flux. Nothing needs to be installed but parsl-flux-bulk.
 
 When to use it
-    On a laptop or a workstation, in continuous integration, and to try a workflow that will run on a
+    On a laptop or a workstation, in continuous integration, and to try a workflow that will later run on a
     cluster: apps, resource specifications and errors are the same there.
 
 What to edit
-    Nothing has to be. ``working_dir`` is where apps start; ``environment`` adds variables to theirs.
+    Nothing. Optionally, ``working_dir`` sets the directory for the output of jobs and workers, and
+    ``environment`` adds variables to the environment of the apps.
 
-Uses the cores that the process may use (``taskset`` and control groups are respected).
+The executor uses the cores that the process may use; CPU affinity (``taskset``) and cgroup limits count.
 """
 
 from parsl.config import Config

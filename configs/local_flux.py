@@ -1,14 +1,14 @@
-"""A Flux instance of our own on this one machine, started with the script and ended with it.
+"""A Flux instance on this machine that starts and ends with the script.
 
 When to use it
-    On a workstation, or a node of an allocation, that has the ``flux`` command: the scheduler and the
-    job shell are Flux's own, so MPI programs and GPUs are served as on a cluster.
+    On a workstation, or on one node of an allocation, with the ``flux`` command. Flux's own scheduler and
+    job shell run the jobs, so MPI programs and GPUs work as on a cluster.
 
 What to edit
-    Nothing has to be. ``max_active_jobs`` bounds the jobs inside the instance at one time; the rest
-    wait in the script.
+    Nothing. Optionally, ``max_active_jobs`` bounds the number of jobs inside the instance; further jobs
+    wait in the script's process.
 
-Needs ``pip install 'parsl-flux-bulk[flux]'`` with flux-python of the same version as flux-core.
+Needs ``pip install 'parsl-flux-bulk[flux]'``, with flux-python of the same version as flux-core.
 """
 
 from parsl.config import Config

@@ -1,16 +1,16 @@
-"""Blocks from LSF with ``jsrun``: each block is one LSF job and one Flux instance.
+"""LSF with ``jsrun``: each block is one LSF job and one Flux instance.
 
 When to use it
-    On IBM machines with LSF and the job step manager (Lassen, Sierra and their like), where Flux and
-    its plugin ``flux-pmix`` are installed; the script runs on a login node.
+    On IBM machines with LSF and Job Step Manager (such as Lassen and Sierra) where Flux and its plugin
+    ``flux-pmix`` are installed. The script runs on a login node.
 
 What to edit
-    ``queue``, ``project``, ``walltime``, the numbers of blocks and nodes, and ``worker_init``, which has
-    to make ``flux`` and this Python's packages available on the compute nodes.
+    ``queue``, ``project``, ``walltime``, the numbers of blocks and nodes, and ``worker_init``, which must
+    make ``flux`` and this Python's packages available on the compute nodes.
 
-``jsrun`` starts one broker a node with all cores and GPUs of it (``-c ALL_CPUS -g ALL_GPUS``; see the
-jsrun command in IBM's documentation of Job Step Manager). It offers PMIx only, so Flux is told to try the
-client of https://github.com/flux-framework/flux-pmix through ``FLUX_PMI_CLIENT_METHODS``.
+``jsrun`` starts one broker on each node, with all of the node's cores and GPUs (``-c ALL_CPUS
+-g ALL_GPUS``; see the jsrun command in IBM's documentation of Job Step Manager). ``jsrun`` offers PMIx only,
+so ``FLUX_PMI_CLIENT_METHODS`` makes Flux try the client of https://github.com/flux-framework/flux-pmix.
 """
 
 from parsl.config import Config

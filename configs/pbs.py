@@ -1,17 +1,17 @@
-"""Blocks from PBS Pro or OpenPBS: each block is one PBS job and one Flux instance.
+"""PBS Pro or OpenPBS: each block is one PBS job and one Flux instance.
 
 When to use it
-    On a cluster with PBS, MPICH's ``mpiexec``, and Flux installed; the script runs on a login node. On
-    HPE Cray machines start from ``aurora.py``.
+    On a cluster with PBS, MPICH's ``mpiexec``, and Flux. The script runs on a login node. On HPE Cray
+    machines, start from ``aurora.py``.
 
 What to edit
-    ``queue``, ``account``, ``walltime``, ``cpus_per_node`` (what ``ncpus`` is to be on your nodes), the
-    numbers of blocks and nodes, and ``worker_init``, which has to put ``flux``, ``mpiexec`` and this
-    Python's packages on the compute nodes' paths.
+    ``queue``, ``account``, ``walltime``, ``cpus_per_node`` (PBS's ``ncpus`` of your nodes), the numbers of
+    blocks and nodes, and ``worker_init``, which must make ``flux``, ``mpiexec`` and this Python's packages
+    available on the compute nodes.
 
-MPICH's process manager, Hydra, offers PMI, by which the nodes of a block find each other, as in the first
-example of flux-start(1); ``-ppn 1`` starts one broker a node. Open MPI's ``mpiexec`` offers only PMIx: Flux
-needs its plugin ``flux-pmix`` then (https://github.com/flux-framework/flux-pmix).
+The brokers of a block find each other through the PMI of Hydra, MPICH's process manager, as in the first
+example of flux-start(1). ``-ppn 1`` starts one broker on each node. Open MPI's ``mpiexec`` offers PMIx only;
+Flux then needs its plugin ``flux-pmix`` (https://github.com/flux-framework/flux-pmix).
 """
 
 from parsl.config import Config

@@ -1,15 +1,15 @@
-"""Perlmutter (NERSC): blocks of CPU nodes through Slurm, each one Flux instance.
+"""Perlmutter (NERSC): blocks of CPU nodes through Slurm; each block is one Flux instance.
 
 When to use it
-    From a login node of Perlmutter, with a Flux of your own: NERSC has no module of it
+    From a login node of Perlmutter, with a Flux that you installed, because NERSC has no Flux module
     (``conda create -n flux -c conda-forge flux-core``, or Spack).
 
 What to edit
-    ACCOUNT, ``qos`` (``debug`` for trying, ``regular`` for most work), ``walltime``, the numbers of
-    blocks and nodes, and ``worker_init``. For GPU nodes: ``constraint="gpu"`` and ``gpus_per_node=4``.
+    ACCOUNT, ``qos`` (``debug`` for tests, ``regular`` for most work), ``walltime``, the numbers of blocks and
+    nodes, and ``worker_init``. For GPU nodes, set ``constraint="gpu"`` and ``gpus_per_node=4``.
 
-A CPU node has two AMD EPYC 7763 of 64 cores, a GPU node one of them and four A100
-(https://docs.nersc.gov/systems/perlmutter/architecture). Queues and their limits:
+A CPU node has two 64-core AMD EPYC 7763; a GPU node has one of them and four A100
+(https://docs.nersc.gov/systems/perlmutter/architecture). For queues and their limits, see
 https://docs.nersc.gov/jobs/policy.
 """
 

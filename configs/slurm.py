@@ -1,17 +1,16 @@
-"""Blocks from Slurm: the script runs on a login node, each block is one Slurm job and one Flux instance.
+"""Slurm: the script runs on a login node; each block is one Slurm job and one Flux instance.
 
 When to use it
-    On any cluster with Slurm that has Flux installed (module, Spack or conda-forge's ``flux-core``).
-    Blocks come and go with the work there is: from ``min_blocks`` to ``max_blocks`` jobs of
-    ``nodes_per_block`` nodes.
+    On any cluster with Slurm where Flux is installed (module, Spack, or ``flux-core`` from conda-forge).
+    Parsl scales between ``min_blocks`` and ``max_blocks`` Slurm jobs of ``nodes_per_block`` nodes each.
 
 What to edit
-    ``partition``, ``account``, ``walltime``, the numbers of blocks and nodes, and ``worker_init``,
-    which has to make ``flux`` and this Python's packages available on the compute nodes.
+    ``partition``, ``account``, ``walltime``, the numbers of blocks and nodes, and ``worker_init``, which
+    must make ``flux`` and this Python's packages available on the compute nodes.
 
-``--mpi=pmi2`` lets the nodes of a block find each other: without it each becomes an instance of its
-own. ``srun --mpi=list`` says whether your Slurm has it. ``--cpu-bind=none`` leaves all cores of a
-node to Flux. Both are options of srun(1); flux-start(1) tells how Flux starts under it.
+``--mpi=pmi2`` lets the brokers of a block find each other; without it each node becomes an instance of its
+own. ``srun --mpi=list`` prints whether your Slurm supports pmi2. ``--cpu-bind=none`` leaves all cores of a
+node to Flux. Both are options of srun(1); flux-start(1) describes how Flux starts under srun.
 """
 
 from parsl.config import Config

@@ -1,17 +1,17 @@
-"""Tuolumne, El Capitan and other machines whose own scheduler is Flux: blocks through ``flux batch``.
+"""Tuolumne, El Capitan and other machines whose system scheduler is Flux: blocks through ``flux batch``.
 
 When to use it
-    From a login node of such a machine. Each block is a ``flux batch`` job, whose nested Flux instance is
-    the block's: nothing else has to be started. Flux is part of the system; install flux-python of the
-    version that ``flux version`` prints.
+    From a login node of such a machine. Each block is a ``flux batch`` job, which brings its own nested Flux
+    instance; the executor starts no other. Flux is part of the system; install flux-python of the version
+    that ``flux version`` prints.
 
 What to edit
-    ``queue`` (``flux queue list`` names them), ``bank``, ``walltime``, the numbers of blocks and nodes, and
-    ``worker_init``.
+    ``queue`` (``flux queue list`` lists the names), ``bank``, ``walltime``, the numbers of blocks and nodes,
+    and ``worker_init``.
 
 A node has four MI300A, each one GPU with 21 cores for users
-(https://hpc.llnl.gov/documentation/user-guides/using-el-capitan-systems). With a script that itself runs
-inside ``flux alloc``, use ``attach.py``.
+(https://hpc.llnl.gov/documentation/user-guides/using-el-capitan-systems). If the script itself runs inside
+``flux alloc``, use ``attach.py``.
 """
 
 from parsl.config import Config
