@@ -8,7 +8,7 @@ What to edit
     Nothing. Optionally, ``working_dir`` sets the directory for the output of jobs and workers, and
     ``environment`` adds variables to the environment of the apps.
 
-The executor uses the cores that the process may use; CPU affinity (``taskset``) and cgroup limits count.
+The executor uses the cores in the process's CPU affinity mask, which ``taskset`` and cpusets restrict.
 """
 
 from parsl.config import Config
