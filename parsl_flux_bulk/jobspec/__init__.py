@@ -1,4 +1,7 @@
-"""What is asked of the instance: resources, and the jobspecs (RFC 25) that ask for them."""
+"""Resource specifications of tasks, and the jobspecs (RFC 25) that request them.
+
+May import `errors`.
+"""
 
 from parsl_flux_bulk.jobspec.build import (
     Environment,
