@@ -12,6 +12,7 @@ from parsl_flux_bulk import jobspec
 from parsl_flux_bulk.instances.base import JobRequest, JobResult
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.pipeline.submitter import refused
+from parsl_flux_bulk.protocol import variables
 from parsl_flux_bulk.scheduler.worker_group import WorkerJob
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class JobFactory:
             resources = Resources(
                 num_tasks=job.slots, cores_per_task=job.shape.cores, gpus_per_task=job.shape.gpus
             )
-            own = self._python_environment(job, resources, "pool")
+            own = self._python_environment(job, resources, "manager")
             return self._request(job, resources, self._python, own, self._settings.label, per_node=True)
         task = job.task
         name = getattr(task.function, "name", self._settings.label)
@@ -104,10 +105,10 @@ class JobFactory:
     ) -> dict[str, str]:
         return {
             **self._channel,
-            "PARSL_FLUX_BULK_TOKEN": str(job.token),
-            "PARSL_FLUX_BULK_MODE": mode,
-            "PARSL_FLUX_BULK_CORES": str(resources.cores_per_task),
-            "PARSL_FLUX_BULK_GPUS": str(resources.gpus_per_task),
+            variables.TOKEN: str(job.token),
+            variables.MODE: mode,
+            variables.CORES: str(resources.cores_per_task),
+            variables.GPUS: str(resources.gpus_per_task),
         }
 
     def _request(

@@ -22,13 +22,15 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+from parsl_flux_bulk.protocol import variables
+
 JobId: TypeAlias = int
 """An instance's own number of a job (RFC 19 in Flux); :meth:`Instance.job_name` writes it as text."""
 
 PeerId: TypeAlias = Hashable
 """Names one connected process of a job for as long as it is connected."""
 
-CHANNEL_VARIABLE = "PARSL_FLUX_BULK_CHANNEL"
+CHANNEL_VARIABLE = variables.CHANNEL
 """In the environment of every job of an executor, and of no other: its address, unique to it."""
 
 DEFAULT_URGENCY = 16

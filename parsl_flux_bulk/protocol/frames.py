@@ -14,8 +14,7 @@ OUTCOME   to exec.   slot, task id, outcome
 RETURNED  to exec.   slot, task id: given back, certainly not started
 DIED      to exec.   slot, id of the task that was running (0: none), JSON {exit_code, signal,
                      stderr}; after the child's outcomes, before its RETURNED frames
-RECYCLED  to exec.   slot: a child reached its task limit and was replaced
-SETUP     to peer    JSON {sys_path, tasks_per_worker, ...}; always the first
+SETUP     to peer    JSON {sys_path, tasks_per_worker}; always the first
 FUNCTION  to peer    function id, serialised function
 FORGET    to peer    function id: no task will name it again
 TASK      to peer    slot, task id, u64 function id and the serialised call
@@ -42,7 +41,6 @@ HELLO = 1
 OUTCOME = 2
 RETURNED = 3
 DIED = 4
-RECYCLED = 5
 
 SETUP = 16
 FUNCTION = 17

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import os
 
+from parsl_flux_bulk.protocol.variables import CORES, GPUS, SLOTS
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
-
-CORES = "PARSL_FLUX_BULK_CORES"
-"""Environment variable: cores of one worker."""
-
-GPUS = "PARSL_FLUX_BULK_GPUS"
-"""Environment variable: GPUs of one worker."""
-
-SLOTS = "PARSL_FLUX_BULK_SLOTS"
-"""Environment variable: number of workers, where it cannot be seen from the CPUs that we may use."""
 
 _DEVICE_LISTS = (
     "CUDA_VISIBLE_DEVICES",

@@ -17,21 +17,11 @@ import select
 import struct
 import time
 
+from parsl_flux_bulk.protocol.variables import CHANNEL, LIBFLUX, PING, PING_TIMEOUT
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-ADDRESS = "PARSL_FLUX_BULK_CHANNEL"
-"""Environment variable: ``unix:PATH`` or ``flux:RANK:SERVICE``."""
-
-LIBFLUX = "PARSL_FLUX_BULK_LIBFLUX"
-"""Environment variable: path of the executor's own libflux-core, tried first."""
-
-PING = "PARSL_FLUX_BULK_PING"
-"""Environment variable: seconds of silence after which the executor is asked for a sign of life."""
-
-PING_TIMEOUT = "PARSL_FLUX_BULK_PING_TIMEOUT"
-"""Environment variable: seconds that it may take to give one."""
 
 DEFAULT_PING = 10.0
 # An executor that is dead is told apart at once (ENOSYS). This bounds the rarer case of one that cannot be
@@ -54,7 +44,7 @@ def connect(environ: Mapping[str, str]) -> Channel:
     ChannelLost
         Nothing answers there, or the address is not one.
     """
-    address = environ.get(ADDRESS, "")
+    address = environ.get(CHANNEL, "")
     scheme, _, rest = address.partition(":")
     if scheme == "unix" and rest:
         return UnixChannel(rest)
@@ -69,7 +59,7 @@ def connect(environ: Mapping[str, str]) -> Channel:
             ping=float(environ.get(PING) or DEFAULT_PING),
             ping_timeout=float(environ.get(PING_TIMEOUT) or DEFAULT_PING_TIMEOUT),
         )
-    raise ChannelLost(f"{ADDRESS} is {address!r}: expected unix:PATH or flux:RANK:SERVICE")
+    raise ChannelLost(f"{CHANNEL} is {address!r}: expected unix:PATH or flux:RANK:SERVICE")
 
 
 class Channel:

@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 
-from parsl_flux_bulk.worker.worker_process import Cells, Child
+from parsl_flux_bulk.worker.worker_process import Cells, WorkerProcess
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class StartedWorker:
     __slots__ = ("child", "outcomes", "pair", "pid", "stderr")
 
     def __init__(
-        self, child: Child, pair: tuple[socket.socket, socket.socket], outcomes: int, stderr: int
+        self, child: WorkerProcess, pair: tuple[socket.socket, socket.socket], outcomes: int, stderr: int
     ) -> None:
         self.child = child
         self.pair = pair
@@ -120,7 +120,7 @@ class Forkserver:
         outcomes, outcomes_of_child = os.pipe()
         stderr, stderr_of_child = os.pipe()
         descriptors = (outcomes_of_child, stderr_of_child)
-        child = Child(slot, self._shares[slot], self.cells, pair[1], descriptors, limit)
+        child = WorkerProcess(slot, self._shares[slot], self.cells, pair[1], descriptors, limit)
         return StartedWorker(child, pair, outcomes, stderr)
 
     def kill(self, pid: int) -> None:

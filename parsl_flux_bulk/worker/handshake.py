@@ -5,17 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
-from parsl_flux_bulk.protocol import frames
+from parsl_flux_bulk.protocol import frames, variables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
-
-TOKEN = "PARSL_FLUX_BULK_TOKEN"
-"""Environment variable: the job's token, decimal; tells the executor which job we belong to."""
-
-_OWN = "PARSL_FLUX_BULK_"
 
 
 def hello(environ: Mapping[str, str], slots: int) -> bytes:
@@ -28,12 +23,12 @@ def hello(environ: Mapping[str, str], slots: int) -> bytes:
         # Its broker's, by which nodes are told apart that share a host name.
         "node": environ.get("FLUX_URI"),
     }
-    return frames.encode_json(frames.HELLO, slots, int(environ.get(TOKEN) or 0), about)
+    return frames.encode_json(frames.HELLO, slots, int(environ.get(variables.TOKEN) or 0), about)
 
 
 def forget_environment() -> None:
     """Remove our own variables, so that the user's code, which may use this package too, sees none."""
-    for name in [name for name in os.environ if name.startswith(_OWN)]:
+    for name in [name for name in os.environ if name.startswith(variables.PREFIX)]:
         del os.environ[name]
 
 

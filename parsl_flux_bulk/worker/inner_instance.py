@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import os
 
-from parsl_flux_bulk.protocol import frames
+from parsl_flux_bulk.protocol import frames, variables
 from parsl_flux_bulk.worker import channel as channels
 from parsl_flux_bulk.worker import handshake
-
-OUTER = "PARSL_FLUX_BULK_OUTER_URI"
-"""Environment variable: URI of the instance that this one is a job of."""
 
 
 def main() -> int:
     """Introduce the instance, and wait for RETIRE; return the exit status."""
     environ = dict(os.environ)
     own = environ["FLUX_URI"]
-    os.environ["FLUX_URI"] = environ[OUTER]
+    os.environ["FLUX_URI"] = environ[variables.OUTER_URI]
     channel = channels.connect(environ)
     channel.send(handshake.hello({**environ, "FLUX_URI": own}, slots=0))
     while True:

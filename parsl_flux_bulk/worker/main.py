@@ -14,8 +14,6 @@ from __future__ import annotations
 import os
 import sys
 
-MODE = "PARSL_FLUX_BULK_MODE"
-
 
 def import_own_package() -> None:
     """Import the package that this file belongs to, leaving no trace of it on ``sys.path``."""
@@ -40,13 +38,14 @@ def clean_main() -> None:
 
 def main() -> int:
     """Run what the environment says; return the exit status."""
-    mode = os.environ.get(MODE)
     import_own_package()
     clean_main()
+    from parsl_flux_bulk.protocol.variables import MODE
     from parsl_flux_bulk.worker.channel import ChannelLost
 
+    mode = os.environ.get(MODE)
     try:
-        if mode == "pool":
+        if mode == "manager":
             from parsl_flux_bulk.worker import manager
 
             return manager.main()
@@ -54,14 +53,14 @@ def main() -> int:
             from parsl_flux_bulk.worker import mpi_rank
 
             return mpi_rank.main()
-        if mode == "keeper":
+        if mode == "inner_instance":
             from parsl_flux_bulk.worker import inner_instance
 
             return inner_instance.main()
     except ChannelLost as error:
         print(f"worker: {error}", file=sys.stderr)
         return 1
-    print(f"worker: {MODE} is {mode!r}: expected 'pool', 'task' or 'keeper'", file=sys.stderr)
+    print(f"worker: {MODE} is {mode!r}: expected 'manager', 'task' or 'inner_instance'", file=sys.stderr)
     return 2
 
 

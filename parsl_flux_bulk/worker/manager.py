@@ -25,7 +25,7 @@ from functools import partial
 
 from parsl_flux_bulk.protocol import frames, serialize
 from parsl_flux_bulk.worker import affinity, channel, handshake
-from parsl_flux_bulk.worker.eventloop import EventLoop
+from parsl_flux_bulk.worker.event_loop import EventLoop
 from parsl_flux_bulk.worker.forkserver import Ended, Forkserver
 from parsl_flux_bulk.worker.slot import Frame, Slot, function_frame, task_frame
 from parsl_flux_bulk.worker.stderr_relay import StderrRelay
@@ -68,17 +68,17 @@ def main() -> int:
     os.environ["PARSL_WORKER_COUNT"] = str(len(shares))
     faulthandler.enable()  # for the children, who inherit it
     allow_descriptors(len(shares))
-    pool = Pool(link, shares)
+    manager = Manager(link, shares)
     try:
-        return pool.run()
+        return manager.run()
     except (ManagerError, frames.FrameError) as error:
         print(f"worker: {error}", file=sys.stderr)
         return 1
     finally:
-        pool.close()
+        manager.close()
 
 
-class Pool:
+class Manager:
     """The event loop, and what each kind of message means.
 
     Parameters
@@ -194,8 +194,6 @@ class Pool:
     def _set_up(self, setup: dict[str, Any]) -> None:
         handshake.set_up(setup)
         self._limit = setup.get("tasks_per_worker")
-        for name in setup.get("preload") or ():
-            preload(name)
 
     def _learn(self, frame: memoryview) -> None:
         # Children import what their tasks need; this one that most functions need is better imported once.
@@ -315,9 +313,7 @@ class Pool:
             running = 0
         stderr = self._stderr.detach(slot.number)
         self._last_words.pop(slot, None)
-        if self._limit is not None and slot.done >= self._limit:
-            self._tell(frames.encode(frames.RECYCLED, slot.number))
-        else:
+        if self._limit is None or slot.done < self._limit:
             about = {"exit_code": end.exit_code, "signal": end.signal, "stderr": stderr}
             self._tell(frames.encode_json(frames.DIED, slot.number, running, about))
             self._return(slot, [task_id for task_id in slot.given if task_id != running])

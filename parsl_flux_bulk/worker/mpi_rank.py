@@ -7,7 +7,7 @@ import faulthandler
 import os
 import signal
 
-from parsl_flux_bulk.protocol import frames
+from parsl_flux_bulk.protocol import frames, variables
 from parsl_flux_bulk.worker import channel as channels
 from parsl_flux_bulk.worker import handshake
 
@@ -84,7 +84,7 @@ def watch(environ: Mapping[str, str]) -> _thread.LockType:
 
 
 def _watch(environ: Mapping[str, str], finished: _thread.LockType) -> None:
-    if finished.acquire(timeout=float(environ.get(channels.PING) or WATCH_DELAY)):
+    if finished.acquire(timeout=float(environ.get(variables.PING) or WATCH_DELAY)):
         return
     try:
         # A connection of our own: the other belongs to the thread that makes the call.

@@ -18,7 +18,7 @@ _WRITE_SIZE = 4096
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from parsl_flux_bulk.worker.eventloop import EventLoop
+    from parsl_flux_bulk.worker.event_loop import EventLoop
 
 
 class StderrRelay:

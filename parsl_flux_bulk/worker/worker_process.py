@@ -64,7 +64,7 @@ class Cells:
         return running, bool(started)
 
 
-class Child:
+class WorkerProcess:
     """All of a worker's life. Made in the pool, run after the fork.
 
     Parameters

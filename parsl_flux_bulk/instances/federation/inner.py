@@ -47,11 +47,7 @@ from parsl_flux_bulk.instances.flux.broker import KEPT_FINISHED_JOBS
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
 from parsl_flux_bulk.jobspec.job_environment import base_environment
 from parsl_flux_bulk.jobspec.resources import Resources
-from parsl_flux_bulk.protocol import frames
-from parsl_flux_bulk.worker import inner_instance
-from parsl_flux_bulk.worker.channel import PING, PING_TIMEOUT
-from parsl_flux_bulk.worker.handshake import TOKEN
-from parsl_flux_bulk.worker.main import MODE
+from parsl_flux_bulk.protocol import frames, variables
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +75,6 @@ PATIENCE = 86400.0
 _HERE = Path(__file__).resolve().parent
 _PROGRAM = str(_HERE.parents[1] / "worker" / "main.py")
 _MODPROBE = str(_HERE / "modprobe")
-
-_OUTER_JOB = "PARSL_FLUX_BULK_OUTER_JOB"
-"""Environment variable for ``modprobe/rc1.d``: the id of an inner instance's own job."""
 
 
 class InnerInstances(Federation):
@@ -384,7 +377,7 @@ def _jobspec(nodes: int, cores: int, token: int, channel: Mapping[str, str]) -> 
     """The job that is an inner instance, as ``flux alloc`` would have it."""
     whole = {"num_nodes": nodes, "num_tasks": nodes, "cores_per_task": cores}
     # The keeper's channel leads through the outer instance.
-    put_aside = f'export {inner_instance.OUTER}="$FLUX_URI" {_OUTER_JOB}="$FLUX_JOB_ID"; exec "$@"'
+    put_aside = f'export {variables.OUTER_URI}="$FLUX_URI" {variables.OUTER_JOB}="$FLUX_JOB_ID"; exec "$@"'
     theirs = os.environ.get("FLUX_MODPROBE_PATH_APPEND")
     conf = f"--conf=job-manager.inactive-num-limit={KEPT_FINISHED_JOBS}"
     return jobspec.build(
@@ -396,10 +389,10 @@ def _jobspec(nodes: int, cores: int, token: int, channel: Mapping[str, str]) -> 
         shell_options={"mpi": "none"},
         own_environment={
             **channel,
-            MODE: "keeper",
-            TOKEN: str(token),
-            PING: str(PING_PERIOD),
-            PING_TIMEOUT: str(PATIENCE),
+            variables.MODE: "inner_instance",
+            variables.TOKEN: str(token),
+            variables.PING: str(PING_PERIOD),
+            variables.PING_TIMEOUT: str(PATIENCE),
             "FLUX_MODPROBE_PATH_APPEND": os.pathsep.join([*filter(None, [theirs]), _MODPROBE]),
         },
     )

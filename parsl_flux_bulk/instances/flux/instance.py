@@ -35,6 +35,7 @@ from parsl_flux_bulk.instances.base import (
 from parsl_flux_bulk.instances.flux.broker import Broker
 from parsl_flux_bulk.instances.flux.cancel_guard import Guard
 from parsl_flux_bulk.instances.flux.results import first_exit, read_output, read_result
+from parsl_flux_bulk.protocol import variables
 
 STDERR_TAIL_LINES = 20
 
@@ -390,7 +391,7 @@ class FluxCompletion:
         environment = {CHANNEL_VARIABLE: address}
         library = _libflux_path()
         if library:
-            environment["PARSL_FLUX_BULK_LIBFLUX"] = library
+            environment[variables.LIBFLUX] = library
         return ChannelAddress(environment)
 
     def send(self, peer: PeerId, body: bytes) -> None:

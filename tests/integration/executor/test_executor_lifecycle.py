@@ -24,7 +24,7 @@ from helpers import active_jobs, descendants, run_script, script, wait_event, wa
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.errors import ExecutorClosed, InstanceUnavailable
 from parsl_flux_bulk.instances.local.client import LocalInstance
-from parsl_flux_bulk.worker.channel import PING
+from parsl_flux_bulk.protocol.variables import PING
 
 BOUND = 60.0
 SHUTDOWN_BOUND = 20.0

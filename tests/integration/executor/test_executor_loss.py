@@ -19,7 +19,7 @@ from parsl_flux_bulk.instances.base import JobRequest, Refusal
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
 from parsl_flux_bulk.jobspec import build
 from parsl_flux_bulk.jobspec.resources import Resources
-from parsl_flux_bulk.worker.channel import PING
+from parsl_flux_bulk.protocol.variables import PING
 
 BOUND = 60.0
 

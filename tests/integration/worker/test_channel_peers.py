@@ -363,7 +363,7 @@ def test_a_pool_that_hears_nothing_asks_now_and_then_and_ends_when_nobody_answer
         env={
             **os.environ,
             **service.environment,
-            "PARSL_FLUX_BULK_MODE": "pool",
+            "PARSL_FLUX_BULK_MODE": "manager",
             "PARSL_FLUX_BULK_PING": "0.2",
         },
         stderr=subprocess.PIPE,

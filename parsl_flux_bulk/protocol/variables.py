@@ -1,0 +1,41 @@
+"""Names of the environment variables that the executor sets for the processes of its jobs.
+
+Managers and ranks remove every variable with `PREFIX` before user code runs.
+"""
+
+from __future__ import annotations
+
+PREFIX = "PARSL_FLUX_BULK_"
+
+MODE = PREFIX + "MODE"
+"""What ``worker/main.py`` runs: ``manager``, ``task`` or ``inner_instance``."""
+
+TOKEN = PREFIX + "TOKEN"
+"""Decimal number of the job; HELLO repeats it."""
+
+CHANNEL = PREFIX + "CHANNEL"
+"""Address of the executor: ``unix:PATH`` or ``flux:RANK:SERVICE``."""
+
+LIBFLUX = PREFIX + "LIBFLUX"
+"""Path of the executor's libflux-core, which the process tries first."""
+
+PING = PREFIX + "PING"
+"""Seconds of silence after which the process asks whether the executor is alive."""
+
+PING_TIMEOUT = PREFIX + "PING_TIMEOUT"
+"""Seconds to wait for the answer."""
+
+CORES = PREFIX + "CORES"
+"""Physical cores of one worker."""
+
+GPUS = PREFIX + "GPUS"
+"""GPUs of one worker."""
+
+SLOTS = PREFIX + "SLOTS"
+"""Number of workers of a manager; by default as many as fit its CPUs and GPUs."""
+
+OUTER_URI = PREFIX + "OUTER_URI"
+"""URI of the instance that an inner instance is a job of."""
+
+OUTER_JOB = PREFIX + "OUTER_JOB"
+"""Id of that job, in F58."""
