@@ -13,11 +13,11 @@ from parsl_flux_bulk.instances.base import JobRequest, JobResult
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.pipeline.submitter import refused
 from parsl_flux_bulk.protocol import variables
-from parsl_flux_bulk.scheduler.worker_group import WorkerJob
+from parsl_flux_bulk.scheduler.model import WorkerJob
 
 if TYPE_CHECKING:
     from parsl_flux_bulk.executor.bash_apps import BashCommand
-    from parsl_flux_bulk.scheduler.worker_group import TaskJob
+    from parsl_flux_bulk.scheduler.model import TaskJob
 
 STDERR_TAIL_BYTES = 4096
 STDERR_TAIL_LINES = 20

@@ -23,16 +23,31 @@ from parsl_flux_bulk.executor.task_errors import error_of_loss
 from parsl_flux_bulk.instances.base import Capacity, ChannelAddress, JobId, JobResult, PeerId
 from parsl_flux_bulk.protocol import frames, serialize
 from parsl_flux_bulk.protocol.notes import add_note
-from parsl_flux_bulk.scheduler.messages import CancelJob, Give, Kill, Recall, Resolve, Retire, SubmitJob
+from parsl_flux_bulk.scheduler.messages import (
+    AssignTasks,
+    CancelJob,
+    CapacityChanged,
+    JobEnded,
+    KillWorker,
+    PeerConnected,
+    PeerLost,
+    RecallTasks,
+    ResolveTask,
+    StopPeer,
+    SubmitJob,
+    TaskOutcome,
+    TaskReturned,
+    WorkerDied,
+)
 from parsl_flux_bulk.scheduler.state_machine import Scheduler
-from parsl_flux_bulk.scheduler.task import CANCELLED, BareJobEnded, Loss, RankFailed, Task
+from parsl_flux_bulk.scheduler.task import CANCELED, BareJobEnded, Loss, RankFailed, Task
 
 if TYPE_CHECKING:
     from parsl_flux_bulk.executor.bash_apps import BashCommand
     from parsl_flux_bulk.executor.calls import Function
     from parsl_flux_bulk.pipeline.pipeline import Pipeline
+    from parsl_flux_bulk.scheduler.model import TaskJob, WorkerJob
     from parsl_flux_bulk.scheduler.state_machine import Status
-    from parsl_flux_bulk.scheduler.worker_group import TaskJob, WorkerJob
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +181,7 @@ class TaskRuntime:
         return self._outstanding + len(self._inbox)
 
     def drain(self, chosen: Callable[[JobId], bool]) -> None:
-        """Give no more tasks to the workers in some jobs."""
+        """Assign no more tasks to the workers in some jobs."""
         assert self._pipeline is not None
         self._pipeline.call_soon(lambda: self._drain(chosen))
 
@@ -211,26 +226,26 @@ class TaskRuntime:
 
     def resized(self, capacity: Capacity) -> None:
         assert self._scheduler is not None
-        self._scheduler.capacity(capacity)
+        self._scheduler.handle(CapacityChanged(capacity))
 
     def message(self, peer: PeerId, body: bytes) -> None:
         scheduler = self._scheduler
         assert scheduler is not None
         for kind, slot, id, payload in frames.frames(body):
             if kind == frames.OUTCOME:
-                scheduler.outcome(peer, slot, id, bytes(payload))
+                scheduler.handle(TaskOutcome(peer, slot, id, bytes(payload)))
             elif kind == frames.RETURNED:
-                scheduler.returned(peer, slot, id)
+                scheduler.handle(TaskReturned(peer, slot, id))
             elif kind == frames.HELLO:
                 assert self._send is not None
                 self._send(peer, self._setup)
-                scheduler.peer_hello(peer, id, slot, **frames.decode_json(payload))
+                scheduler.handle(PeerConnected(peer, id, slot, **frames.decode_json(payload)))
             elif kind == frames.DIED:
-                scheduler.worker_died(peer, slot, id, **frames.decode_json(payload))
+                scheduler.handle(WorkerDied(peer, slot, id, **frames.decode_json(payload)))
 
     def peer_lost(self, peer: PeerId) -> None:
         assert self._scheduler is not None
-        self._scheduler.peer_lost(peer)
+        self._scheduler.handle(PeerLost(peer))
 
     def turn(self) -> None:
         scheduler = self._scheduler
@@ -299,7 +314,7 @@ class TaskRuntime:
         stderr = self._builder.collect_output(job, failed=not result.ok)
         if stderr and not result.stderr:
             result = replace(result, stderr=stderr)
-        self._scheduler.job_ended(job, result)
+        self._scheduler.handle(JobEnded(job, result))
 
     # -- instructions -------------------------------------------------------------------------------
 
@@ -307,9 +322,9 @@ class TaskRuntime:
         """Carry out instructions until there are none; messages to one peer travel together."""
         while instructions := scheduler.take(time.monotonic()):
             outgoing: dict[PeerId, list[bytes]] = {}
-            resolved: list[Resolve] = []
+            resolved: list[ResolveTask] = []
             for instruction in instructions:
-                if isinstance(instruction, Resolve):
+                if isinstance(instruction, ResolveTask):
                     resolved.append(instruction)
                 elif isinstance(instruction, SubmitJob):
                     self._submit(instruction.job)
@@ -336,7 +351,7 @@ class TaskRuntime:
             return serialize.read_outcome(outcome)
         if self._error is not None:
             return None, self._error
-        if outcome is CANCELLED:
+        if outcome is CANCELED:
             return None, ExecutorClosed("the task was cancelled")
         if isinstance(outcome, RankFailed):
             _, error = serialize.read_outcome(outcome.body)
@@ -381,8 +396,8 @@ def _again(error: Exception) -> Exception:
     return again
 
 
-def _frames(instruction: Give | Recall | Kill | Retire) -> list[bytes]:
-    if isinstance(instruction, Give):
+def _frames(instruction: AssignTasks | RecallTasks | KillWorker | StopPeer) -> list[bytes]:
+    if isinstance(instruction, AssignTasks):
         slot = instruction.slot
         parts = [frames.encode(frames.FORGET, 0, function_id) for function_id in instruction.forget]
         parts += [
@@ -393,9 +408,9 @@ def _frames(instruction: Give | Recall | Kill | Retire) -> list[bytes]:
             frames.encode_task(slot, t.task_id, t.function.function_id, t.call) for t in instruction.tasks
         ]
         return parts
-    if isinstance(instruction, Recall):
+    if isinstance(instruction, RecallTasks):
         return [frames.encode(frames.RECALL, instruction.slot, instruction.task_id)]
-    if isinstance(instruction, Kill):
+    if isinstance(instruction, KillWorker):
         return [frames.encode(frames.KILL, instruction.slot, instruction.task_id)]
     return [frames.encode(frames.RETIRE)]
 

@@ -10,17 +10,20 @@ from __future__ import annotations
 from itertools import islice
 
 from parsl_flux_bulk.scheduler.lifecycle import Lifecycle
-from parsl_flux_bulk.scheduler.messages import Give, Instruction, Kill, Recall
+from parsl_flux_bulk.scheduler.messages import AssignTasks, Instruction, KillWorker, RecallTasks
+from parsl_flux_bulk.scheduler.model import Peer, Worker, WorkerGroup
 from parsl_flux_bulk.scheduler.service_time import BYTES_LIMIT, TARGET
 from parsl_flux_bulk.scheduler.task import Task, TaskFunction, TaskState
 from parsl_flux_bulk.scheduler.timers import Timers
-from parsl_flux_bulk.scheduler.worker_group import Worker, WorkerGroup, functions_for
 
 STALL = 0.1
 """Seconds after which a task must have ended, or those queued behind it are asked back."""
 
 STEAL = 0.005
 """Seconds of work behind which nothing may wait while a worker of its shape is idle."""
+
+FUNCTIONS_LIMIT = 512
+"""Functions that a peer is trusted to keep."""
 
 _LOOKED_AT = 8
 """Busy workers considered in one pass for tasks that nobody idle can take."""
@@ -86,24 +89,24 @@ class Assigner:
             self._lifecycle.note_idle(job, now)
 
     def _chase(self, worker: Worker) -> None:
-        """A cancelled task that could not be recalled, and is at the head now, is to be killed."""
-        if worker.queue and (task := worker.queue[0]).cancelled and worker.killing != task.task_id:
+        """A canceled task that could not be recalled, and is at the head now, is to be killed."""
+        if worker.queue and (task := worker.queue[0]).canceled and worker.killing != task.task_id:
             self.kill(worker, task)
 
     def kill(self, worker: Worker, task: Task) -> None:
         """End the process that runs a task; nothing else is to start there in between."""
         worker.killing = task.task_id
         self._lifecycle.recall(worker)
-        self._out.append(Kill(worker.peer.peer_id, worker.slot, task.task_id))
+        self._out.append(KillWorker(worker.peer.peer_id, worker.slot, task.task_id))
 
     def recall_one(self, worker: Worker, task: Task) -> None:
         """Ask for one task back."""
-        self._out.append(Recall(worker.peer.peer_id, worker.slot, task.task_id))
+        self._out.append(RecallTasks(worker.peer.peer_id, worker.slot, task.task_id))
 
     # -- what is to be done ------------------------------------------------------------------------
 
     def feed(self, now: float) -> None:
-        """Give what may be given, and ask back what should be."""
+        """AssignTasks what may be given, and ask back what should be."""
         for group in self._lifecycle.groups.values():
             if group.waiting and (group.idle or group.busy):
                 self._feed(group, now)
@@ -153,7 +156,7 @@ class Assigner:
         while limit > 0 and group.waiting:
             if queue and (budget <= 0.0 or (size >= BYTES_LIMIT and len(queue) > 1)):
                 break
-            task = group.pop()
+            task = group.queue.pop()
             function_id = task.function.function_id
             if function_id != last:
                 last, cost = function_id, expected(function_id)
@@ -162,7 +165,7 @@ class Assigner:
             budget -= cost
             size += len(task.call)
             limit -= 1
-            task.state = TaskState.GIVEN
+            task.state = TaskState.ASSIGNED
             task.place = worker
             tasks.append(task)
             queue.append(task)
@@ -172,8 +175,8 @@ class Assigner:
             self._gave(worker, now)
             forget: list[int] = []
             if functions:
-                functions, forget = functions_for(worker.peer, functions)
-            self._out.append(Give(worker.peer.peer_id, worker.slot, tasks, functions, forget))
+                functions, forget = _functions_for(worker.peer, functions)
+            self._out.append(AssignTasks(worker.peer.peer_id, worker.slot, tasks, functions, forget))
         elif not queue:
             group.idle[worker] = None
 
@@ -233,3 +236,18 @@ def _load(worker: Worker) -> float:
     if len(queue) > 8:
         return len(queue) * service_time.mean
     return sum(service_time.expected(task.function.function_id) for task in queue)
+
+
+def _functions_for(peer: Peer, functions: list[TaskFunction]) -> tuple[list[TaskFunction], list[int]]:
+    """Note that a peer gets functions it has not; return them, and the ids of those it can forget."""
+    known = peer.functions
+    forget: list[int] = []
+    if len(known) + len(functions) > FUNCTIONS_LIMIT:
+        in_use = {task.function.function_id for worker in peer.workers for task in worker.queue}
+        spare = len(known) - FUNCTIONS_LIMIT // 2
+        forget = [function_id for function_id in list(known)[: max(0, spare)] if function_id not in in_use]
+        for function_id in forget:
+            del known[function_id]
+    for function in functions:
+        known[function.function_id] = None
+    return functions, forget

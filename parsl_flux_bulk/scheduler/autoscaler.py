@@ -25,9 +25,8 @@ from collections.abc import Iterable
 from parsl_flux_bulk.scheduler.capacity import Allocation
 from parsl_flux_bulk.scheduler.fair_share import QUANTUM, FairShare
 from parsl_flux_bulk.scheduler.lifecycle import Lifecycle
-from parsl_flux_bulk.scheduler.model import TaskJob, WorkerJob
+from parsl_flux_bulk.scheduler.model import NO_LIMIT, TaskJob, WorkerGroup, WorkerJob
 from parsl_flux_bulk.scheduler.timers import Timers
-from parsl_flux_bulk.scheduler.worker_group import NO_LIMIT, WorkerGroup
 
 START_COST = 0.05
 """Seconds of waiting work for which a further worker is worth starting."""
@@ -51,7 +50,7 @@ class Autoscaler:
         self, lifecycle: Lifecycle, timers: Timers, *, max_active_jobs: int, gather_time: float
     ) -> None:
         self._lifecycle = lifecycle
-        self._ledger = lifecycle.ledger
+        self._allocations = lifecycle.allocations
         self._timers = timers
         self._max_task_jobs = 2 * max_active_jobs
         self._gather_time = gather_time
@@ -66,7 +65,7 @@ class Autoscaler:
         if self._look_at is not None and now >= self._look_at:
             self._look_at = None
             lifecycle.changed = True
-        if not lifecycle.changed or self._ledger.capacity is None:
+        if not lifecycle.changed or self._allocations.capacity is None:
             return
         lifecycle.changed = False
         self._note_begun(now)
@@ -80,7 +79,9 @@ class Autoscaler:
     def task_job_ended(self, job: TaskJob, now: float) -> None:
         """Keep account of what task jobs had, and of how many end in a second."""
         if job.began is not None and self._crews_that_wait():
-            self._turns.had((now - job.began) * min(1.0, job.allocation.cores / self._ledger.total.cores))
+            self._turns.had(
+                (now - job.began) * min(1.0, job.allocation.cores / self._allocations.total.cores)
+            )
         second = int(now)
         if second != self._ends_second:
             self._ends = [self._ends[1] if second == self._ends_second + 1 else 0, 0]
@@ -115,7 +116,7 @@ class Autoscaler:
 
     def _deprived(self, group: WorkerGroup) -> bool:
         """Whether a group would have more workers if the instance were its own."""
-        most = self._ledger.slots_in_all(group.shape)
+        most = self._allocations.slots_in_all(group.shape)
         return group.waiting > 0 and group.slots < min(group.outstanding, most)
 
     def _submit_task_jobs(self, now: float, *, may_drain: bool) -> None:
@@ -125,9 +126,9 @@ class Autoscaler:
             if job.task.state:
                 held.popleft()
                 continue
-            job.allocation = need = self._ledger.of_task(job.task.resources)
+            job.allocation = need = self._allocations.of_task(job.task.resources)
             deprived = any(map(self._deprived, self._crews_that_wait()))
-            if self._ledger.possible(need):  # else the instance says why not
+            if self._allocations.possible(need):  # else the instance says why not
                 if not may_drain and deprived:
                     return
                 if not self._fits(need) and not self._may_wait_inside():
@@ -142,10 +143,12 @@ class Autoscaler:
             self._lifecycle.launch_task(job)
 
     def _fits(self, need: Allocation) -> bool:
-        room = self._ledger.room
+        room = self._allocations.room
         if need.cores > room.cores or need.gpus > room.gpus:
             return False
-        return not need.nodes or need.nodes <= self._ledger.free_nodes(len(self._by_node(self._staying())))
+        return not need.nodes or need.nodes <= self._allocations.free_nodes(
+            len(self._by_node(self._staying()))
+        )
 
     def _staying(self) -> list[WorkerJob]:
         """Worker jobs that are not leaving."""
@@ -164,15 +167,15 @@ class Autoscaler:
         # Those inside the instance are ahead of any worker that is wanted later.
         if any(group.jobs or group.waiting for group in self._lifecycle.groups.values()):
             return False
-        ledger = self._ledger
-        if not ledger.task_cores:
+        allocations = self._allocations
+        if not allocations.task_cores:
             return True
-        behind = ledger.overcommitted * ledger.task_jobs / ledger.task_cores
+        behind = allocations.overcommitted * allocations.task_jobs / allocations.task_cores
         return behind < max(_ADVANCE, sum(self._ends))
 
     def _make_room(self, need: Allocation) -> bool:
         """Drain worker jobs so that `need` fits; none at all if it would not then either."""
-        room = self._ledger.room
+        room = self._allocations.room
         cores, gpus = need.cores - room.cores, need.gpus - room.gpus
         staying = dict.fromkeys(self._staying())
         chosen: list[WorkerJob] = []
@@ -187,12 +190,12 @@ class Autoscaler:
         if need.nodes:
             by_node = self._by_node(staying)
             for jobs in sorted(by_node.values(), key=lambda jobs: sum(map(_price, jobs))):
-                if need.nodes <= self._ledger.free_nodes(len(self._by_node(staying))):
+                if need.nodes <= self._allocations.free_nodes(len(self._by_node(staying))):
                     break
                 for job in jobs:
                     if job in staying:
                         choose(job)
-            if need.nodes > self._ledger.free_nodes(len(self._by_node(staying))):
+            if need.nodes > self._allocations.free_nodes(len(self._by_node(staying))):
                 return False
         for job in sorted(staying, key=_price):
             if cores <= 0 and gpus <= 0:
@@ -211,7 +214,7 @@ class Autoscaler:
         return True
 
     def _note_begun(self, now: float) -> None:
-        if self._lifecycle.task_jobs and self._ledger.overcommitted <= 0:
+        if self._lifecycle.task_jobs and self._allocations.overcommitted <= 0:
             # Newest first: all before the first that is known to have begun have begun as well.
             for job in reversed(self._lifecycle.task_jobs):
                 if job.began is not None:
@@ -220,16 +223,20 @@ class Autoscaler:
 
     def _keep_what_is_not_needed_elsewhere(self) -> None:
         """Stop draining where everything submitted fits as it is."""
-        ledger = self._ledger
-        if not ledger.leaving_cores or ledger.overcommitted > 0 or ledger.gpus > ledger.total.gpus:
+        allocations = self._allocations
+        if (
+            not allocations.leaving_cores
+            or allocations.overcommitted > 0
+            or allocations.gpus > allocations.total.gpus
+        ):
             return
         groups = self._crews_that_wait()
         leaving = [job for group in groups for job in group.jobs if self._lifecycle.can_keep(job)]
         if not leaving:
             return
-        if ledger.task_nodes:
+        if allocations.task_nodes:
             jobs = [job for group in self._lifecycle.groups.values() for job in group.jobs]
-            if ledger.free_nodes(len(self._by_node(jobs))) < 0:
+            if allocations.free_nodes(len(self._by_node(jobs))) < 0:
                 return
         for job in leaving:
             self._lifecycle.keep(job)
@@ -250,7 +257,7 @@ class Autoscaler:
                 group.wished = None
             elif self._is_worth_it(group, missing, now):
                 missing = self._start(group, missing)
-                if not missing or self._ledger.slots_that_fit(group.shape):
+                if not missing or self._allocations.slots_that_fit(group.shape):
                     continue
                 if self._take_from_others(group, missing, shares, now):
                     self._start(group, missing)
@@ -258,10 +265,10 @@ class Autoscaler:
 
     def _shares(self) -> dict[WorkerGroup, float]:
         """Cores for each group, in proportion to what its tasks ask for."""
-        ledger = self._ledger
-        most = max(0, ledger.total.cores - ledger.task_cores)
+        allocations = self._allocations
+        most = max(0, allocations.total.cores - allocations.task_cores)
         demands = {
-            group: float(min(group.outstanding, ledger.slots_in_all(group.shape)) * group.shape.cores)
+            group: float(min(group.outstanding, allocations.slots_in_all(group.shape)) * group.shape.cores)
             for group in self._lifecycle.groups.values()
         }
         total = sum(demands.values())
@@ -270,7 +277,7 @@ class Autoscaler:
         return {group: most * demand / total for group, demand in demands.items()}
 
     def _wanted(self, group: WorkerGroup, share: float) -> int:
-        most = self._ledger.slots_in_all(group.shape)
+        most = self._allocations.slots_in_all(group.shape)
         return min(group.outstanding, most, max(1, int(share / group.shape.cores + 1e-9)))
 
     def _is_worth_it(self, group: WorkerGroup, missing: int, now: float) -> bool:
@@ -288,18 +295,18 @@ class Autoscaler:
                     self._look(due)
                     return False
         due = group.wished + self._gather_time
-        if group.slots + missing < self._ledger.slots_in_all(group.shape) and now < due:
+        if group.slots + missing < self._allocations.slots_in_all(group.shape) and now < due:
             self._look(due)
             return False
         return True
 
     def _start(self, group: WorkerGroup, missing: int) -> int:
         """Submit jobs for as many workers as there is room for; return how many are still missing."""
-        ledger = self._ledger
+        allocations = self._allocations
         while missing > 0:
-            slots = min(missing, group.slot_limit, ledger.slots_per_node(group.shape))
-            fitting = ledger.slots_that_fit(group.shape)
-            if not ledger.possible(ledger.of_workers(group.shape, 1)):
+            slots = min(missing, group.slot_limit, allocations.slots_per_node(group.shape))
+            fitting = allocations.slots_that_fit(group.shape)
+            if not allocations.possible(allocations.of_workers(group.shape, 1)):
                 fitting = 0 if group.slots else 1  # the instance says why not
             slots = min(slots, fitting)
             if slots < 1:
@@ -324,7 +331,7 @@ class Autoscaler:
         }
         victims: list[WorkerJob] = []
         later: list[float] = []
-        room = self._ledger.room
+        room = self._allocations.room
         cores, gpus = group.shape.cores - room.cores, group.shape.gpus - room.gpus
         others = sorted(
             self._others(group), key=lambda job: (job.busy > 0, -surplus[job.group], job.allocation)

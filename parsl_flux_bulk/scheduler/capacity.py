@@ -7,13 +7,10 @@ waits inside the instance.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from parsl_flux_bulk.instances.base import Capacity
-
-if TYPE_CHECKING:
-    from parsl_flux_bulk.jobspec.resources import Resources, Shape
-    from parsl_flux_bulk.scheduler.model import WorkerJob
+from parsl_flux_bulk.jobspec.resources import Resources, Shape
 
 
 class Allocation(NamedTuple):
@@ -24,7 +21,7 @@ class Allocation(NamedTuple):
     nodes: int = 0
 
 
-class Ledger:
+class Allocations:
     """Sums over the jobs that were submitted and have not ended.
 
     Attributes
@@ -152,12 +149,12 @@ class Ledger:
             self.task_nodes -= allocation.nodes
             self.task_jobs -= 1
 
-    def leaves(self, job: WorkerJob) -> None:
+    def leaves(self, allocation: Allocation) -> None:
         """A worker job will be gone before long."""
-        self.leaving_cores += job.allocation.cores
-        self.leaving_gpus += job.allocation.gpus
+        self.leaving_cores += allocation.cores
+        self.leaving_gpus += allocation.gpus
 
-    def stays(self, job: WorkerJob) -> None:
+    def stays(self, allocation: Allocation) -> None:
         """It will not after all, or it is gone."""
-        self.leaving_cores -= job.allocation.cores
-        self.leaving_gpus -= job.allocation.gpus
+        self.leaving_cores -= allocation.cores
+        self.leaving_gpus -= allocation.gpus

@@ -10,15 +10,14 @@ from collections import deque
 
 from parsl_flux_bulk.instances.base import JobResult
 from parsl_flux_bulk.jobspec.resources import Shape
-from parsl_flux_bulk.scheduler.capacity import Ledger
-from parsl_flux_bulk.scheduler.messages import CancelJob, Instruction, Recall, Retire, SubmitJob
-from parsl_flux_bulk.scheduler.model import Peer, TaskJob, WorkerJob
+from parsl_flux_bulk.scheduler.capacity import Allocations
+from parsl_flux_bulk.scheduler.messages import CancelJob, Instruction, RecallTasks, StopPeer, SubmitJob
+from parsl_flux_bulk.scheduler.model import Peer, TaskJob, Worker, WorkerGroup, WorkerJob
 from parsl_flux_bulk.scheduler.task import Task
 from parsl_flux_bulk.scheduler.timers import Timers
-from parsl_flux_bulk.scheduler.worker_group import Worker, WorkerGroup
 
 RETIRE_BOUND = 15.0
-"""Seconds after which a job that was told to end is cancelled."""
+"""Seconds after which a job that was told to end is canceled."""
 
 
 class Lifecycle:
@@ -33,7 +32,7 @@ class Lifecycle:
         Submitted and not ended, by token.
     task_jobs : dict of TaskJob to None
         Submitted and not ended.
-    ledger : Ledger
+    allocations : Allocations
     idle_time : float
         Seconds after which a worker job without tasks ends.
     changed : bool
@@ -45,7 +44,7 @@ class Lifecycle:
         self.held: deque[TaskJob] = deque()
         self.jobs: dict[int, WorkerJob | TaskJob] = {}
         self.task_jobs: dict[TaskJob, None] = {}
-        self.ledger = Ledger()
+        self.allocations = Allocations()
         self.idle_time = idle_time
         self.changed = False
         self._out = out
@@ -65,7 +64,7 @@ class Lifecycle:
     def hold(self, task: Task) -> None:
         """Make a task job, to be submitted when there is room."""
         self._last_token += 1
-        job = TaskJob(self._last_token, self.ledger.of_task(task.resources), task)
+        job = TaskJob(self._last_token, self.allocations.of_task(task.resources), task)
         task.place = job
         self.held.append(job)
         self.changed = True
@@ -78,23 +77,23 @@ class Lifecycle:
     def launch_task(self, job: TaskJob) -> None:
         """Submit a task job."""
         # The capacity may have become known, or another one, since it was made.
-        job.allocation = self.ledger.of_task(job.task.resources)
+        job.allocation = self.allocations.of_task(job.task.resources)
         job.submitted = True
         self.jobs[job.token] = job
         self.task_jobs[job] = None
-        self.ledger.add(job.allocation, task=True)
+        self.allocations.add(job.allocation, task=True)
         self._out.append(SubmitJob(job))
 
     def launch_workers(self, group: WorkerGroup, slots: int) -> WorkerJob:
         """Submit a job of so many workers."""
         self._last_token += 1
-        allocation = self.ledger.of_workers(group.shape, slots)
+        allocation = self.allocations.of_workers(group.shape, slots)
         job = WorkerJob(self._last_token, allocation, group, slots, self._timers.now)
         job.submitted = True
         self.jobs[job.token] = job
         group.jobs[job] = None
         group.slots += slots
-        self.ledger.add(allocation, task=False)
+        self.allocations.add(allocation, task=False)
         self._out.append(SubmitJob(job))
         return job
 
@@ -102,12 +101,12 @@ class Lifecycle:
         """A job has ended: it holds nothing any more, and its workers cannot be given anything."""
         job.result = result
         del self.jobs[job.token]
-        self.ledger.remove(job.allocation, task=isinstance(job, TaskJob))
+        self.allocations.remove(job.allocation, task=isinstance(job, TaskJob))
         if isinstance(job, TaskJob):
             self.task_jobs.pop(job, None)
         else:
             self.leave(job)
-            self.ledger.stays(job)
+            self.allocations.stays(job.allocation)
             for timer in (job.overdue, job.idle_timer):
                 if timer is not None:
                     timer.cancel()
@@ -118,8 +117,8 @@ class Lifecycle:
 
     def cancel(self, job: WorkerJob | TaskJob, reason: str) -> None:
         """Cancel a job, if it makes sense still."""
-        if not job.cancelled and job.result is None:
-            job.cancelled = True
+        if not job.canceled and job.result is None:
+            job.canceled = True
             self._out.append(CancelJob(job, reason))
 
     # -- peers come and go -------------------------------------------------------------------------
@@ -185,7 +184,7 @@ class Lifecycle:
 
     def _note_node(self, node: object) -> None:
         """Nodes that call themselves the same, as several brokers of one machine do, cannot be told apart."""
-        total = self.ledger.total
+        total = self.allocations.total
         cores = sum(
             len(peer.workers) * job.shape.cores
             for group in self.groups.values()
@@ -206,7 +205,7 @@ class Lifecycle:
         (group.busy if worker.queue else group.idle)[worker] = None
 
     def bench(self, worker: Worker) -> None:
-        """Give a worker no more tasks, for now."""
+        """AssignTasks a worker no more tasks, for now."""
         if worker.serving:
             worker.serving = False
             group = worker.group
@@ -218,7 +217,7 @@ class Lifecycle:
         """Ask back what a worker has not started."""
         worker.recalled = True
         worker.group.laden.pop(worker, None)
-        self._out.append(Recall(worker.peer.peer_id, worker.slot))
+        self._out.append(RecallTasks(worker.peer.peer_id, worker.slot))
 
     # -- worker jobs leave, or stay after all ------------------------------------------------------
 
@@ -227,7 +226,7 @@ class Lifecycle:
         if not job.leaving:
             job.leaving = True
             job.group.slots -= job.live
-            self.ledger.leaves(job)
+            self.allocations.leaves(job.allocation)
 
     def drain(self, job: WorkerJob, reason: str) -> None:
         """Let a job end as soon as what it runs has: now, if that is nothing."""
@@ -250,7 +249,7 @@ class Lifecycle:
         """A job that was drained is not needed elsewhere after all."""
         job.leaving = False
         job.group.slots += job.live
-        self.ledger.stays(job)
+        self.allocations.stays(job.allocation)
         for peer in job.peers.values():
             for worker in peer.workers:
                 self._serve(worker)
@@ -259,7 +258,7 @@ class Lifecycle:
         """Whether it leaves, but could still stay."""
         return (
             job.leaving
-            and not (job.retired or job.cancelled or job.ends_with_block)
+            and not (job.retired or job.canceled or job.ends_with_block)
             and job.result is None
             and any(not peer.gone for peer in job.peers.values())
             and all(peer.start_failures < START_FAILURE_LIMIT for peer in job.peers.values())
@@ -274,7 +273,7 @@ class Lifecycle:
         for peer in job.connected:
             for worker in peer.workers:
                 self.bench(worker)
-            self._out.append(Retire(peer.peer_id))
+            self._out.append(StopPeer(peer.peer_id))
         job.retired = True
         self._end_by(job)
 
@@ -287,7 +286,7 @@ class Lifecycle:
     def note_idle(self, job: WorkerJob, now: float) -> None:
         """The last task of a job has ended."""
         if job.leaving:
-            if not (job.retired or job.cancelled or job.starting) and job.result is None:
+            if not (job.retired or job.canceled or job.starting) and job.result is None:
                 self.retire(job)
             return
         job.idle_since = now

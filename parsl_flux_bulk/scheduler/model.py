@@ -5,17 +5,18 @@ Records; what is done with them is in :mod:`parsl_flux_bulk.scheduler.lifecycle`
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import deque
 
 from parsl_flux_bulk.instances.base import PeerId
+from parsl_flux_bulk.jobspec.resources import Shape
 from parsl_flux_bulk.pipeline.job import Job
 from parsl_flux_bulk.scheduler.capacity import Allocation
+from parsl_flux_bulk.scheduler.service_time import ServiceTime
 from parsl_flux_bulk.scheduler.task import Loss, Task
+from parsl_flux_bulk.scheduler.task_queue import TaskQueue
 from parsl_flux_bulk.scheduler.timers import Timer
 
-if TYPE_CHECKING:
-    from parsl_flux_bulk.jobspec.resources import Shape
-    from parsl_flux_bulk.scheduler.worker_group import Worker, WorkerGroup
+NO_LIMIT = 1 << 30
 
 
 class ExecutorJob(Job):
@@ -31,13 +32,13 @@ class ExecutorJob(Job):
         Those that have said hello, by rank; lost ones included.
     size : int
         How many peers there will be; 0 until one has said hello.
-    submitted, cancelled : bool
+    submitted, canceled : bool
         Whether we said so.
     """
 
     __slots__ = (
         "allocation",
-        "cancelled",
+        "canceled",
         "peers",
         "size",
         "submitted",
@@ -51,7 +52,7 @@ class ExecutorJob(Job):
         self.peers: dict[int, Peer] = {}
         self.size = 0
         self.submitted = False
-        self.cancelled = False
+        self.canceled = False
 
     @property
     def connected(self) -> list[Peer]:
@@ -216,3 +217,165 @@ class Peer:
         self.finished = False
         self.start_failures = 0
         self.verdict: Loss | None = None
+
+
+class Worker:
+    """A slot of a pool.
+
+    Attributes
+    ----------
+    queue : deque of Task
+        Given and unanswered, in order: the first may be running, and, for all we know, the others.
+    size : int
+        Bytes of their calls.
+    mark : float
+        When it last ended a task, or became busy.
+    ended, function_id : int
+        Outcomes since `mark`, and the function of the last of them.
+    serving : bool
+        It may be given tasks.
+    active : bool
+        It is counted in its job's `busy`.
+    touched : bool
+        Something happened to it since the last look.
+    recalled : bool
+        All that it has not started has been asked back, and nothing given since.
+    watched : bool
+        A timer looks whether its queue stalls.
+    cancels : int
+        Canceled tasks in its queue.
+    killing : int
+        Id of the task that we asked to kill.
+    """
+
+    __slots__ = (
+        "active",
+        "cancels",
+        "ended",
+        "function_id",
+        "group",
+        "job",
+        "killing",
+        "mark",
+        "peer",
+        "queue",
+        "recalled",
+        "serving",
+        "size",
+        "slot",
+        "touched",
+        "watched",
+    )
+
+    def __init__(self, peer: Peer, job: WorkerJob, slot: int) -> None:
+        self.peer = peer
+        self.job = job
+        self.group = job.group
+        self.slot = slot
+        self.queue: deque[Task] = deque()
+        self.size = 0
+        self.mark = 0.0
+        self.ended = 0
+        self.function_id = 0
+        self.serving = False
+        self.active = False
+        self.touched = False
+        self.recalled = False
+        self.watched = False
+        self.cancels = 0
+        self.killing = 0
+
+    def remove(self, task_id: int) -> Task | None:
+        """Take a task out of the queue, wherever in it; None if it is not there."""
+        for task in self.queue:
+            if task.task_id == task_id:
+                self.queue.remove(task)
+                self.size -= len(task.call)
+                self.cancels -= task.canceled
+                return task
+        return None
+
+
+class WorkerGroup:
+    """All workers of one shape, and the tasks that wait for them.
+
+    Attributes
+    ----------
+    shape : Shape
+    queue : TaskQueue
+    given : int
+        Tasks that workers have.
+    jobs : dict of WorkerJob to None
+        That have not ended.
+    slots : int
+        Workers to count on, whether there or starting: those of jobs that are not leaving.
+    workers : int
+        Workers that serve.
+    idle, busy : dict of Worker to None
+        The workers that serve, by whether they have tasks; ordered.
+    laden : dict of Worker to None
+        Workers that had more than one task when last given any.
+    ready : list of Worker
+        Busy ones with an outcome since the last look.
+    service_time : ServiceTime
+    start_failures : int
+        Jobs in a row that ended before there was a worker.
+    slot_limit : int
+        Largest number of slots for a job; the instance has refused more.
+    stopped : bool
+        It cannot have more workers than it has.
+    wished : float or None
+        Since when it has wanted more workers.
+    steal_at : float or None
+        When `steal` is due.
+    """
+
+    __slots__ = (
+        "busy",
+        "given",
+        "idle",
+        "jobs",
+        "laden",
+        "queue",
+        "ready",
+        "service_time",
+        "shape",
+        "slot_limit",
+        "slots",
+        "start_failures",
+        "steal_at",
+        "stopped",
+        "wished",
+    )
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        self.queue = TaskQueue()
+        self.given = 0
+        self.jobs: dict[WorkerJob, None] = {}
+        self.slots = 0
+        self.idle: dict[Worker, None] = {}
+        self.busy: dict[Worker, None] = {}
+        self.laden: dict[Worker, None] = {}
+        self.ready: list[Worker] = []
+        self.service_time = ServiceTime()
+        self.start_failures = 0
+        self.slot_limit = NO_LIMIT
+        self.stopped = False
+        self.wished: float | None = None
+        self.steal_at: float | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait for a worker."""
+        return self.queue.waiting
+
+    @property
+    def workers(self) -> int:
+        """Workers that serve."""
+        return len(self.idle) + len(self.busy)
+
+    @property
+    def outstanding(self) -> int:
+        """Tasks that have not ended."""
+        return self.waiting + self.given

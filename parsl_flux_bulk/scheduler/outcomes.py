@@ -13,10 +13,10 @@ from dataclasses import replace
 
 from parsl_flux_bulk.instances.base import EndCause, JobResult, PeerId
 from parsl_flux_bulk.scheduler.lifecycle import Lifecycle
-from parsl_flux_bulk.scheduler.messages import Instruction, Resolve
-from parsl_flux_bulk.scheduler.model import Peer, TaskJob, WorkerJob
+from parsl_flux_bulk.scheduler.messages import Instruction, ResolveTask
+from parsl_flux_bulk.scheduler.model import Peer, TaskJob, WorkerGroup, WorkerJob
 from parsl_flux_bulk.scheduler.task import (
-    CANCELLED,
+    CANCELED,
     BareJobEnded,
     Loss,
     LossReason,
@@ -26,7 +26,6 @@ from parsl_flux_bulk.scheduler.task import (
     TaskState,
 )
 from parsl_flux_bulk.scheduler.timers import Timers
-from parsl_flux_bulk.scheduler.worker_group import WorkerGroup
 
 GRACE = 2.0
 """Seconds for which a peer's end waits for its job's, or the other way round."""
@@ -42,7 +41,7 @@ class Outcomes:
     ----------
     peers : dict of PeerId to Peer
         Those that may still say something.
-    done, failed, cancelled : int
+    done, failed, canceled : int
         Tasks that have ended.
     parked : dict of TaskJob to None
         Those whose tasks wait for other blocks than there are.
@@ -56,7 +55,7 @@ class Outcomes:
         is_failure: Callable[[bytes], bool],
     ) -> None:
         self.peers: dict[PeerId, Peer] = {}
-        self.done = self.failed = self.cancelled = 0
+        self.done = self.failed = self.canceled = 0
         self.parked: dict[TaskJob, None] = {}
         self._out = out
         self._timers = timers
@@ -67,13 +66,13 @@ class Outcomes:
         """End a task. Scheduler.outcome has a faster one of its own."""
         task.state = TaskState.DONE
         task.place = None
-        if outcome is CANCELLED:
-            self.cancelled += 1
+        if outcome is CANCELED:
+            self.canceled += 1
         elif self._is_good(outcome):
             self.done += 1
         else:
             self.failed += 1
-        self._out.append(Resolve(task, outcome))
+        self._out.append(ResolveTask(task, outcome))
 
     def _is_good(self, outcome: Outcome) -> bool:
         if isinstance(outcome, bytes):
@@ -122,7 +121,7 @@ class Outcomes:
         if job.task.state == TaskState.DONE or job.result is not None:
             return
         loss = Loss(LossReason.WORKER_LOST, host=peer.host, rank=peer.rank, job=job)
-        self.resolve(job.task, CANCELLED if job.task.cancelled else loss)
+        self.resolve(job.task, CANCELED if job.task.canceled else loss)
         self._lifecycle.cancel(job, f"rank {peer.rank} was lost")
 
     def _conclude_task_job(self, job: TaskJob) -> None:
@@ -132,8 +131,8 @@ class Outcomes:
         task, result = job.task, job.result
         if task.state == TaskState.DONE or result is None:
             return
-        if task.cancelled:
-            self.resolve(task, CANCELLED)
+        if task.canceled:
+            self.resolve(task, CANCELED)
         elif result.cause is EndCause.BLOCK_LOST and _not_begun(job, result):
             self._lifecycle.hold_again(task)
         elif result.cause is EndCause.NO_BLOCK:
@@ -158,7 +157,7 @@ class Outcomes:
 
     def worker_job_ended(self, job: WorkerJob, result: JobResult) -> None:
         """A worker job has ended."""
-        if job.starting and not job.cancelled:
+        if job.starting and not job.canceled:
             self._had_no_worker(job, result)
         for peer in job.peers.values():
             self._await_fate(peer)
@@ -186,7 +185,7 @@ class Outcomes:
             loss = first
             worker.group.given -= len(worker.queue)
             for task in worker.queue:
-                self.resolve(task, CANCELLED if task.cancelled else loss)
+                self.resolve(task, CANCELED if task.canceled else loss)
                 loss = others
             worker.queue.clear()
             worker.size = worker.cancels = 0
@@ -228,7 +227,7 @@ class Outcomes:
         return True
 
     def _fail_waiting(self, group: WorkerGroup, loss: Loss) -> None:
-        for task in group.empty():
+        for task in group.queue.drain():
             self.resolve(task, loss)
 
 

@@ -2,11 +2,11 @@
 
 ::
 
-    submit, cancel ────────┐                        ┌─> SubmitJob, CancelJob    to the pipeline
-    job_ended, capacity ───┤                        │
-    peer_hello, peer_lost ─┼──> Scheduler.take ────┼─> Give, Recall, Kill, Retire   to peers
-    outcome, returned,     │     Autoscaler (jobs)     │
-    worker_died ───────────┘     Assigner (tasks)     └─> Resolve    to futures
+    submit, cancel, ... ──────┐                     ┌─> SubmitJob, CancelJob        to the pipeline
+    CapacityChanged, JobEnded ┤                     │
+    PeerConnected, PeerLost ──┼──> Scheduler.take ──┼─> AssignTasks, RecallTasks,
+    TaskOutcome, TaskReturned ┤                     │   KillWorker, StopPeer        to peers
+    WorkerDied ───────────────┘                     └─> ResolveTask                 to futures
 
 No threads, no I/O, no clock: `take` is told the time, and `deadline` says when it is wanted next even
 if nothing happens. Events only record; `take` decides, once for all events of a batch.
@@ -21,26 +21,39 @@ a few hundredths of a second of work, and what is queued behind a longer task is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from parsl_flux_bulk.instances.base import Capacity, JobResult, PeerId
+from parsl_flux_bulk.instances.base import PeerId
 from parsl_flux_bulk.jobspec.resources import Shape
 from parsl_flux_bulk.scheduler.assignment import Assigner
 from parsl_flux_bulk.scheduler.autoscaler import Autoscaler
 from parsl_flux_bulk.scheduler.lifecycle import START_FAILURE_LIMIT, Lifecycle
-from parsl_flux_bulk.scheduler.messages import Give, Instruction, Resolve, Retire
-from parsl_flux_bulk.scheduler.model import Peer, TaskJob, WorkerJob
+from parsl_flux_bulk.scheduler.messages import (
+    AssignTasks,
+    CapacityChanged,
+    Event,
+    Instruction,
+    JobEnded,
+    PeerConnected,
+    PeerLost,
+    ResolveTask,
+    StopPeer,
+    TaskOutcome,
+    TaskReturned,
+    WorkerDied,
+)
+from parsl_flux_bulk.scheduler.model import NO_LIMIT, Peer, TaskJob, Worker, WorkerJob
 from parsl_flux_bulk.scheduler.outcomes import Outcomes
 from parsl_flux_bulk.scheduler.task import (
-    CANCELLED,
+    CANCELED,
     Loss,
     LossReason,
     Task,
     TaskState,
 )
 from parsl_flux_bulk.scheduler.timers import Timers
-from parsl_flux_bulk.scheduler.worker_group import NO_LIMIT, Worker
 
 
 @dataclass(frozen=True)
@@ -49,9 +62,9 @@ class Status:
 
     Attributes
     ----------
-    pending, running, done, failed, cancelled : int
+    pending, running, done, failed, canceled : int
         Tasks: not started as far as is known; started; ended with a value; with an exception or a
-        loss; cancelled.
+        loss; canceled.
     workers, busy_workers, cores : dict of Shape to int
         Connected workers, those of them with tasks, and cores that their jobs hold.
     worker_jobs, task_jobs : int
@@ -62,7 +75,7 @@ class Status:
     running: int
     done: int
     failed: int
-    cancelled: int
+    canceled: int
     workers: dict[Shape, int]
     busy_workers: dict[Shape, int]
     cores: dict[Shape, int]
@@ -91,7 +104,6 @@ class Scheduler:
 
     def __init__(
         self,
-        capacity: Capacity | None = None,
         *,
         is_failure: Callable[[bytes], bool],
         tasks_per_job: int | None = None,
@@ -111,8 +123,15 @@ class Scheduler:
         self._outcomes = Outcomes(self._out, self._timers, self._lifecycle, is_failure)
         self._peers = self._outcomes.peers
         self._closed = False
-        if capacity is not None:
-            self.capacity(capacity)
+        self._handlers: dict[type, Callable[[Any], None]] = {
+            CapacityChanged: self._capacity_changed,
+            JobEnded: self._job_ended,
+            PeerConnected: self._peer_connected,
+            PeerLost: self._peer_lost,
+            TaskOutcome: self._task_outcome,
+            TaskReturned: self._task_returned,
+            WorkerDied: self._worker_died,
+        }
 
     # -- instructions ------------------------------------------------------------------------------
 
@@ -139,7 +158,7 @@ class Scheduler:
         for _ in range(4):
             self._autoscaler.plan(now)
             self._assigner.feed(now)
-            if not self._lifecycle.changed or self._lifecycle.ledger.capacity is None:
+            if not self._lifecycle.changed or self._lifecycle.allocations.capacity is None:
                 return
         self._timers.at(now, lambda _: None)
 
@@ -165,14 +184,14 @@ class Scheduler:
                 lifecycle.hold(task)
             else:
                 group = lifecycle.groups.get(shape)
-                (group or lifecycle.group(shape)).push(task)
+                (group or lifecycle.group(shape)).queue.push(task)
         lifecycle.changed = True
 
     def cancel(self, task: Task) -> None:
         """A task is not wanted any more. If it is too late to stop it, its own outcome stands."""
-        if task.state == TaskState.DONE or task.cancelled:
+        if task.state == TaskState.DONE or task.canceled:
             return
-        task.cancelled = True
+        task.canceled = True
         place = task.place
         if isinstance(place, Worker):
             place.cancels += 1
@@ -183,17 +202,21 @@ class Scheduler:
             else:
                 self._assigner.recall_one(place, task)
         elif isinstance(place, TaskJob) and place.submitted and place not in self._outcomes.parked:
-            self._lifecycle.cancel(place, "its task was cancelled")
+            self._lifecycle.cancel(place, "its task was canceled")
         else:
             if place is None:
-                self._lifecycle.group(_shape(task)).dropped()
+                self._lifecycle.group(_shape(task)).queue.discard()
             self._lifecycle.changed = True
-            self._outcomes.resolve(task, CANCELLED)
+            self._outcomes.resolve(task, CANCELED)
+
+    def handle(self, event: Event) -> None:
+        """Take note of what happened."""
+        self._handlers[type(event)](event)
 
     # -- events: jobs ------------------------------------------------------------------------------
 
-    def job_ended(self, job: WorkerJob | TaskJob, result: JobResult) -> None:
-        """A job has ended, or was refused (then `result` has the exception "submit")."""
+    def _job_ended(self, event: JobEnded) -> None:
+        job, result = event.job, event.result
         if job.token not in self._lifecycle.jobs:
             return
         self._lifecycle.ended(job, result)
@@ -203,10 +226,10 @@ class Scheduler:
         else:
             self._outcomes.worker_job_ended(job, result)
 
-    def capacity(self, capacity: Capacity) -> None:
-        """What the instance has, all in all. Until this is known, or it is nothing, nothing is submitted."""
+    def _capacity_changed(self, event: CapacityChanged) -> None:
+        capacity = event.capacity
         lifecycle = self._lifecycle
-        lifecycle.ledger.capacity = capacity if capacity.cores else None
+        lifecycle.allocations.capacity = capacity if capacity.cores else None
         lifecycle.changed = True
         self._outcomes.unpark()
         for group in lifecycle.groups.values():
@@ -222,62 +245,40 @@ class Scheduler:
 
     # -- events: peers -----------------------------------------------------------------------------
 
-    def peer_hello(
-        self,
-        peer_id: PeerId,
-        token: int,
-        slots: int,
-        host: str = "",
-        pid: int = 0,
-        rank: int = 0,
-        size: int = 1,
-        node: Hashable = None,
-    ) -> None:
-        """A process of one of our jobs has connected.
-
-        Parameters
-        ----------
-        token : int
-            Of its job.
-        slots : int
-            Workers that it has; 0 if it is a rank of a task job.
-        rank, size : int
-            Of how many processes of the job it is which.
-        node : hashable
-            Names its node, if `host` does not: there may be several nodes on one host.
-        """
-        job = self._lifecycle.jobs.get(token)
+    def _peer_connected(self, event: PeerConnected) -> None:
+        peer_id, rank, host, node = event.peer, event.rank, event.host, event.node
+        job = self._lifecycle.jobs.get(event.token)
         if peer_id in self._peers:
             return
-        if job is None or job.cancelled or self._closed or rank in job.peers:
-            self._out.append(Retire(peer_id))
+        if job is None or job.canceled or self._closed or rank in job.peers:
+            self._out.append(StopPeer(peer_id))
             return
-        peer = Peer(peer_id, job, rank, host, pid, host if node is None else node)
+        peer = Peer(peer_id, job, rank, host, event.pid, host if node is None else node)
         self._peers[peer_id] = peer
-        job.size = max(job.size, size)
+        job.size = max(job.size, event.size)
         if isinstance(job, WorkerJob):
-            self._lifecycle.join(peer, job, slots)
+            self._lifecycle.join(peer, job, event.slots)
             return
         job.peers[rank] = peer
         if job.began is None:
             job.began = self._timers.now
         if job.task.state == TaskState.DONE:
-            self._out.append(Retire(peer_id))
+            self._out.append(StopPeer(peer_id))
         else:
-            job.task.state = TaskState.GIVEN
-            self._out.append(Give(peer_id, 0, [job.task], [job.task.function]))
+            job.task.state = TaskState.ASSIGNED
+            self._out.append(AssignTasks(peer_id, 0, [job.task], [job.task.function]))
 
-    def outcome(self, peer_id: PeerId, slot: int, task_id: int, body: bytes) -> None:
-        """A task has ended."""
-        worker = self._worker(peer_id, slot)
+    def _task_outcome(self, event: TaskOutcome) -> None:
+        task_id, body = event.task_id, event.body
+        worker = self._worker(event.peer, event.slot)
         if worker is None:
-            self._outcomes.rank_outcome(peer_id, task_id, body)
+            self._outcomes.rank_outcome(event.peer, task_id, body)
             return
         queue = worker.queue
         if queue and queue[0].task_id == task_id:
             task = queue.popleft()
             worker.size -= len(task.call)
-            if task.cancelled:
+            if task.canceled:
                 worker.cancels -= 1
         else:
             other = worker.remove(task_id)
@@ -294,40 +295,31 @@ class Scheduler:
             self._outcomes.failed += 1
         else:
             self._outcomes.done += 1
-        self._out.append(Resolve(task, body))
+        self._out.append(ResolveTask(task, body))
 
-    def returned(self, peer_id: PeerId, slot: int, task_id: int) -> None:
-        """A task was given back; it has certainly not started."""
-        worker = self._worker(peer_id, slot)
-        task = worker and worker.remove(task_id)
+    def _task_returned(self, event: TaskReturned) -> None:
+        worker = self._worker(event.peer, event.slot)
+        task = worker and worker.remove(event.task_id)
         if not worker or not task:
             return
         group = worker.group
         group.given -= 1
         task.place = None
-        if task.cancelled:
-            self._outcomes.resolve(task, CANCELLED)
+        if task.canceled:
+            self._outcomes.resolve(task, CANCELED)
         elif self._closed:
             self._outcomes.resolve(task, Loss(LossReason.SHUT_DOWN))
         elif worker.peer.verdict is not None:
             self._outcomes.resolve(task, worker.peer.verdict)
         else:
             task.state = TaskState.PENDING
-            group.push_back(task)
+            group.queue.push_back(task)
             self._lifecycle.changed = True
         self._assigner.touch(worker)
 
-    def worker_died(
-        self,
-        peer_id: PeerId,
-        slot: int,
-        task_id: int = 0,
-        exit_code: int | None = None,
-        signal: int | None = None,
-        stderr: str = "",
-    ) -> None:
-        """A worker's process has ended, while it ran a task or (0) none; the pool starts another."""
-        worker = self._worker(peer_id, slot)
+    def _worker_died(self, event: WorkerDied) -> None:
+        task_id, exit_code, signal, stderr = event.task_id, event.exit_code, event.signal, event.stderr
+        worker = self._worker(event.peer, event.slot)
         if worker is None:
             return
         job = worker.job
@@ -344,24 +336,16 @@ class Scheduler:
         worker.peer.start_failures = job.group.start_failures = 0
         job.group.given -= 1
         loss = Loss(LossReason.CRASHED, exit_code, signal, stderr, worker.peer.host, job=job)
-        self._outcomes.resolve(task, CANCELLED if task.cancelled else loss)
+        self._outcomes.resolve(task, CANCELED if task.canceled else loss)
 
-    def peer_lost(self, peer_id: PeerId) -> None:
-        """A peer's connection has closed."""
-        peer = self._peers.pop(peer_id, None)
+    def _peer_lost(self, event: PeerLost) -> None:
+        peer = self._peers.pop(event.peer, None)
         if peer is None:
             return
         self._lifecycle.lost(peer)
         self._outcomes.peer_lost(peer)
 
     # -- the end -----------------------------------------------------------------------------------
-
-    def drain(self) -> None:
-        """No more tasks are to come: workers end as soon as they have nothing to do."""
-        self._lifecycle.idle_time = 0.0
-        for job in self._worker_jobs():
-            if not (job.busy or job.leaving or job.starting or job.group.waiting):
-                self._lifecycle.retire(job)
 
     def shutdown(self) -> None:
         """End everything now: every task that has not ended is lost, every job is to end."""
@@ -370,7 +354,7 @@ class Scheduler:
         self._closed = True
         loss = Loss(LossReason.SHUT_DOWN)
         for group in self._lifecycle.groups.values():
-            for task in group.empty():
+            for task in group.queue.drain():
                 self._outcomes.resolve(task, loss)
         for waiting in (*self._lifecycle.held, *self._outcomes.parked):
             if waiting.task.state != TaskState.DONE:
@@ -408,7 +392,7 @@ class Scheduler:
             running=running + own,
             done=self._outcomes.done,
             failed=self._outcomes.failed,
-            cancelled=self._outcomes.cancelled,
+            canceled=self._outcomes.canceled,
             workers={group.shape: group.workers for group in groups if group.jobs},
             busy_workers={group.shape: len(group.busy) for group in groups if group.jobs},
             cores={

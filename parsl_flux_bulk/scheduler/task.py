@@ -31,7 +31,7 @@ class TaskState(enum.IntEnum):
 
     PENDING = 0
     """Held by the scheduler."""
-    GIVEN = 1
+    ASSIGNED = 1
     """With a worker, or in a task job: it runs, or may do so at any moment."""
     DONE = 2
     """Ended, with an outcome."""
@@ -55,7 +55,7 @@ class Task:
     state : TaskState
     place : Worker, TaskJob or None
         Who has it, while it is GIVEN; a task job has it from the start.
-    cancelled : bool
+    canceled : bool
         Somebody wants it to end without a result.
     """
 
@@ -63,7 +63,7 @@ class Task:
         "__weakref__",
         "bare",
         "call",
-        "cancelled",
+        "canceled",
         "function",
         "future",
         "place",
@@ -90,7 +90,7 @@ class Task:
         self.bare = bare
         self.state: int = TaskState.PENDING
         self.place: Any = None
-        self.cancelled = False
+        self.canceled = False
 
     def __repr__(self) -> str:
         return f"<Task {self.task_id} {TaskState(self.state).name.lower()}>"
@@ -155,16 +155,16 @@ class BareJobEnded:
     result: JobResult
 
 
-class Cancelled:
-    """Ended because it was cancelled, before it had an outcome. There is one of it, `CANCELLED`."""
+class Canceled:
+    """Ended because it was canceled, before it had an outcome. There is one of it, `CANCELED`."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return "CANCELLED"
+        return "CANCELED"
 
 
-CANCELLED = Cancelled()
+CANCELED = Canceled()
 
-Outcome: TypeAlias = bytes | RankFailed | BareJobEnded | Loss | Cancelled
+Outcome: TypeAlias = bytes | RankFailed | BareJobEnded | Loss | Canceled
 """What a task ends with; bytes are what the task itself returned or raised, serialised."""

@@ -38,7 +38,6 @@ KNOWN_UPWARDS = {"errors uses instances.base"}
 """Uses that are about to be removed; to end empty."""
 
 KNOWN_CIRCLES: list[set[str]] = [
-    {"scheduler.capacity", "scheduler.model", "scheduler.worker_group"},
     {"instances.federation.completion", "instances.federation.federation"},
     {"worker.channel", "worker.channel_flux"},
     {"instances.flux.cancel_guard", "instances.flux.instance"},

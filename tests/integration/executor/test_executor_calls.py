@@ -298,7 +298,7 @@ def test_status_report(executor: FluxBulkExecutor, tmp_path: Path) -> None:
     assert report.active_jobs >= 1 and report.waiting_jobs == 0
     assert report.instance
     running.cancel()
-    wait_until(lambda: executor.status_report().tasks.cancelled == before.cancelled + 1, BOUND)
+    wait_until(lambda: executor.status_report().tasks.canceled == before.canceled + 1, BOUND)
 
 
 def test_workers_are_replaced_after_so_many_tasks(where: str, new_executor: NewExecutor) -> None:

@@ -4,17 +4,32 @@ import time
 import tracemalloc
 
 import pytest
-from world import CANCELED, FAILED, NODE_LOST, SMALL, Function, Simulation, shaped
+from world import FAILED, JOB_CANCELED, NODE_LOST, SMALL, Function, Simulation, new_scheduler, shaped
 
 from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus
 from parsl_flux_bulk.jobspec.resources import Resources, Shape
 from parsl_flux_bulk.scheduler.fair_share import QUANTUM
-from parsl_flux_bulk.scheduler.messages import CancelJob, Give, Kill, Recall, Resolve, Retire, SubmitJob
+from parsl_flux_bulk.scheduler.messages import (
+    AssignTasks,
+    CancelJob,
+    CapacityChanged,
+    JobEnded,
+    KillWorker,
+    PeerConnected,
+    PeerLost,
+    RecallTasks,
+    ResolveTask,
+    StopPeer,
+    SubmitJob,
+    TaskOutcome,
+    TaskReturned,
+    WorkerDied,
+)
 from parsl_flux_bulk.scheduler.model import TaskJob
 from parsl_flux_bulk.scheduler.outcomes import GRACE, START_LIMIT
 from parsl_flux_bulk.scheduler.service_time import BYTES_LIMIT, TARGET
 from parsl_flux_bulk.scheduler.state_machine import Scheduler
-from parsl_flux_bulk.scheduler.task import CANCELLED, BareJobEnded, Loss, LossReason, RankFailed, Task
+from parsl_flux_bulk.scheduler.task import CANCELED, BareJobEnded, Loss, LossReason, RankFailed, Task
 
 EXCLUSIVE = Resources(num_nodes=2, num_tasks=2, exclusive=True)
 ALONE = Resources(num_tasks=1, duration=60.0)
@@ -99,7 +114,7 @@ def test_nothing_is_submitted_until_the_capacity_is_known():
     scheduler = Scheduler(is_failure=lambda body: False)
     scheduler.submit([Task(1, SMALL, Function(), b"", None), Task(2, ALONE, Function(), b"", None)])
     assert scheduler.take(0.0) == []
-    scheduler.capacity(Capacity(1, 2, 0))
+    scheduler.handle(CapacityChanged(Capacity(1, 2, 0)))
     assert [type(instruction) for instruction in scheduler.take(0.0)] == [SubmitJob]
     assert scheduler.deadline() is not None
 
@@ -146,7 +161,7 @@ def test_idle_workers_retire_and_then_nothing_is_left_to_do():
     start = world.now
     world.run()
     assert 3.0 <= world.now - start <= 3.2
-    assert world.counts[Retire] == 1
+    assert world.counts[StopPeer] == 1
     assert world.scheduler.deadline() is None
     assert world.cores_in_use() == 0
     assert all(model.state == "ended" for model in world.jobs.values())
@@ -196,18 +211,7 @@ def test_a_job_that_does_not_end_when_told_is_cancelled():
     (pool,) = world.pools.values()
     pool.receive = pool.down.clear
     world.run(until=lambda: world.counts[CancelJob])
-    assert world.counts[Retire] == 1
-
-
-def test_drain_lets_workers_go_at_once():
-    world = Simulation(worker_idle_time=1000.0)
-    world.submit(10)
-    world.run_all()
-    start = world.now
-    world.event(lambda scheduler: scheduler.drain())
-    world.run()
-    assert world.now - start < 0.1
-    assert world.cores_in_use() == 0
+    assert world.counts[StopPeer] == 1
 
 
 # -- service_time ------------------------------------------------------------------------------------------
@@ -228,7 +232,7 @@ def test_short_tasks_travel_in_bulk():
     world = Simulation(cores=2)
     world.submit(10_000)
     world.run_all()
-    assert world.counts[Give] <= 10_000 / 40
+    assert world.counts[AssignTasks] <= 10_000 / 40
 
 
 def test_long_tasks_are_given_one_at_a_time():
@@ -283,7 +287,7 @@ def test_a_function_travels_to_a_peer_once_and_old_ones_are_forgotten():
 
     def watched(now):
         out = take(now)
-        sent.extend(f for i in out if isinstance(i, Give) for f in i.functions)
+        sent.extend(f for i in out if isinstance(i, AssignTasks) for f in i.functions)
         return out
 
     world.scheduler.take = watched
@@ -311,7 +315,7 @@ def test_tasks_behind_a_long_one_go_to_the_idle_worker():
     world.run(until=lambda: all(task in world.outcomes for task in shorts))
     assert world.now - start < 0.3
     assert slow not in world.outcomes
-    assert world.counts[Recall] <= 10
+    assert world.counts[RecallTasks] <= 10
 
 
 def test_tasks_behind_a_long_one_come_back_even_if_nobody_is_idle():
@@ -355,7 +359,7 @@ def test_mixed_durations_are_balanced():
     start = world.now
     world.run_all()
     assert world.now - start <= sum(seconds) / 4 + 0.5
-    assert world.counts[Recall] <= 150
+    assert world.counts[RecallTasks] <= 150
 
 
 # -- losses ----------------------------------------------------------------------------------------
@@ -501,9 +505,12 @@ def test_outcomes_that_arrive_after_the_end_of_their_job_count():
     until_running(world)
     (pool,) = world.pools.values()
     pool.end(silent=True)
-    world.finish_job(pool.job, CANCELED)
+    world.finish_job(pool.job, JOB_CANCELED)
     world.finished[task] = b"value"
-    world.after(GRACE / 2, lambda: world.event(lambda d: d.outcome(pool.peer_id, 0, task.task_id, b"value")))
+    world.after(
+        GRACE / 2,
+        lambda: world.event(lambda d: d.handle(TaskOutcome(pool.peer_id, 0, task.task_id, b"value"))),
+    )
     world.run_all()
     assert world.outcomes[task] == b"value"
 
@@ -556,7 +563,7 @@ def test_a_shape_that_cannot_be_fails_with_the_instances_reason_and_alone():
 
 def test_a_job_that_is_refused_for_its_size_is_tried_smaller():
     world = Simulation(nodes=1, cores=2)
-    world.event(lambda d: d.capacity(Capacity(1, 16, 0)))
+    world.event(lambda d: d.handle(CapacityChanged(Capacity(1, 16, 0))))
     tasks = world.submit(50, function=Function(0.01))
     world.run_all()
     assert losses(world, tasks) == []
@@ -578,15 +585,15 @@ def test_jobs_of_others_make_ours_wait_and_nothing_else():
 
 
 def test_messages_from_strangers_are_ignored():
-    scheduler = Scheduler(Capacity(1, 2, 0), is_failure=lambda body: False)
-    scheduler.peer_hello("x", 77, 4)
+    scheduler = new_scheduler(Capacity(1, 2, 0))
+    scheduler.handle(PeerConnected("x", 77, 4))
     (instruction,) = scheduler.take(0.0)
-    assert isinstance(instruction, Retire)
+    assert isinstance(instruction, StopPeer)
     assert instruction.peer == "x"
-    scheduler.outcome("x", 0, 1, b"")
-    scheduler.returned("x", 3, 1)
-    scheduler.worker_died("x", 0, 1)
-    scheduler.peer_lost("x")
+    scheduler.handle(TaskOutcome("x", 0, 1, b""))
+    scheduler.handle(TaskReturned("x", 3, 1))
+    scheduler.handle(WorkerDied("x", 0, 1))
+    scheduler.handle(PeerLost("x"))
     assert scheduler.take(1.0) == []
 
 
@@ -604,10 +611,10 @@ def test_cancelling_a_waiting_task_drops_it():
     cancel(world, second)
     world.run(until=lambda: second in world.outcomes)
     world.run_all()
-    assert world.outcomes[second] is CANCELLED
+    assert world.outcomes[second] is CANCELED
     assert not world.starts[second]
-    assert world.counts[Kill] == 0
-    assert world.scheduler.status().cancelled == 1
+    assert world.counts[KillWorker] == 0
+    assert world.scheduler.status().canceled == 1
 
 
 def test_cancelling_a_running_task_ends_its_worker_and_moves_the_others():
@@ -621,7 +628,7 @@ def test_cancelling_a_running_task_ends_its_worker_and_moves_the_others():
     cancel(world, slow)
     told = world.scheduler.take(world.now)
     # First the others are asked back: nothing is to start between our look and the end.
-    assert [type(instruction) for instruction in told] == [Recall, Kill]
+    assert [type(instruction) for instruction in told] == [RecallTasks, KillWorker]
     (pool,) = world.pools.values()
     pool.down.extend(told)
     world.sent_down(pool)
@@ -629,7 +636,7 @@ def test_cancelling_a_running_task_ends_its_worker_and_moves_the_others():
     start = world.now
     world.run_all()
     assert world.now - start < 1.0
-    assert world.outcomes[slow] is CANCELLED
+    assert world.outcomes[slow] is CANCELED
     assert losses(world, behind) == []
 
 
@@ -641,9 +648,9 @@ def test_cancelling_a_task_in_a_workers_queue_leaves_what_runs_alone():
     task = pool.slots[0].queue[-1]
     cancel(world, task)
     world.run_all()
-    assert world.outcomes[task] is CANCELLED
+    assert world.outcomes[task] is CANCELED
     assert not world.starts[task]
-    assert world.counts[Kill] == 0
+    assert world.counts[KillWorker] == 0
 
 
 def test_cancelling_too_late_leaves_the_outcome():
@@ -667,10 +674,10 @@ def test_a_cancelled_task_that_cannot_be_recalled_is_killed_when_it_runs():
     (pool,) = world.pools.values()
     pool._return = lambda slot, task: None  # it has gone down the pipe, and cannot be had back
     cancel(world, slow)
-    world.run(until=lambda: world.counts[Kill])
+    world.run(until=lambda: world.counts[KillWorker])
     del pool._return
     world.run_all()
-    assert world.outcomes[slow] is CANCELLED
+    assert world.outcomes[slow] is CANCELED
     assert short is not None
 
 
@@ -685,7 +692,7 @@ def test_cancelling_a_task_job(when):
     assert task.place.submitted == (when != "held")
     cancel(world, task)
     world.run_all()
-    assert world.outcomes[task] is CANCELLED
+    assert world.outcomes[task] is CANCELED
     assert world.counts[CancelJob] == (when != "held")
     assert world.starts[task] == (2 if when == "running" else 0)
 
@@ -838,10 +845,7 @@ def test_a_large_task_gets_whole_nodes_though_workers_are_scattered():
 
 def test_nodes_that_cannot_be_told_apart_are_taken_to_be_scattered_over():
     world = Simulation(nodes=4, cores=2)
-    hello = world.scheduler.peer_hello
-    world.scheduler.peer_hello = lambda peer, token, slots, host, *rest: hello(
-        peer, token, slots, "it", *rest
-    )
+    world.host_of = lambda node: "it"
     world.submit(4000, function=Function(0.05))
     until_running(world, 8)
     world.run(for_=1.0)
@@ -861,7 +865,7 @@ def test_a_task_job_that_fits_beside_the_workers_does_not_wait():
     start = world.now
     world.run(until=lambda: task in world.outcomes)
     assert world.now - start < 0.2
-    assert world.counts[Retire] == 0
+    assert world.counts[StopPeer] == 0
 
 
 def test_floods_and_streams_of_task_jobs_take_turns():
@@ -987,21 +991,21 @@ def test_status_counts():
 
 
 def cost_of_a_task(workers, tasks):
-    """Seconds of CPU from submit to Resolve, with so many workers."""
-    scheduler = Scheduler(Capacity(1, workers, 0), is_failure=lambda body: False)
+    """Seconds of CPU from submit to ResolveTask, with so many workers."""
+    scheduler = new_scheduler(Capacity(1, workers, 0))
     function = Function()
     made = [Task(i + 1, SMALL, function, b"call", None) for i in range(tasks)]
     start = time.process_time()
     scheduler.submit(made)
     (submit,) = scheduler.take(0.0)
-    scheduler.peer_hello("pool", submit.job.token, workers)
+    scheduler.handle(PeerConnected("pool", submit.job.token, workers))
     now, ended = 0.1, 0
     while ended < tasks:
         for instruction in scheduler.take(now):
-            if isinstance(instruction, Give):
+            if isinstance(instruction, AssignTasks):
                 for task in instruction.tasks:
-                    scheduler.outcome("pool", instruction.slot, task.task_id, b"")
-            elif isinstance(instruction, Resolve):
+                    scheduler.handle(TaskOutcome("pool", instruction.slot, task.task_id, b""))
+            elif isinstance(instruction, ResolveTask):
                 ended += 1
         now += 0.0001 * tasks / workers / 1000
     return (time.process_time() - start) / tasks
@@ -1014,7 +1018,7 @@ def test_a_task_costs_a_few_microseconds(workers, tasks):
 
 
 def test_a_waiting_task_costs_its_place_in_a_queue():
-    scheduler = Scheduler(Capacity(1, 2, 0), is_failure=lambda body: False)
+    scheduler = new_scheduler(Capacity(1, 2, 0))
     function = Function()
     made = [Task(i + 1, SMALL, function, b"call", None) for i in range(100_000)]
     tracemalloc.start()
@@ -1033,6 +1037,6 @@ def test_job_results_are_not_confused():
     (model,) = world.jobs.values()
     world.run_all()
     world.finish_job(model, JobResult(JobStatus.COMPLETED, exit_code=0))
-    world.event(lambda d: d.job_ended(model.job, FAILED))
+    world.event(lambda d: d.handle(JobEnded(model.job, FAILED)))
     world.run()
     assert isinstance(world.outcomes[task], bytes)

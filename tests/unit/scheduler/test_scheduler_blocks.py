@@ -1,14 +1,25 @@
 """The scheduler when blocks come, go and are lost: what moves, what is blamed, what waits."""
 
 import pytest
-from world import SMALL, Function, Simulation
+from world import SMALL, Function, Simulation, new_scheduler
 
 from parsl_flux_bulk.instances.base import Capacity, EndCause, JobResult, JobStatus
 from parsl_flux_bulk.jobspec.resources import Resources, Shape
-from parsl_flux_bulk.scheduler.messages import CancelJob, Give, Recall, Resolve, Retire, SubmitJob
+from parsl_flux_bulk.scheduler.messages import (
+    AssignTasks,
+    CancelJob,
+    CapacityChanged,
+    JobEnded,
+    PeerConnected,
+    PeerLost,
+    RecallTasks,
+    ResolveTask,
+    StopPeer,
+    SubmitJob,
+    TaskOutcome,
+)
 from parsl_flux_bulk.scheduler.outcomes import GRACE, START_LIMIT
-from parsl_flux_bulk.scheduler.state_machine import Scheduler
-from parsl_flux_bulk.scheduler.task import CANCELLED, BareJobEnded, Loss, LossReason, Task
+from parsl_flux_bulk.scheduler.task import CANCELED, BareJobEnded, Loss, LossReason, Task
 
 ALONE = Resources(num_tasks=1, duration=60.0)
 LOST = JobResult(JobStatus.FAILED, exception=EndCause.BLOCK_LOST.value, note="block 0: its host died")
@@ -21,7 +32,7 @@ class Bare:
 
     def __init__(self, *tasks, capacity=Capacity(1, 2, 0)):  # noqa: B008
         self.now = 0.0
-        self.scheduler = Scheduler(capacity, is_failure=lambda body: False)
+        self.scheduler = new_scheduler(capacity)
         self.scheduler.submit(tasks)
 
     def told(self, kind, seconds=0.1):
@@ -50,7 +61,7 @@ def test_a_task_job_that_never_began_moves_with_its_block():
     first = task()
     bench = Bare(first)
     lost = bench.job()
-    bench.scheduler.job_ended(lost, LOST)
+    bench.scheduler.handle(JobEnded(lost, LOST))
     again = bench.job()
     assert again.task is first and again is not lost
     assert bench.scheduler.status().failed == 0
@@ -59,37 +70,37 @@ def test_a_task_job_that_never_began_moves_with_its_block():
 def test_one_that_was_never_placed_moves_too_even_without_python():
     command = task(bare=True)
     bench = Bare(command)
-    bench.scheduler.job_ended(bench.job(), NOWHERE)
+    bench.scheduler.handle(JobEnded(bench.job(), NOWHERE))
     assert bench.job().task is command
 
 
 def test_a_task_job_that_began_is_lost_with_its_block():
     bench = Bare(task())
     job = bench.job()
-    bench.scheduler.peer_hello("p", job.token, 0, "node1")
-    assert bench.told(Give)
-    bench.scheduler.peer_lost("p")
-    bench.scheduler.job_ended(job, LOST)
-    (resolved,) = bench.told(Resolve, GRACE + 1)
+    bench.scheduler.handle(PeerConnected("p", job.token, 0, "node1"))
+    assert bench.told(AssignTasks)
+    bench.scheduler.handle(PeerLost("p"))
+    bench.scheduler.handle(JobEnded(job, LOST))
+    (resolved,) = bench.told(ResolveTask, GRACE + 1)
     assert isinstance(resolved.outcome, Loss)
     assert (resolved.outcome.result, resolved.outcome.host) == (LOST, "node1")
 
 
 def test_a_bash_command_that_may_have_begun_is_lost_with_its_block():
     bench = Bare(task(bare=True))
-    bench.scheduler.job_ended(bench.job(), LOST)
-    (resolved,) = bench.told(Resolve)
+    bench.scheduler.handle(JobEnded(bench.job(), LOST))
+    (resolved,) = bench.told(ResolveTask)
     assert isinstance(resolved.outcome, BareJobEnded)
 
 
 def test_an_outcome_that_came_before_the_block_was_lost_counts():
     bench = Bare(task())
     job = bench.job()
-    bench.scheduler.peer_hello("p", job.token, 0, "node1")
-    bench.scheduler.outcome("p", 0, 1, b"value")
-    bench.scheduler.peer_lost("p")
-    bench.scheduler.job_ended(job, LOST)
-    assert [resolved.outcome for resolved in bench.told(Resolve)] == [b"value"]
+    bench.scheduler.handle(PeerConnected("p", job.token, 0, "node1"))
+    bench.scheduler.handle(TaskOutcome("p", 0, 1, b"value"))
+    bench.scheduler.handle(PeerLost("p"))
+    bench.scheduler.handle(JobEnded(job, LOST))
+    assert [resolved.outcome for resolved in bench.told(ResolveTask)] == [b"value"]
 
 
 def test_a_cancelled_task_does_not_move():
@@ -98,8 +109,8 @@ def test_a_cancelled_task_does_not_move():
     job = bench.job()
     bench.scheduler.cancel(first)
     assert bench.told(CancelJob)
-    bench.scheduler.job_ended(job, LOST)
-    assert [resolved.outcome for resolved in bench.told(Resolve)] == [CANCELLED]
+    bench.scheduler.handle(JobEnded(job, LOST))
+    assert [resolved.outcome for resolved in bench.told(ResolveTask)] == [CANCELED]
     assert bench.told(SubmitJob) == []
 
 
@@ -108,10 +119,10 @@ def test_a_cancelled_task_does_not_move():
 
 def test_a_task_that_no_block_has_time_for_waits_until_there_are_others():
     bench = Bare(task())
-    bench.scheduler.job_ended(bench.job(), TOO_SHORT)
+    bench.scheduler.handle(JobEnded(bench.job(), TOO_SHORT))
     assert bench.told(SubmitJob, 60.0) == []
     assert bench.scheduler.status().pending == 1
-    bench.scheduler.capacity(Capacity(2, 4, 0))
+    bench.scheduler.handle(CapacityChanged(Capacity(2, 4, 0)))
     assert bench.job().task.task_id == 1
 
 
@@ -119,7 +130,7 @@ def test_others_do_not_wait_for_it():
     bench = Bare(task(1), task(2))
     held = [submitted.job for submitted in bench.told(SubmitJob)]
     for job in held:
-        bench.scheduler.job_ended(job, TOO_SHORT)
+        bench.scheduler.handle(JobEnded(job, TOO_SHORT))
     bench.scheduler.submit([task(3), task(4)])
     assert [submitted.job.task.task_id for submitted in bench.told(SubmitJob)] == [3, 4]
 
@@ -127,19 +138,19 @@ def test_others_do_not_wait_for_it():
 def test_it_can_be_cancelled_meanwhile():
     first = task()
     bench = Bare(first)
-    bench.scheduler.job_ended(bench.job(), TOO_SHORT)
+    bench.scheduler.handle(JobEnded(bench.job(), TOO_SHORT))
     bench.scheduler.cancel(first)
-    assert [resolved.outcome for resolved in bench.told(Resolve)] == [CANCELLED]
-    bench.scheduler.capacity(Capacity(2, 4, 0))
+    assert [resolved.outcome for resolved in bench.told(ResolveTask)] == [CANCELED]
+    bench.scheduler.handle(CapacityChanged(Capacity(2, 4, 0)))
     assert bench.told(SubmitJob) == []
     assert bench.scheduler.status().pending == 0
 
 
 def test_it_ends_at_shutdown():
     bench = Bare(task())
-    bench.scheduler.job_ended(bench.job(), TOO_SHORT)
+    bench.scheduler.handle(JobEnded(bench.job(), TOO_SHORT))
     bench.scheduler.shutdown()
-    (resolved,) = bench.told(Resolve)
+    (resolved,) = bench.told(ResolveTask)
     assert resolved.outcome.reason is LossReason.SHUT_DOWN
 
 
@@ -151,7 +162,7 @@ def lose_block(world):
     for model in [*world.active(), *world.pending()]:
         for pool in model.pools:
             pool.end(silent=True)
-            world.scheduler.peer_lost(pool.peer_id)
+            world.scheduler.handle(PeerLost(pool.peer_id))
         world.finish_job(model, LOST)
 
 
@@ -171,7 +182,7 @@ def test_what_a_lost_block_ran_is_blamed_and_the_rest_runs_elsewhere():
 def test_blocks_that_are_lost_before_there_is_a_worker_are_no_fault_of_the_tasks(result):
     bench = Bare(task(resources=Resources(shape=Shape())))
     for _ in range(3 * START_LIMIT):
-        bench.scheduler.job_ended(bench.job(), result)
+        bench.scheduler.handle(JobEnded(bench.job(), result))
     assert bench.scheduler.status().failed == 0
     assert bench.job().slots == 1
 
@@ -179,7 +190,7 @@ def test_blocks_that_are_lost_before_there_is_a_worker_are_no_fault_of_the_tasks
 def test_without_any_block_nothing_is_submitted_and_all_is_when_there_is_one():
     bench = Bare(task(1), task(2, SMALL), capacity=Capacity(0, 0, 0))
     assert bench.told(SubmitJob, 60.0) == []
-    bench.scheduler.capacity(Capacity(1, 2, 0))
+    bench.scheduler.handle(CapacityChanged(Capacity(1, 2, 0)))
     assert len(bench.told(SubmitJob)) == 2
 
 
@@ -197,7 +208,7 @@ def test_a_block_that_is_to_end_gives_back_what_it_has_not_started():
     world.run_all()
     assert set(map(type, world.outcomes.values())) == {bytes}
     assert leaving.result is not None and staying.result is None
-    assert world.counts[Recall] or world.counts[Retire]
+    assert world.counts[RecallTasks] or world.counts[StopPeer]
 
 
 def test_only_the_chosen_workers_leave():
@@ -217,5 +228,5 @@ def test_workers_of_a_block_that_is_to_end_are_cancelled_if_they_have_not_begun(
     bench = Bare(task(resources=SMALL))
     job = bench.job()
     bench.scheduler.drain_jobs(lambda _: True, "its block is to end")
-    (cancelled,) = bench.told(CancelJob)
-    assert (cancelled.job, cancelled.reason) == (job, "its block is to end")
+    (canceled,) = bench.told(CancelJob)
+    assert (canceled.job, canceled.reason) == (job, "its block is to end")

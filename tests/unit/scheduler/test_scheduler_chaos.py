@@ -6,9 +6,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from world import (
-    CANCELED,
     COMPLETED,
     FAILED,
+    JOB_CANCELED,
     NODE_LOST,
     REFUSED,
     SMALL,
@@ -20,6 +20,14 @@ from world import (
 
 from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus
 from parsl_flux_bulk.jobspec.resources import Resources
+from parsl_flux_bulk.scheduler.messages import (
+    CapacityChanged,
+    PeerConnected,
+    PeerLost,
+    TaskOutcome,
+    TaskReturned,
+    WorkerDied,
+)
 from parsl_flux_bulk.scheduler.model import TaskJob, WorkerJob
 from parsl_flux_bulk.scheduler.task import TaskState
 
@@ -41,7 +49,7 @@ OPTIONS = [
     {"nodes": 2, "cores": 4, "worker_idle_time": 0.0},
     {"nodes": 1, "cores": 2, "tasks_per_job": 1},
 ]
-RESULTS = {"completed": COMPLETED, "refused": REFUSED, "failed": FAILED, "canceled": CANCELED}
+RESULTS = {"completed": COMPLETED, "refused": REFUSED, "failed": FAILED, "canceled": JOB_CANCELED}
 INDEX = st.integers(0, 1 << 16)
 
 
@@ -52,7 +60,7 @@ class Chaos(RuleBasedStateMachine):
     def begin_world(self, options, warm):
         self.world = World(**options)
         self.functions = [Function() for _ in range(3)]
-        self.cancelled = set()
+        self.canceled = set()
         self.shut_down = False
         if warm:
             # Workers that are there already, and whose service_time is known.
@@ -109,11 +117,11 @@ class Chaos(RuleBasedStateMachine):
         wanted = [
             task
             for task in self.world.tasks
-            if task not in self.world.outcomes and (not given or task.state == TaskState.GIVEN)
+            if task not in self.world.outcomes and (not given or task.state == TaskState.ASSIGNED)
         ]
         if wanted:
             task = wanted[index % len(wanted)]
-            self.cancelled.add(task)
+            self.canceled.add(task)
             self.world.scheduler.cancel(task)
 
     @rule(lottery=st.integers(0, 60))
@@ -178,9 +186,9 @@ class Chaos(RuleBasedStateMachine):
 
     def finish(self, model):
         if model.state == "pending":
-            self.end(model, CANCELED if model.cancel else REFUSED)
+            self.end(model, JOB_CANCELED if model.cancel else REFUSED)
         elif model.cancel:
-            self.end(model, CANCELED)
+            self.end(model, JOB_CANCELED)
         elif model.exit_code:
             self.end(model, JobResult(JobStatus.FAILED, exit_code=model.exit_code))
         else:
@@ -198,7 +206,7 @@ class Chaos(RuleBasedStateMachine):
     )
     def capacity(self, nodes, cores, gpus):
         """The instance says that it is another one now; what it does is as before."""
-        self.world.scheduler.capacity(Capacity(nodes, cores, gpus))
+        self.world.scheduler.handle(CapacityChanged(Capacity(nodes, cores, gpus)))
 
     # -- messages ----------------------------------------------------------------------------------
 
@@ -226,12 +234,12 @@ class Chaos(RuleBasedStateMachine):
             peer = ("stranger", token, self.world.now)
             scheduler = self.world.scheduler
             self.world.pools[peer] = Stranger()
-            scheduler.peer_hello(peer, token, 2, "mars", 1, 0, 1)
-            scheduler.outcome(peer, 0, 1, b"mine")
-            scheduler.returned(peer, 0, 1)
-            scheduler.worker_died(peer, 1, 2, 3)
-            scheduler.peer_lost(peer)
-            scheduler.peer_lost(peer)
+            scheduler.handle(PeerConnected(peer, token, 2, "mars", 1, 0, 1))
+            scheduler.handle(TaskOutcome(peer, 0, 1, b"mine"))
+            scheduler.handle(TaskReturned(peer, 0, 1))
+            scheduler.handle(WorkerDied(peer, 1, 2, 3))
+            scheduler.handle(PeerLost(peer))
+            scheduler.handle(PeerLost(peer))
 
     # -- workers -----------------------------------------------------------------------------------
 
@@ -313,11 +321,11 @@ class Chaos(RuleBasedStateMachine):
                 world.take()
         else:
             raise AssertionError(f"it never comes to rest: {world.scheduler.status()} at {world.now}")
-        world.check_all_ended(self.cancelled, self.shut_down)
+        world.check_all_ended(self.canceled, self.shut_down)
         assert all(model.state == "ended" for model in world.jobs.values()), "a job is left"
         status = world.scheduler.status()
         assert (status.pending, status.running, status.worker_jobs, status.task_jobs) == (0, 0, 0, 0)
-        assert status.done + status.failed + status.cancelled == len(world.tasks)
+        assert status.done + status.failed + status.canceled == len(world.tasks)
 
     def calm_step(self, run=True):
         """Let everything happen that is due, and nothing bad; whether anything was."""

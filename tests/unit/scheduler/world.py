@@ -13,14 +13,28 @@ from collections import Counter, deque
 
 from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus
 from parsl_flux_bulk.jobspec.resources import Resources, Shape
-from parsl_flux_bulk.scheduler.messages import CancelJob, Give, Kill, Recall, Resolve, SubmitJob
+from parsl_flux_bulk.scheduler.messages import (
+    AssignTasks,
+    CancelJob,
+    CapacityChanged,
+    JobEnded,
+    KillWorker,
+    PeerConnected,
+    PeerLost,
+    RecallTasks,
+    ResolveTask,
+    SubmitJob,
+    TaskOutcome,
+    TaskReturned,
+    WorkerDied,
+)
 from parsl_flux_bulk.scheduler.model import Peer, TaskJob, WorkerJob
 from parsl_flux_bulk.scheduler.state_machine import Scheduler
-from parsl_flux_bulk.scheduler.task import CANCELLED, Loss, LossReason, Task, TaskState
+from parsl_flux_bulk.scheduler.task import CANCELED, Loss, LossReason, Task, TaskState
 
 SMALL = Resources(shape=Shape())
 COMPLETED = JobResult(JobStatus.COMPLETED, exit_code=0)
-CANCELED = JobResult(JobStatus.CANCELED, exception="cancel")
+JOB_CANCELED = JobResult(JobStatus.CANCELED, exception="cancel")
 NODE_LOST = JobResult(JobStatus.FAILED, exception="exec", note="node failure")
 REFUSED = JobResult(JobStatus.FAILED, exception="submit", note="unsatisfiable", started=False)
 FAILED = JobResult(JobStatus.FAILED, exit_code=127, stderr="no such file")
@@ -28,6 +42,13 @@ FAILED = JobResult(JobStatus.FAILED, exit_code=127, stderr="no such file")
 
 def shaped(cores=1, gpus=0):
     return Resources(cores_per_task=cores, gpus_per_task=gpus, shape=Shape(cores, gpus))
+
+
+def new_scheduler(capacity, **options):
+    """A scheduler that knows the capacity; outcomes that begin with ! are exceptions."""
+    scheduler = Scheduler(is_failure=lambda body: body.startswith(b"!"), **options)
+    scheduler.handle(CapacityChanged(capacity))
+    return scheduler
 
 
 class Function:
@@ -70,8 +91,16 @@ class Pool:
         self.down = deque()
         self.ended = False
         self.say(
-            lambda d: d.peer_hello(
-                self.peer_id, model_job.job.token, slots, f"node{model_job.nodes[rank]}", 1, rank, size
+            lambda d: d.handle(
+                PeerConnected(
+                    self.peer_id,
+                    model_job.job.token,
+                    slots,
+                    world.host_of(model_job.nodes[rank]),
+                    1,
+                    rank,
+                    size,
+                )
             )
         )
 
@@ -87,14 +116,14 @@ class Pool:
         instruction = self.down.popleft()
         if self.ended:
             return
-        if isinstance(instruction, Give):
+        if isinstance(instruction, AssignTasks):
             self._take(instruction)
-        elif isinstance(instruction, Recall):
+        elif isinstance(instruction, RecallTasks):
             slot = self.slots[instruction.slot]
             for task in list(slot.queue):
                 if instruction.task_id in (0, task.task_id):
                     self._return(slot, task)
-        elif isinstance(instruction, Kill):
+        elif isinstance(instruction, KillWorker):
             self._kill(self.slots[instruction.slot], instruction.task_id)
         else:
             assert not any(slot.queue or slot.running for slot in self.slots), "retired with tasks"
@@ -117,7 +146,7 @@ class Pool:
         def give_back(scheduler):
             if task not in self.world.outcomes:
                 self.world.with_peer.discard(task)
-            scheduler.returned(self.peer_id, slot.number, task.task_id)
+            scheduler.handle(TaskReturned(self.peer_id, slot.number, task.task_id))
 
         self.say(give_back)
 
@@ -143,7 +172,7 @@ class Pool:
         task, slot.running = slot.running, None
         body = b"value of %d" % task.task_id if body is None else body
         self.world.finished[task] = body
-        self.say(lambda d: d.outcome(self.peer_id, slot.number, task.task_id, body))
+        self.say(lambda d: d.handle(TaskOutcome(self.peer_id, slot.number, task.task_id, body)))
         if not self.announced_slots:
             self.end(0)
 
@@ -157,7 +186,9 @@ class Pool:
             self.end(exit_code or 128)
             return
         task_id = task.task_id if task else 0
-        self.say(lambda d: d.worker_died(self.peer_id, slot.number, task_id, exit_code, signal, "trace"))
+        self.say(
+            lambda d: d.handle(WorkerDied(self.peer_id, slot.number, task_id, exit_code, signal, "trace"))
+        )
         for task in list(slot.queue):
             self._return(slot, task)
 
@@ -172,7 +203,7 @@ class Pool:
             slot.life += 1
         self.down.clear()
         if not silent:
-            self.say(lambda d: d.peer_lost(self.peer_id))
+            self.say(lambda d: d.handle(PeerLost(self.peer_id)))
         self.job.exit_code = max(self.job.exit_code, exit_code)
         self.world.pool_ended(self)
 
@@ -204,11 +235,7 @@ class World:
         self.now = 0.0
         self.peer_ids = itertools.count(1)
         self.task_ids = itertools.count(1)
-        self.scheduler = Scheduler(
-            Capacity(nodes, nodes * cores, nodes * gpus),
-            is_failure=lambda body: body.startswith(b"!"),
-            **options,
-        )
+        self.scheduler = new_scheduler(Capacity(nodes, nodes * cores, nodes * gpus), **options)
         self.node_cores = cores
         self.node_gpus = gpus
         self.free = [[cores, gpus] for _ in range(nodes)]
@@ -223,7 +250,11 @@ class World:
         self.outcomes = {}
         self.counts = Counter()
 
-    # -- hooks for whoever runs it -----------------------------------------------------------------
+    def host_of(self, node):
+        """The host name that processes of a node report."""
+        return f"node{node}"
+
+    # -- hooks for subclasses -----------------------------------------------------------------
 
     def sent_up(self, pool):
         """A pool has said something."""
@@ -238,7 +269,7 @@ class World:
         """A pool has ended."""
 
     def submitted(self, model):
-        """A job was submitted, or cancelled."""
+        """A job was submitted, or canceled."""
 
     def resolved(self, task, outcome):
         """A task has ended."""
@@ -256,7 +287,7 @@ class World:
     def take(self):
         for instruction in self.scheduler.take(self.now):
             self.counts[type(instruction)] += 1
-            if isinstance(instruction, Resolve):
+            if isinstance(instruction, ResolveTask):
                 task = instruction.task
                 assert task not in self.outcomes, f"{task} is resolved twice"
                 self.outcomes[task] = instruction.outcome
@@ -272,7 +303,7 @@ class World:
             else:
                 pool = self.pools.get(instruction.peer)
                 assert pool is not None, f"{instruction} for a peer that never was"
-                if isinstance(instruction, Give):
+                if isinstance(instruction, AssignTasks):
                     assert 0 < len(instruction.tasks) <= 128
                     for task in instruction.tasks:
                         assert task not in self.outcomes, f"{task} is given, and has ended"
@@ -322,7 +353,7 @@ class World:
         return nodes
 
     def start(self, model, nodes):
-        """Give a job its resources, and start what is in it."""
+        """AssignTasks a job its resources, and start what is in it."""
         model.state = "running"
         model.placed = []
         if self._whole(model):
@@ -357,19 +388,19 @@ class World:
         model.state = "ended"
         for pool in model.pools:
             pool.end()
-        self.scheduler.job_ended(model.job, result)
+        self.scheduler.handle(JobEnded(model.job, result))
 
     # -- what must be true in the end ----------------------------------------------------------------
 
-    def check_all_ended(self, cancelled=(), shut_down=False):
+    def check_all_ended(self, canceled=(), shut_down=False):
         """Every task has ended, as what happened to it in this model warrants."""
         for task in self.tasks:
             assert task in self.outcomes, f"{task} never ended"
             outcome = self.outcomes[task]
             if isinstance(outcome, bytes):
                 assert outcome == self.finished[task]
-            elif outcome is CANCELLED:
-                assert task in cancelled
+            elif outcome is CANCELED:
+                assert task in canceled
             elif isinstance(outcome, Loss):
                 reason = outcome.reason
                 if reason is LossReason.SHUT_DOWN:
@@ -490,7 +521,7 @@ class Simulation(World):
     def pool_ended(self, pool):
         model = pool.job
         if model.state == "running" and all(other.ended for other in model.pools):
-            result = CANCELED if model.cancel else COMPLETED
+            result = JOB_CANCELED if model.cancel else COMPLETED
             if model.exit_code:
                 result = JobResult(JobStatus.FAILED, exit_code=model.exit_code)
             self.after(self.end_time, lambda: self.finish_job(model, result))
@@ -502,7 +533,7 @@ class Simulation(World):
 
     def submitted(self, model):
         if model.cancel:
-            self.after(self.latency, lambda: self.finish_job(model, CANCELED))
+            self.after(self.latency, lambda: self.finish_job(model, JOB_CANCELED))
         else:
             self._waiting.append(model)
             self._dirty = True
@@ -577,22 +608,22 @@ class Simulation(World):
 def check_books(scheduler):
     """Count everything again that the scheduler keeps count of."""
     lifecycle, assigner = scheduler._lifecycle, scheduler._assigner
-    ledger = lifecycle.ledger
+    allocations = lifecycle.allocations
     jobs = list(lifecycle.jobs.values())
     workers = [job for job in jobs if isinstance(job, WorkerJob)]
     alone = [job for job in jobs if isinstance(job, TaskJob)]
-    assert ledger.cores == sum(job.allocation.cores for job in jobs)
-    assert ledger.gpus == sum(job.allocation.gpus for job in jobs)
-    assert ledger.leaving_cores == sum(job.allocation.cores for job in workers if job.leaving)
-    assert ledger.leaving_gpus == sum(job.allocation.gpus for job in workers if job.leaving)
-    assert ledger.task_cores == sum(job.allocation.cores for job in alone)
-    assert ledger.task_jobs == len(alone) == len(lifecycle.task_jobs)
+    assert allocations.cores == sum(job.allocation.cores for job in jobs)
+    assert allocations.gpus == sum(job.allocation.gpus for job in jobs)
+    assert allocations.leaving_cores == sum(job.allocation.cores for job in workers if job.leaving)
+    assert allocations.leaving_gpus == sum(job.allocation.gpus for job in workers if job.leaving)
+    assert allocations.task_cores == sum(job.allocation.cores for job in alone)
+    assert allocations.task_jobs == len(alone) == len(lifecycle.task_jobs)
     unsettled = set(assigner.touched)
     for group in lifecycle.groups.values():
         own = [job for job in workers if job.group is group]
         assert set(group.jobs) == set(own)
         assert group.slots == sum(job.live for job in own if not job.leaving)
-        tasks = {id(t): t for t in (*group._pending, *(t for _, t in group._returned)) if not t.state}
+        tasks = {id(t): t for t in (*group.queue._new, *(t for _, t in group.queue._returned)) if not t.state}
         assert group.waiting == len(tasks)
         queued = [w for p in known_peers(scheduler, group) for w in p.workers]
         assert group.given == sum(len(w.queue) + w.ended for w in queued)
@@ -601,8 +632,8 @@ def check_books(scheduler):
         assert not set(group.idle) & set(group.busy)
         for worker in queued:
             assert worker.size == sum(len(task.call) for task in worker.queue)
-            assert worker.cancels == sum(task.cancelled for task in worker.queue)
-            assert all(task.place is worker and task.state == TaskState.GIVEN for task in worker.queue)
+            assert worker.cancels == sum(task.canceled for task in worker.queue)
+            assert all(task.place is worker and task.state == TaskState.ASSIGNED for task in worker.queue)
             if worker not in unsettled and not worker.peer.gone and not scheduler._closed:
                 assert worker.active == bool(worker.queue)
         for job in own:

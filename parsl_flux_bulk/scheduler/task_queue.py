@@ -1,0 +1,63 @@
+"""The tasks of one shape that wait for a worker, in the order in which they are assigned."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterator
+
+from parsl_flux_bulk.scheduler.task import Task, TaskState
+
+
+class TaskQueue:
+    """Tasks returned by workers, by id, and behind them new tasks in order of arrival.
+
+    Canceled tasks stay inside until they are at the head: to search for them would take too long.
+
+    Attributes
+    ----------
+    waiting : int
+        Tasks in the queue that are PENDING.
+    """
+
+    __slots__ = ("_new", "_returned", "waiting")
+
+    def __init__(self) -> None:
+        self._new: deque[Task] = deque()
+        self._returned: list[tuple[int, Task]] = []
+        self.waiting = 0
+
+    def push(self, task: Task) -> None:
+        """Add a new task behind all others."""
+        self._new.append(task)
+        self.waiting += 1
+
+    def push_back(self, task: Task) -> None:
+        """Add a task that a worker returned: before the new ones."""
+        heapq.heappush(self._returned, (task.task_id, task))
+        self.waiting += 1
+
+    def pop(self) -> Task:
+        """Remove and return the next task; there must be one."""
+        self.waiting -= 1
+        pending = TaskState.PENDING
+        while self._returned:
+            task = heapq.heappop(self._returned)[1]
+            if task.state is pending:
+                return task
+        while True:
+            task = self._new.popleft()
+            if task.state is pending:
+                return task
+
+    def discard(self) -> None:
+        """Note that one of the waiting tasks was canceled."""
+        self.waiting -= 1
+        if not self.waiting:
+            self._new.clear()
+            self._returned.clear()
+
+    def drain(self) -> Iterator[Task]:
+        """Remove all tasks."""
+        while self.waiting:
+            yield self.pop()
