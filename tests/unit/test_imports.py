@@ -40,12 +40,11 @@ KNOWN_UPWARDS = {"errors uses instances.base"}
 KNOWN_CIRCLES: list[set[str]] = [
     {"instances.federation.completion", "instances.federation.federation"},
     {"worker.channel", "worker.channel_flux"},
-    {"instances.flux.cancel_guard", "instances.flux.instance"},
 ]
 """Circles that are about to be removed; to end empty."""
 
 MOST_LINES = 450
-KNOWN_LONG = {"instances.flux.instance", "protocol.serialize"}
+KNOWN_LONG = {"protocol.serialize"}
 """Modules that are about to be split; to end empty."""
 
 

@@ -1,4 +1,4 @@
-"""A Flux instance of our own, on this machine: the process, which ends when we do, however we end."""
+"""Start and stop a Flux instance on this machine; the instance ends with this process, also if killed."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ import signal
 import subprocess
 import tempfile
 import time
-import weakref
+from typing import IO
 
 from parsl_flux_bulk.errors import InstanceUnavailable
+from parsl_flux_bulk.instances.flux.lifeline import Lifeline
 from parsl_flux_bulk.jobspec.job_environment import base_environment
 
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT = 60.0
-"""Seconds that an instance may take to come up."""
+"""Seconds until ``flux start`` must have printed its URI."""
 
 STOP_TIMEOUT = 15.0
-"""Seconds that an instance may take to shut down before it is killed."""
+"""Seconds until an instance that shuts down is killed."""
 
 KEPT_FINISHED_JOBS = 1000
-"""Finished jobs that an instance of our own keeps: its memory grows with each (flux-core#7809)."""
+"""Inactive jobs that an owned instance keeps: a broker's memory grows with each (flux-core#7809)."""
 
 
 class Broker:
-    """``flux start``, up from the constructor on.
+    """A running ``flux start``.
 
     Attributes
     ----------
@@ -53,79 +54,61 @@ class Broker:
             "start",
             "-Sbroker.boot-method=single",
             f"--conf=job-manager.inactive-num-limit={KEPT_FINISHED_JOBS}",
-            # cat ends, and the instance with it, when the other end of its stdin closes.
+            # cat is the initial program: the instance ends with cat, and cat with its standard input.
             *("sh", "-c", 'echo "$FLUX_URI"; exec cat >/dev/null'),
         ]
+        output, write = os.pipe()
         with tempfile.TemporaryFile() as stderr:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=base_environment(os.environ),
-                # Ctrl-C at the terminal is ours to handle.
-                start_new_session=True,
-            )
-            close_in_forks(self._process)
             try:
-                uri = _read_line(self._process, START_TIMEOUT)
-            except BaseException:  # Ctrl-C
-                self._give_up()
+                self._lifeline = Lifeline(
+                    command, stdout=write, stderr=stderr, environment=base_environment(os.environ)
+                )
+            finally:
+                os.close(write)
+            process = self._lifeline.process
+            try:
+                uri = _read_line(output, START_TIMEOUT)
+                if uri is None:
+                    raise InstanceUnavailable(f"`{flux} start` {_failure(process)}: {_written(stderr)}")
+            except BaseException:  # KeyboardInterrupt, too
+                _kill_group(process)
+                self._lifeline.close()
                 raise
-            if uri is None:
-                why = self._give_up()
-                stderr.seek(0)
-                said = stderr.read().decode(errors="replace").strip()
-                raise InstanceUnavailable(f"`{flux} start` {why}: {said or 'it printed nothing'}")
+            finally:
+                os.close(output)
         self.uri = uri
 
     def stop(self) -> None:
         """Shut the instance down; bounded in time."""
-        process = self._process
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.close()
+        self._lifeline.close()
+        process = self._lifeline.process
         try:
             process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
-            logger.warning("our Flux instance %s did not end in %g s: killing it", self.uri, STOP_TIMEOUT)
+            logger.warning("instance killed uri=%s: no end within %g s", self.uri, STOP_TIMEOUT)
             _kill_group(process)
-        process.stdout.close()
-
-    def _give_up(self) -> str:
-        """End a process that has not come up; return what was wrong with it."""
-        code = self._process.poll()
-        _kill_group(self._process)
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
-        return (
-            f"exited with status {code}" if code is not None else f"was not ready within {START_TIMEOUT:g} s"
-        )
 
 
-def close_in_forks(process: subprocess.Popen[bytes]) -> None:
-    """Keep a fork of this process from allocation the pipe whose end tells `process` that we died."""
-    reference = weakref.ref(process)
-
-    def close() -> None:
-        process = reference()
-        if process is not None and process.stdin is not None and not process.stdin.closed:
-            os.close(process.stdin.fileno())
-
-    os.register_at_fork(after_in_child=close)
+def _failure(process: subprocess.Popen[bytes]) -> str:
+    try:
+        return f"exited with status {process.wait(0.5)}"
+    except subprocess.TimeoutExpired:
+        return f"was not ready within {START_TIMEOUT:g} s"
 
 
-def _read_line(process: subprocess.Popen[bytes], timeout: float) -> str | None:
-    """Read one line of a process's output; None if it ends, or is late."""
-    assert process.stdout is not None
+def _written(stderr: IO[bytes]) -> str:
+    stderr.seek(0)
+    return stderr.read().decode(errors="replace").strip() or "it printed nothing"
+
+
+def _read_line(descriptor: int, timeout: float) -> str | None:
+    """Read one line; return None at the end of the output, or after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     line = b""
     while not line.endswith(b"\n"):
-        ready, _, _ = select.select([process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-        chunk = os.read(process.stdout.fileno(), 4096) if ready else b""
+        ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
+        chunk = os.read(descriptor, 4096) if ready else b""
         if not chunk:
-            if ready:
-                process.wait(5)
             return None
         line += chunk
     return line.decode().strip()

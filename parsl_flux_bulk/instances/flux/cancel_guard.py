@@ -1,4 +1,4 @@
-"""What cancels an executor's jobs, in a Flux instance that is not its own, if it dies without a word."""
+"""Cancel an executor's jobs in a Flux instance that it does not own, if the executor's process is killed."""
 
 from __future__ import annotations
 
@@ -6,43 +6,35 @@ import subprocess
 import sys
 from pathlib import Path
 
-from parsl_flux_bulk.instances.flux.broker import close_in_forks
+from parsl_flux_bulk.instances.flux import cancel_jobs
+from parsl_flux_bulk.instances.flux.lifeline import Lifeline
 
 
-class Guard:
-    """A process that sleeps in the shell until we have died; then it imports Flux, and cancels.
+class CancelGuard:
+    """A shell that waits for the end of this process, and then runs :mod:`.cancel_jobs` in a new interpreter.
 
     Parameters
     ----------
     uri : str
         Of the instance.
-    address : str
-        Of the channel whose executor's jobs are meant.
+    channel : str
+        Address of the executor's channel.
     """
 
-    def __init__(self, uri: str, address: str) -> None:
+    def __init__(self, uri: str, channel: str) -> None:
         root = str(Path(__file__).resolve().parents[3])
+        # The root is appended: the guard must find the same Flux bindings first as this process.
         program = (
             f"import sys; sys.path.append({root!r}); "
-            "from parsl_flux_bulk.instances.flux.instance import cancel_jobs_of; "
-            f"cancel_jobs_of({uri!r}, {address!r})"
+            f"from {cancel_jobs.__name__} import cancel_jobs_of; cancel_jobs_of({uri!r}, {channel!r})"
         )
-        self._process = subprocess.Popen(
+        self._lifeline = Lifeline(
             ["sh", "-c", 'read -r _ && exit; exec "$@"', "sh", sys.executable, "-c", program],
-            stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
         )
-        close_in_forks(self._process)
 
     def dismiss(self) -> None:
-        """End it: nothing is left to cancel."""
-        process = self._process
-        assert process.stdin is not None
-        try:
-            process.stdin.write(b"done\n")
-            process.stdin.close()
-        except BrokenPipeError:
-            pass
-        process.wait()
+        """End the guard without canceling anything."""
+        self._lifeline.close(b"done\n")
+        self._lifeline.process.wait()

@@ -1,4 +1,4 @@
-"""What Flux says of a job that ended: its result, its exec eventlog, its output."""
+"""Read what Flux recorded about an ended job: result, exec eventlog, output eventlog."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STATUS = {1: JobStatus.COMPLETED, 2: JobStatus.FAILED, 4: JobStatus.CANCELED, 8
 
 
 def read_result(record: dict[str, Any], note: str) -> JobResult:
-    """Make a JobResult of what ``flux_job_result_get(3)`` returns and of the wait's message."""
+    """Convert the record of ``flux_job_result_get(3)`` and the message of ``flux_job_wait(3)``."""
     status = _STATUS.get(record.get("result", 2), JobStatus.FAILED)
     exit_code, signal = _exit_of(record.get("waitstatus"), note)
     return JobResult(
@@ -41,13 +41,13 @@ def _exit_of(status: int | None, note: str) -> tuple[int | None, int | None]:
 
 
 def first_exit(log: str) -> int | None:
-    """The status with which the first task exited; None if a signal killed it.
+    """Return the exit status of the first task that ended; None if a signal killed the task.
 
     Parameters
     ----------
     log : str
-        The job's ``guest.exec.eventlog``: with it a signal can be told from ``exit 137``, or from a
-        shell whose command was killed.
+        The job's ``guest.exec.eventlog``, which distinguishes a signal from ``exit 137`` and from a shell
+        whose command was killed.
     """
     for line in log.splitlines():
         event = json.loads(line)

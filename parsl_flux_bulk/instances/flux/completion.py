@@ -1,0 +1,216 @@
+"""Wait for the ends of jobs in a Flux instance, over a handle that belongs to one thread.
+
+::
+
+    watch ──> wait_async ── success ───────────────────────────────────────────────────> JobEnded
+                  └─ failure ──> result_async ── killed by a signal ──> guest.exec.eventlog ─┐
+                                     └─ other ───────────────────────> guest.output <────────┘ ──> JobEnded
+
+The same handle carries the workers' channel.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+from parsl_flux_bulk.errors import InstanceLost
+from parsl_flux_bulk.instances.base import (
+    ChannelAddress,
+    Event,
+    JobEnded,
+    JobId,
+    JobResult,
+    JobStatus,
+    PeerId,
+)
+from parsl_flux_bulk.instances.flux.cancel_guard import CancelGuard
+from parsl_flux_bulk.instances.flux.channel_service import ChannelService
+from parsl_flux_bulk.instances.flux.handle import LOST_HINT
+from parsl_flux_bulk.instances.flux.results import first_exit, read_output, read_result
+
+STDERR_TAIL_LINES = 20
+
+EVENT_LIMIT = 512
+"""Events after which one `poll` returns, although more may have arrived."""
+
+
+class FluxCompletion:
+    """Reports ended jobs and serves the channel; see :class:`~parsl_flux_bulk.instances.base.Completion`.
+
+    Parameters
+    ----------
+    handle : flux.Flux
+    guarded : bool
+        Whether the executor's jobs must be canceled if this process is killed.
+    """
+
+    def __init__(self, handle: Any, *, guarded: bool) -> None:
+        from flux.constants import FLUX_POLLIN
+        from flux.core.inner import ffi, lib
+
+        self._ffi, self._lib = ffi, lib
+        self._handle = handle
+        self._reactor = handle.get_reactor()
+        self._events: list[Event] = []
+        self._channel: ChannelService | None = None
+        self._guarded = guarded
+        self._guard: CancelGuard | None = None
+        self._waits: dict[JobId, Any] = {}
+        self._woken = False
+        self._expired = False
+        # A reactor timer runs only during a poll with a timeout.
+        self._timer = handle.timer_watcher_create(0.0, self._on_timer)
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._wake_watcher = handle.fd_watcher_create(self._wake_read, self._on_wake, FLUX_POLLIN)
+        self._wake_watcher.start()
+
+    # -- jobs ---------------------------------------------------------------------------------
+
+    def watch(self, job_id: JobId) -> None:
+        from flux.job import wait_async
+
+        self._waits[job_id] = wait_async(self._handle, job_id).then(self._on_wait, job_id)
+
+    def _on_wait(self, future: Any, job_id: JobId) -> None:
+        try:
+            _, success, message = future.get_status()
+        except OSError as error:
+            # A waiter for FLUX_JOBID_ANY consumed the status; the job's result is still recorded.
+            success, message = False, error.strerror or str(error)
+        if success:
+            self._end(job_id, JobResult(JobStatus.COMPLETED, exit_code=0))
+            return
+        from flux.job import result_async
+
+        note = message.decode(errors="replace") if isinstance(message, bytes) else str(message)
+        self._waits[job_id] = result_async(self._handle, job_id).then(self._on_result, job_id, note)
+
+    def _on_result(self, future: Any, job_id: JobId, note: str) -> None:
+        try:
+            result = read_result(future.get_dict(), note)
+        except OSError:
+            # An owned instance purges inactive jobs; the wait's message is all that is left.
+            result = read_result({}, note)
+        if result.ok or not result.started:
+            self._end(job_id, result)
+        elif result.signal is not None:
+            self._look_up(job_id, "guest.exec.eventlog", self._on_exec, result)
+        else:
+            self._look_up(job_id, "guest.output", self._on_output, result)
+
+    def _look_up(self, job_id: JobId, key: str, callback: Any, result: JobResult) -> None:
+        from flux.job import job_info_lookup
+
+        lookup = job_info_lookup(self._handle, job_id, keys=[key])
+        self._waits[job_id] = lookup.then(callback, job_id, result)
+
+    def _on_exec(self, future: Any, job_id: JobId, result: JobResult) -> None:
+        try:
+            exited = first_exit(future.get()["guest.exec.eventlog"])
+        except OSError:
+            exited = None
+        if exited is not None and result.signal is not None and exited == 128 + result.signal:
+            result = replace(result, exit_code=exited, signal=None)
+        self._look_up(job_id, "guest.output", self._on_output, result)
+
+    def _on_output(self, future: Any, job_id: JobId, result: JobResult) -> None:
+        try:
+            _, stderr = read_output(future.get()["guest.output"])
+        except OSError:
+            stderr = ""
+        tail = "\n".join(stderr.splitlines()[-STDERR_TAIL_LINES:])
+        self._end(job_id, replace(result, stderr=tail))
+
+    def _end(self, job_id: JobId, result: JobResult) -> None:
+        del self._waits[job_id]
+        self._events.append(JobEnded(job_id, result))
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def poll(self, timeout: float | None) -> list[Event]:
+        if self._handle is None:
+            raise InstanceLost("the connection to Flux is closed")
+        run, reactor, lib = self._lib.flux_reactor_run, self._reactor, self._lib
+        self._expired = False
+        if timeout is not None and timeout > 0 and not self._events:
+            self._timer.reset(after=timeout)
+        flags = lib.FLUX_REACTOR_NOWAIT if timeout == 0 else lib.FLUX_REACTOR_ONCE
+        while True:
+            before = len(self._events)
+            if run(reactor, flags) < 0:
+                self._raise_lost()
+            if timeout == 0 and len(self._events) == before:
+                break
+            # The reactor delivers one message an iteration: collect what else has arrived.
+            if len(self._events) > before:
+                flags = lib.FLUX_REACTOR_NOWAIT
+                if len(self._events) < EVENT_LIMIT:
+                    continue
+                break
+            if self._events or self._woken or self._expired:
+                break
+        self._woken = False
+        if timeout:
+            self._timer.stop()
+        events = self._events.copy()
+        self._events.clear()
+        return events
+
+    def _raise_lost(self) -> None:
+        number = self._ffi.errno
+        type(self._handle).raise_if_exception()
+        why = f" ({os.strerror(number)})" if number else ""
+        raise InstanceLost(f"lost the connection to Flux{why}: {LOST_HINT}")
+
+    def _on_timer(self, *_: Any) -> None:
+        self._expired = True
+
+    def _on_wake(self, *_: Any) -> None:
+        try:
+            while len(os.read(self._wake_read, 4096)) == 4096:
+                pass
+        except BlockingIOError:
+            pass
+        self._woken = True
+
+    def wake(self) -> None:
+        try:
+            os.write(self._wake_write, b"\0")
+        except (BlockingIOError, OSError):
+            pass  # The pipe is full, so that a wake-up is pending; or closed.
+
+    # -- the channel --------------------------------------------------------------------------
+
+    def channel(self) -> ChannelAddress:
+        channel = self._channel
+        if channel is None:
+            channel = self._channel = ChannelService(self._handle, self._events.append)
+        if self._guarded and self._guard is None:
+            self._guard = CancelGuard(self._handle.attr_get("local-uri"), channel.name)
+        return channel.address()
+
+    def send(self, peer: PeerId, body: bytes) -> None:
+        if self._channel is not None:
+            self._channel.send(peer, body)
+
+    def close(self) -> None:
+        if self._handle is None:
+            return
+        if self._guard is not None:
+            self._guard.dismiss()
+        if self._channel is not None:
+            self._channel.close()
+        for watcher in (self._wake_watcher, self._timer):
+            watcher.stop()
+            watcher.destroy()
+        for future in self._waits.values():
+            future.stop()
+        self._waits.clear()
+        self._handle = None
+        os.close(self._wake_read)
+        write, self._wake_write = self._wake_write, -1
+        os.close(write)
