@@ -156,7 +156,7 @@ class BlockLost(WorkerLost):
 
 
 class NotSerializable(TaskError):
-    """A call, a result or an exception cannot be serialised; says which, and why."""
+    """A call, a result or an exception cannot be serialized; says which, and why."""
 
 
 class RemoteError(TaskError):
@@ -174,3 +174,11 @@ class RemoteError(TaskError):
         super().__init__(message)
         self.type_name = type_name
         self.traceback = traceback
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an exception (PEP 678); Python 3.10 keeps the note but does not show it."""
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+    else:
+        setattr(error, "__notes__", [*getattr(error, "__notes__", []), note])  # noqa: B010

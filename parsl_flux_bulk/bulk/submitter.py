@@ -36,7 +36,7 @@ from parsl_flux_bulk.instances.federation.inner import nest
 from parsl_flux_bulk.instances.federation.members import own_id
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.pipeline.job import Job
-from parsl_flux_bulk.pipeline.job_errors import error_of
+from parsl_flux_bulk.pipeline.job_errors import job_error
 from parsl_flux_bulk.pipeline.pipeline import CLOSE_TIMEOUT, Pipeline
 
 __all__ = ["BulkSubmitter", "JobFuture"]
@@ -396,11 +396,10 @@ class _Ledger:
     def job_ended(self, job: BulkJob, result: JobResult) -> None:
         future = job.future
         name = " ".join(filter(None, (job.name, f"({future.label})")))
-        error = error_of(result, f"job {name}")
-        if error is None:
+        if result.ok:
             future.set_result(result)
         else:
-            future.set_exception(error)
+            future.set_exception(job_error(result, f"job {name}"))
         with self._changed:
             self.outstanding.discard(job)
             self._ended.append(future)

@@ -20,37 +20,19 @@ from parsl.serialize.errors import SerializationError
 
 from parsl_flux_bulk.errors import NotSerializable
 from parsl_flux_bulk.protocol import serialize
+from parsl_flux_bulk.scheduler.task import Function
 
 _WRAP_ERROR_CODE = wrap_error(lambda: None).__code__
 
 
 class CallNotSerializable(NotSerializable, SerializationError):
-    """A call cannot be serialised; also Parsl's SerializationError, which Parsl's users expect."""
+    """A call cannot be serialized; also Parsl's SerializationError, which Parsl's users expect."""
 
     def __init__(self, message: str) -> None:
         NotSerializable.__init__(self, message)
 
     def __str__(self) -> str:
         return str(self.args[0])
-
-
-class Function:
-    """A serialised function.
-
-    Attributes
-    ----------
-    function_id : int
-        Names it to the workers; never reused.
-    payload : bytes
-    name : str
-    """
-
-    __slots__ = ("__weakref__", "function_id", "name", "payload")
-
-    def __init__(self, function_id: int, payload: bytes, name: str) -> None:
-        self.function_id = function_id
-        self.payload = payload
-        self.name = name
 
 
 def unwrap(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -62,7 +44,7 @@ def unwrap(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class FunctionTable:
-    """Serialises each function once, for as long as it lives.
+    """Serializes each function once, for as long as it lives.
 
     As Parsl's own serializer does, it takes a function for immutable.
 
@@ -81,7 +63,7 @@ class FunctionTable:
         self._known: dict[int, tuple[weakref.ref[Any], Function]] = {}
 
     def get(self, function: Callable[..., Any]) -> Function:
-        """Return a function, serialised; `function` is what Parsl hands to an executor.
+        """Return a function, serialized; `function` is what Parsl hands to an executor.
 
         Raises
         ------
@@ -92,7 +74,7 @@ class FunctionTable:
         known = self._known.get(key)
         if known is not None and known[0]() is function:
             return known[1]
-        made = self._serialise(self._carried(function))
+        made = self._serialize(self._carried(function))
         try:
             reference = weakref.ref(function, _forgetter(self._known, key))
         except TypeError:
@@ -101,7 +83,7 @@ class FunctionTable:
             self._known[key] = (reference, made)
         return made
 
-    def _serialise(self, function: Callable[..., Any]) -> Function:
+    def _serialize(self, function: Callable[..., Any]) -> Function:
         name = getattr(function, "__name__", None) or repr(function)
         try:
             if _users_own(facade.methods_for_code, DillCallableSerializer):
@@ -110,10 +92,10 @@ class FunctionTable:
                 payload = serialize.dumps(function)
         except Exception as error:
             raise CallNotSerializable(
-                f"the function {name} cannot be serialised ({type(error).__name__}: {error}); "
+                f"the function {name} cannot be serialized ({type(error).__name__}: {error}); "
                 "let it import and open inside its body what cannot travel"
             ) from error
-        return Function(next(self._ids), payload, name)
+        return Function(next(self._ids), name, payload)
 
 
 def _forgetter(known: dict[int, Any], key: int) -> Callable[[object], None]:
@@ -124,8 +106,8 @@ def _forgetter(known: dict[int, Any], key: int) -> Callable[[object], None]:
     return forget
 
 
-def serialise_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
-    """Serialise a call's arguments; `name` is for the error.
+def serialize_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    """Serialize a call's arguments; `name` is for the error.
 
     Raises
     ------
@@ -139,9 +121,9 @@ def serialise_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
             return serialize.FACADE + len(positional).to_bytes(8, "little") + positional + named
         return serialize.dumps((args, kwargs))
     except Exception as error:
-        culprits = ", ".join(_unserialisable(args, kwargs)) or "arguments"
+        culprits = ", ".join(_unserializable(args, kwargs)) or "arguments"
         raise CallNotSerializable(
-            f"the call of {name} cannot be serialised: {culprits} ({type(error).__name__}: {error}); "
+            f"the call of {name} cannot be serialized: {culprits} ({type(error).__name__}: {error}); "
             "pass plain data, or a path"
         ) from error
 
@@ -154,7 +136,7 @@ def _users_own(methods: Mapping[bytes, Any], default: type) -> bool:
     return type(next(iter(methods.values()))) is not default or len(methods) > 1
 
 
-def _unserialisable(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+def _unserializable(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
     named = [(f"argument {index}", value) for index, value in enumerate(args, 1)]
     named += [(f"argument {key!r}", value) for key, value in kwargs.items()]
     culprits = []

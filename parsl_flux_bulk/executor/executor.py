@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import site
@@ -23,8 +24,8 @@ from parsl.utils import RepresentationMixin
 
 from parsl_flux_bulk.blocks.manager import Blocks
 from parsl_flux_bulk.errors import ExecutorClosed
-from parsl_flux_bulk.executor.bash_apps import light, recognize, render
-from parsl_flux_bulk.executor.calls import FunctionTable, serialise_call
+from parsl_flux_bulk.executor.bash_apps import recognize, render, without_parsl
+from parsl_flux_bulk.executor.calls import FunctionTable, serialize_call
 from parsl_flux_bulk.executor.job_factory import WorkerSettings
 from parsl_flux_bulk.executor.runtime import TaskFuture, TaskRuntime
 from parsl_flux_bulk.executor.scaling import BlockScaling
@@ -35,7 +36,7 @@ from parsl_flux_bulk.jobspec.job_environment import base_environment, soft_limit
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.pipeline.pipeline import Pipeline
 from parsl_flux_bulk.scheduler.model import TaskJob, WorkerJob
-from parsl_flux_bulk.scheduler.task import Task, TaskFunction
+from parsl_flux_bulk.scheduler.task import CallTask, Command, CommandTask, Function
 
 if TYPE_CHECKING:
     from parsl_flux_bulk.executor.runtime import StatusReport
@@ -160,7 +161,7 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
         self.address = address
         self.node_init = node_init
         self._lock = threading.Lock()
-        self._functions = FunctionTable(light) if bash_apps == "native" else FunctionTable()
+        self._functions = FunctionTable(without_parsl) if bash_apps == "native" else FunctionTable()
         self._cwd = ""
         self._last_task_id = 0
         self._pipeline: Pipeline[WorkerJob | TaskJob] | None = None
@@ -251,7 +252,7 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
             if app is not None:
                 return self._submit_bare(app, resources, args, kwargs)
         function = self._functions.get(func)
-        call = serialise_call(function.name, args, kwargs)
+        call = serialize_call(function.name, args, kwargs)
         return self._enqueue(resources, function, call)
 
     def _submit_bare(
@@ -265,18 +266,20 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
             future: Future[Any] = Future()
             future.set_exception(error)
             return future
-        return self._enqueue(resources, command, b"", bare=True)
+        return self._enqueue(resources, command)
 
-    def _enqueue(
-        self, resources: Resources, function: TaskFunction, call: bytes, *, bare: bool = False
-    ) -> Future[Any]:
+    def _enqueue(self, resources: Resources, run: Function | Command, call: bytes = b"") -> Future[Any]:
         # What takes long is done: only check, enqueue and wake happen under the lock.
         with self._lock:
             runtime = self._running_agent()
             self._last_task_id += 1
-            future = TaskFuture(runtime, self._last_task_id)
-            task = Task(self._last_task_id, resources, function, call, future, bare=bare)
-            future.bind(task)
+            new_future = functools.partial(TaskFuture, runtime)
+            task: CallTask | CommandTask
+            if isinstance(run, Command):
+                task = CommandTask(self._last_task_id, resources, new_future, run)
+            else:
+                task = CallTask(self._last_task_id, resources, new_future, run, call)
+            future = task.future
             runtime.put(task)
         return future
 

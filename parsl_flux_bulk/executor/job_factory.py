@@ -6,17 +6,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from parsl_flux_bulk import jobspec
 from parsl_flux_bulk.instances.base import JobRequest, JobResult
 from parsl_flux_bulk.jobspec.resources import Resources
-from parsl_flux_bulk.pipeline.submitter import refused
+from parsl_flux_bulk.pipeline.job_errors import refused
 from parsl_flux_bulk.protocol import variables
 from parsl_flux_bulk.scheduler.model import WorkerJob
+from parsl_flux_bulk.scheduler.task import CommandTask
 
 if TYPE_CHECKING:
-    from parsl_flux_bulk.executor.bash_apps import BashCommand
     from parsl_flux_bulk.scheduler.model import TaskJob
 
 STDERR_TAIL_BYTES = 4096
@@ -92,13 +92,11 @@ class JobFactory:
             own = self._python_environment(job, resources, "manager")
             return self._request(job, resources, self._python, own, self._settings.label, per_node=True)
         task = job.task
-        name = getattr(task.function, "name", self._settings.label)
-        if task.bare:
-            command = cast("BashCommand", task.function).command
+        if isinstance(task, CommandTask):
             # Not for the command: by the channel's address the guard of an instance knows our jobs.
-            return self._request(job, task.resources, command, self._channel, name)
+            return self._request(job, task.resources, task.command.arguments, self._channel, task.name)
         own = self._python_environment(job, task.resources, "task")
-        return self._request(job, task.resources, self._python, own, name)
+        return self._request(job, task.resources, self._python, own, task.name)
 
     def _python_environment(
         self, job: WorkerJob | TaskJob, resources: Resources, mode: str
@@ -147,9 +145,9 @@ class JobFactory:
         kind = "workers" if isinstance(job, WorkerJob) else "task"
         base = os.path.join(self._settings.output, f"{kind}-{job.token}")
         stdout, stderr = f"{base}.out", f"{base}.err"
-        if isinstance(job, WorkerJob) or not job.task.bare:
+        if isinstance(job, WorkerJob) or not isinstance(job.task, CommandTask):
             return stdout, stderr
-        command = cast("BashCommand", job.task.function)
+        command = job.task.command
         return command.stdout or stdout, command.stderr or stderr
 
     def collect_output(self, job: WorkerJob | TaskJob, *, failed: bool) -> str:

@@ -11,18 +11,19 @@ import copy
 import logging
 import os
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost
+from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost, add_note
+from parsl_flux_bulk.executor.bash_apps import outcome
 from parsl_flux_bulk.executor.job_factory import JobFactory, WorkerSettings
-from parsl_flux_bulk.executor.task_errors import error_of_loss
+from parsl_flux_bulk.executor.task_errors import task_error
 from parsl_flux_bulk.instances.base import Capacity, ChannelAddress, JobId, JobResult, PeerId
 from parsl_flux_bulk.protocol import frames, serialize
-from parsl_flux_bulk.protocol.notes import add_note
 from parsl_flux_bulk.scheduler.messages import (
     AssignTasks,
     CancelJob,
@@ -40,11 +41,9 @@ from parsl_flux_bulk.scheduler.messages import (
     WorkerDied,
 )
 from parsl_flux_bulk.scheduler.state_machine import Scheduler
-from parsl_flux_bulk.scheduler.task import CANCELED, BareJobEnded, Loss, RankFailed, Task
+from parsl_flux_bulk.scheduler.task import Canceled, CommandEnded, Outcome, RankFailed, Task
 
 if TYPE_CHECKING:
-    from parsl_flux_bulk.executor.bash_apps import BashCommand
-    from parsl_flux_bulk.executor.calls import Function
     from parsl_flux_bulk.pipeline.pipeline import Pipeline
     from parsl_flux_bulk.scheduler.model import TaskJob, WorkerJob
     from parsl_flux_bulk.scheduler.state_machine import Status
@@ -78,11 +77,12 @@ class TaskFuture(Future[Any]):
         As Parsl logs it beside its own task id.
     """
 
-    def __init__(self, runtime: TaskRuntime, task_id: int) -> None:
+    def __init__(self, runtime: TaskRuntime, task: Task) -> None:
         super().__init__()
-        self.parsl_executor_task_id = task_id
-        self._runtime: TaskRuntime | None = runtime
-        self._task: Task | None = None
+        self.parsl_executor_task_id = task.task_id
+        # Weak, so that a future that the user keeps does not keep the arguments of its call.
+        self._task = weakref.ref(task)
+        self._runtime = weakref.ref(runtime)
 
     def cancel(self) -> bool:
         """Cancel: a task that waits is dropped, one that runs is ended with its process or job.
@@ -98,18 +98,10 @@ class TaskFuture(Future[Any]):
             return False
         # Tells those who wait for several futures at once.
         self.set_running_or_notify_cancel()
-        runtime, task = self._runtime, self._task
+        runtime, task = self._runtime(), self._task()
         if runtime is not None and task is not None:
             runtime.cancel(task)
         return True
-
-    def bind(self, task: Task) -> None:
-        """Say which task this is the future of."""
-        self._task = task
-
-    def release(self) -> None:
-        """Let go of the task, which lets go of its arguments."""
-        self._runtime = self._task = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,28 +338,27 @@ class TaskRuntime:
         result, error = self._read(task, outcome)
         _set(task.future, result, error)
 
-    def _read(self, task: Task, outcome: Any) -> tuple[Any, BaseException | None]:
-        if type(outcome) is bytes:
-            return serialize.read_outcome(outcome)
+    def _read(self, task: Task, end: Outcome) -> tuple[Any, BaseException | None]:
+        if isinstance(end, bytes):
+            return serialize.read_outcome(end)
         if self._error is not None:
             return None, self._error
-        if outcome is CANCELED:
+        if isinstance(end, Canceled):
             return None, ExecutorClosed("the task was cancelled")
-        if isinstance(outcome, RankFailed):
-            _, error = serialize.read_outcome(outcome.body)
-            return None, _on_rank(error, outcome.rank)
-        if isinstance(outcome, Loss):
-            return None, error_of_loss(task, outcome, self._settings.output)
-        assert isinstance(outcome, BareJobEnded)
-        return self._read_bare(task, outcome)
+        if isinstance(end, RankFailed):
+            _, error = serialize.read_outcome(end.body)
+            return None, _on_rank(error, end.rank)
+        if isinstance(end, CommandEnded):
+            return self._read_command(end)
+        return None, task_error(task, end, self._settings.output)
 
-    def _read_bare(self, task: Task, ended: BareJobEnded) -> tuple[Any, BaseException | None]:
+    def _read_command(self, ended: CommandEnded) -> tuple[Any, BaseException | None]:
         assert self._builder is not None
         job = ended.job
         paths = zip(("stdout", "stderr"), self._builder.output_paths(job), strict=True)
         places = [f"{which} in {path}" for which, path in paths if "{{" in path or os.path.exists(path)]
         try:
-            return cast("BashCommand", task.function).outcome(ended.result, job.name, places)
+            return outcome(ended.command, ended.result, job.name, places)
         except Exception as error:  # from a File of the user's own making, say
             return None, error
 
@@ -400,10 +391,7 @@ def _frames(instruction: AssignTasks | RecallTasks | KillWorker | StopPeer) -> l
     if isinstance(instruction, AssignTasks):
         slot = instruction.slot
         parts = [frames.encode(frames.FORGET, 0, function_id) for function_id in instruction.forget]
-        parts += [
-            frames.encode(frames.FUNCTION, 0, f.function_id, cast("Function", f).payload)
-            for f in instruction.functions
-        ]
+        parts += [frames.encode(frames.FUNCTION, 0, f.function_id, f.payload) for f in instruction.functions]
         parts += [
             frames.encode_task(slot, t.task_id, t.function.function_id, t.call) for t in instruction.tasks
         ]
@@ -415,9 +403,7 @@ def _frames(instruction: AssignTasks | RecallTasks | KillWorker | StopPeer) -> l
     return [frames.encode(frames.RETIRE)]
 
 
-def _set(future: Future[Any] | None, result: Any, error: BaseException | None) -> None:
-    assert isinstance(future, TaskFuture)
-    future.release()
+def _set(future: Future[Any], result: Any, error: BaseException | None) -> None:
     try:
         if error is None:
             future.set_result(result)

@@ -1,57 +1,46 @@
-"""FairShare a loss, a task that ended without an outcome, into the error that its future ends with."""
+"""Translate a loss, the end of a task without an outcome, into the exception of its future."""
 
 from __future__ import annotations
 
-import textwrap
-
 from parsl_flux_bulk.errors import BlockLost, FluxBulkError, TaskCrashed, WorkerLost
-from parsl_flux_bulk.instances.base import EndCause, JobStatus
-from parsl_flux_bulk.pipeline.job_errors import describe, error_of, signal_name
+from parsl_flux_bulk.instances.base import EndCause, JobResult, JobStatus
+from parsl_flux_bulk.pipeline.job_errors import describe, job_error, signal_name, with_stderr
 from parsl_flux_bulk.scheduler.task import Loss, LossReason, Task
 
-_JOBS_OWN = {LossReason.JOB_ENDED, LossReason.REFUSED, LossReason.NO_WORKER}
 
-
-def error_of_loss(task: Task, loss: Loss, output: str) -> FluxBulkError:
-    """Say what happened, to which job, where, how it ended, and where its output is.
+def task_error(task: Task, loss: Loss, output: str) -> FluxBulkError:
+    """Return an error that names the task, its job and host, how they ended, and where the output is.
 
     Parameters
     ----------
     output : str
         Directory of the jobs' output.
     """
-    name = getattr(task.function, "name", "task")
-    what = f"{name} (task {task.task_id})"
+    what = f"{task.name} (task {task.task_id})"
     job = loss.job.name if loss.job is not None else ""
-    if loss.result is not None and loss.reason in _JOBS_OWN:
-        crashed = (
-            loss.result.started
-            and loss.result.cause is EndCause.EXITED
-            and loss.result.status is JobStatus.FAILED
-        )
-        if not crashed and loss.result.cause is not EndCause.BLOCK_LOST:
-            error = error_of(loss.result, f"{what}, job {job}" if job else what)
-            if error is not None:
-                return error
-    ending = _ending(loss)
-    parts = [f"{what}: {loss.reason.value}"]
-    if ending:
-        parts.append(ending)
-    if loss.rank is not None:
-        parts.append(f"rank {loss.rank}")
-    if job:
-        parts.append(f"job {job}")
-    if loss.host:
-        parts.append(f"host {loss.host}")
+    result = loss.result
+    if result is not None and _explains(result, loss.reason):
+        return job_error(result, f"{what}, job {job}" if job else what)
+    parts = [f"{what}: {loss.reason.value}", _ending(loss)]
+    parts.append(f"rank {loss.rank}" if loss.rank is not None else "")
+    parts.append(f"job {job}" if job else "")
+    parts.append(f"host {loss.host}" if loss.host else "")
     parts.append(f"output in {output}")
-    message = ", ".join(parts)
-    stderr = loss.stderr or (loss.result.stderr if loss.result else "")
-    if stderr:
-        message += "\nits standard error ended with:\n" + textwrap.indent(stderr.rstrip("\n"), "    ")
-    exit_code, signal = loss.exit_code, loss.signal
-    if exit_code is None and signal is None and loss.result is not None:
-        exit_code, signal = loss.result.exit_code, loss.result.signal
+    exit_code, signal, stderr = loss.exit_code, loss.signal, loss.stderr
+    if result is not None:
+        stderr = stderr or result.stderr
+        if exit_code is None and signal is None:
+            exit_code, signal = result.exit_code, result.signal
+    message = with_stderr(", ".join(filter(None, parts)), stderr)
     return _kind(loss)(message, job=job, host=loss.host, exit_code=exit_code, signal=signal, stderr=stderr)
+
+
+def _explains(result: JobResult, reason: LossReason) -> bool:
+    """Whether the end of the job is the error of the task, rather than the end of the task's process."""
+    if result.ok or reason not in (LossReason.JOB_ENDED, LossReason.REFUSED, LossReason.NO_WORKER):
+        return False
+    crashed = result.started and result.cause is EndCause.EXITED and result.status is JobStatus.FAILED
+    return not crashed and result.cause is not EndCause.BLOCK_LOST
 
 
 def _kind(loss: Loss) -> type[TaskCrashed]:

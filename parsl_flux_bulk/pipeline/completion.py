@@ -28,7 +28,7 @@ from parsl_flux_bulk.instances.base import (
     Refusal,
 )
 from parsl_flux_bulk.pipeline.job import JobState, JobT
-from parsl_flux_bulk.pipeline.submitter import canceled, refused
+from parsl_flux_bulk.pipeline.job_errors import canceled, refused
 
 logger = logging.getLogger(__name__)
 

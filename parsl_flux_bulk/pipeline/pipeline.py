@@ -25,7 +25,8 @@ from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost
 from parsl_flux_bulk.instances.base import EndCause, Instance, JobRequest, JobResult, JobStatus
 from parsl_flux_bulk.pipeline.completion import CompletionLoop, Runtime, tell
 from parsl_flux_bulk.pipeline.job import JobOwner, JobState, JobT
-from parsl_flux_bulk.pipeline.submitter import Submitter, canceled
+from parsl_flux_bulk.pipeline.job_errors import canceled
+from parsl_flux_bulk.pipeline.submitter import Submitter
 
 logger = logging.getLogger(__name__)
 

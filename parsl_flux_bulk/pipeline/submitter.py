@@ -17,11 +17,8 @@ from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost
 from parsl_flux_bulk.instances.base import (
     Capacity,
     Connection,
-    EndCause,
     JobId,
     JobRequest,
-    JobResult,
-    JobStatus,
     Refusal,
 )
 from parsl_flux_bulk.pipeline.job import JobT
@@ -208,13 +205,3 @@ class Submitter(Generic[JobT]):
                 by_reason.setdefault(reason, []).append(job.job_id)
         for reason, job_ids in by_reason.items():
             connection.cancel(job_ids, reason)
-
-
-def canceled(reason: str) -> JobResult:
-    """The result of a job that was cancelled before the instance had it."""
-    return JobResult(JobStatus.CANCELED, exception=EndCause.CANCELED.value, note=reason, started=False)
-
-
-def refused(reason: str) -> JobResult:
-    """The result of a job that the instance did not accept."""
-    return JobResult(JobStatus.FAILED, exception=EndCause.REFUSED.value, note=reason, started=False)

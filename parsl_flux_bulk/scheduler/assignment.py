@@ -13,7 +13,7 @@ from parsl_flux_bulk.scheduler.lifecycle import Lifecycle
 from parsl_flux_bulk.scheduler.messages import AssignTasks, Instruction, KillWorker, RecallTasks
 from parsl_flux_bulk.scheduler.model import Peer, Worker, WorkerGroup
 from parsl_flux_bulk.scheduler.service_time import BYTES_LIMIT, TARGET
-from parsl_flux_bulk.scheduler.task import Task, TaskFunction, TaskState
+from parsl_flux_bulk.scheduler.task import CallTask, Function, Task, TaskState
 from parsl_flux_bulk.scheduler.timers import Timers
 
 STALL = 0.1
@@ -150,8 +150,8 @@ class Assigner:
         expected = group.service_time.expected
         budget = TARGET - _load(worker)
         size, known = worker.size, worker.peer.functions
-        tasks: list[Task] = []
-        functions: list[TaskFunction] = []
+        tasks: list[CallTask] = []
+        functions: list[Function] = []
         last, cost = -1, 0.0
         while limit > 0 and group.waiting:
             if queue and (budget <= 0.0 or (size >= BYTES_LIMIT and len(queue) > 1)):
@@ -238,7 +238,7 @@ def _load(worker: Worker) -> float:
     return sum(service_time.expected(task.function.function_id) for task in queue)
 
 
-def _functions_for(peer: Peer, functions: list[TaskFunction]) -> tuple[list[TaskFunction], list[int]]:
+def _functions_for(peer: Peer, functions: list[Function]) -> tuple[list[Function], list[int]]:
     """Note that a peer gets functions it has not; return them, and the ids of those it can forget."""
     known = peer.functions
     forget: list[int] = []

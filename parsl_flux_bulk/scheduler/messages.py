@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from parsl_flux_bulk.instances.base import Capacity, JobResult, PeerId
 from parsl_flux_bulk.scheduler.model import TaskJob, WorkerJob
-from parsl_flux_bulk.scheduler.task import Outcome, Task, TaskFunction
+from parsl_flux_bulk.scheduler.task import CallTask, Function, Outcome, Task
 
 # -- events ----------------------------------------------------------------------------------------
 
@@ -141,9 +141,9 @@ class AssignTasks:
     ----------
     peer : PeerId
     slot : int
-    tasks : list of Task
+    tasks : list of CallTask
         In the order in which they are to run.
-    functions : sequence of TaskFunction
+    functions : sequence of Function
         To be sent before the tasks: the peer does not have them, or was told to forget them.
     forget : sequence of int
         Ids of functions that the peer must forget, before anything else is sent.
@@ -151,8 +151,8 @@ class AssignTasks:
 
     peer: PeerId
     slot: int
-    tasks: list[Task]
-    functions: Sequence[TaskFunction]
+    tasks: list[CallTask]
+    functions: Sequence[Function]
     forget: Sequence[int] = ()
 
 

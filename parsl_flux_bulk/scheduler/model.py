@@ -12,7 +12,7 @@ from parsl_flux_bulk.jobspec.resources import Shape
 from parsl_flux_bulk.pipeline.job import Job
 from parsl_flux_bulk.scheduler.capacity import Allocation
 from parsl_flux_bulk.scheduler.service_time import ServiceTime
-from parsl_flux_bulk.scheduler.task import Loss, Task
+from parsl_flux_bulk.scheduler.task import CallTask, Loss, Task
 from parsl_flux_bulk.scheduler.task_queue import TaskQueue
 from parsl_flux_bulk.scheduler.timers import Timer
 
@@ -224,7 +224,7 @@ class Worker:
 
     Attributes
     ----------
-    queue : deque of Task
+    queue : deque of CallTask
         Given and unanswered, in order: the first may be running, and, for all we know, the others.
     size : int
         Bytes of their calls.
@@ -272,7 +272,7 @@ class Worker:
         self.job = job
         self.group = job.group
         self.slot = slot
-        self.queue: deque[Task] = deque()
+        self.queue: deque[CallTask] = deque()
         self.size = 0
         self.mark = 0.0
         self.ended = 0
@@ -285,7 +285,7 @@ class Worker:
         self.cancels = 0
         self.killing = 0
 
-    def remove(self, task_id: int) -> Task | None:
+    def remove(self, task_id: int) -> CallTask | None:
         """Take a task out of the queue, wherever in it; None if it is not there."""
         for task in self.queue:
             if task.task_id == task_id:

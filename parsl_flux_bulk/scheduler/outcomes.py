@@ -17,7 +17,8 @@ from parsl_flux_bulk.scheduler.messages import Instruction, ResolveTask
 from parsl_flux_bulk.scheduler.model import Peer, TaskJob, WorkerGroup, WorkerJob
 from parsl_flux_bulk.scheduler.task import (
     CANCELED,
-    BareJobEnded,
+    CommandEnded,
+    CommandTask,
     Loss,
     LossReason,
     Outcome,
@@ -77,7 +78,7 @@ class Outcomes:
     def _is_good(self, outcome: Outcome) -> bool:
         if isinstance(outcome, bytes):
             return not self._is_failure(outcome)
-        return isinstance(outcome, BareJobEnded) and outcome.result.ok
+        return isinstance(outcome, CommandEnded) and outcome.result.ok
 
     # -- task jobs ---------------------------------------------------------------------------------
 
@@ -137,8 +138,8 @@ class Outcomes:
             self._lifecycle.hold_again(task)
         elif result.cause is EndCause.NO_BLOCK:
             self.parked[job] = None
-        elif task.bare:
-            self.resolve(task, BareJobEnded(job, result))
+        elif isinstance(task, CommandTask):
+            self.resolve(task, CommandEnded(task.command, job, result))
         else:
             lost = [peer for peer in job.peers.values() if not peer.finished]
             host = lost[0].host if lost else job.host
@@ -237,7 +238,7 @@ def _refused(result: JobResult) -> bool:
 
 def _not_begun(job: TaskJob, result: JobResult) -> bool:
     # A bare job says nothing when it begins.
-    return not result.started or not (job.peers or job.task.bare)
+    return not result.started or not (job.peers or isinstance(job.task, CommandTask))
 
 
 def _loss(reason: LossReason, job: WorkerJob | TaskJob, *, host: str = "", rank: int | None = None) -> Loss:

@@ -48,6 +48,7 @@ from parsl_flux_bulk.scheduler.model import NO_LIMIT, Peer, TaskJob, Worker, Wor
 from parsl_flux_bulk.scheduler.outcomes import Outcomes
 from parsl_flux_bulk.scheduler.task import (
     CANCELED,
+    CommandTask,
     Loss,
     LossReason,
     Task,
@@ -180,7 +181,7 @@ class Scheduler:
             shape = task.resources.shape
             if self._closed:
                 self._outcomes.resolve(task, Loss(LossReason.SHUT_DOWN))
-            elif shape is None or task.bare or self._all_alone:
+            elif isinstance(task, CommandTask) or shape is None or self._all_alone:
                 lifecycle.hold(task)
             else:
                 group = lifecycle.groups.get(shape)
@@ -262,11 +263,12 @@ class Scheduler:
         job.peers[rank] = peer
         if job.began is None:
             job.began = self._timers.now
-        if job.task.state == TaskState.DONE:
+        task = job.task
+        if isinstance(task, CommandTask) or task.state == TaskState.DONE:
             self._out.append(StopPeer(peer_id))
         else:
-            job.task.state = TaskState.ASSIGNED
-            self._out.append(AssignTasks(peer_id, 0, [job.task], [job.task.function]))
+            task.state = TaskState.ASSIGNED
+            self._out.append(AssignTasks(peer_id, 0, [task], [task.function]))
 
     def _task_outcome(self, event: TaskOutcome) -> None:
         task_id, body = event.task_id, event.body

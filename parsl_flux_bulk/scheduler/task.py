@@ -1,14 +1,15 @@
-"""Records of a task and of how it ended; no behaviour belongs here.
+"""Records of a task and of how it ended; no behavior belongs here.
 
-A :class:`Task` is made by the executor, moved about by the scheduler, and ended once, with one of
-the outcomes below.
+A task is a call (`CallTask`) or a command (`CommandTask`). The executor creates it, the scheduler moves it,
+and it ends once, with one of the outcomes below.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from parsl_flux_bulk.instances.base import JobResult
 
@@ -18,12 +19,52 @@ if TYPE_CHECKING:
     from parsl_flux_bulk.jobspec.resources import Resources
 
 
-class TaskFunction(Protocol):
-    """A serialised function, as far as the scheduler knows it."""
+class Function:
+    """A serialized function.
 
-    @property
-    def function_id(self) -> int:
-        """Names it to the workers."""
+    Attributes
+    ----------
+    function_id : int
+        Identifies the function to the workers; positive, never reused.
+    name : str
+    payload : bytes
+    """
+
+    __slots__ = ("function_id", "name", "payload")
+
+    def __init__(self, function_id: int, name: str, payload: bytes) -> None:
+        self.function_id = function_id
+        self.name = name
+        self.payload = payload
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A rendered bash app, to be the command of a job.
+
+    Attributes
+    ----------
+    name : str
+        Name of the app.
+    arguments : tuple of str
+        What each process of the job executes.
+    directory : str
+        Working directory; may be a mustache template that Flux fills in.
+    stdout, stderr : str or None
+        Absolute paths, or mustache templates; None for a file in the executor's output directory.
+    outputs : sequence of parsl.File
+        Files that must exist when the job has ended.
+    walltime : float or None
+        Seconds, as the user wrote them; None if no walltime of the app ends the job.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    directory: str
+    stdout: str | None = None
+    stderr: str | None = None
+    outputs: Sequence[Any] = ()
+    walltime: float | None = None
 
 
 class TaskState(enum.IntEnum):
@@ -37,63 +78,92 @@ class TaskState(enum.IntEnum):
     """Ended, with an outcome."""
 
 
-class Task:
-    """One app invocation.
+class _Task:
+    __slots__ = ("__weakref__", "canceled", "future", "place", "resources", "state", "task_id")
+
+    def __init__(self, task_id: int, resources: Resources, new_future: Callable[[Any], Future[Any]]) -> None:
+        self.task_id = task_id
+        self.resources = resources
+        self.state: int = TaskState.PENDING
+        self.place: Any = None
+        self.canceled = False
+        self.future = new_future(self)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.task_id} {TaskState(self.state).name.lower()}>"
+
+
+class CallTask(_Task):
+    """One invocation of a function, run by a worker or by the ranks of a task job.
+
+    Parameters
+    ----------
+    new_future : callable
+        Returns the future of this task, which is passed to it.
 
     Attributes
     ----------
     task_id : int
         Positive, larger than that of every task before it.
     resources : Resources
-    function : TaskFunction
-    call : bytes
-        The serialised arguments.
     future : Future
-        The scheduler never touches it.
-    bare : bool
-        The call is the command of its job: no process of ours runs it, the job's end is its outcome.
+        Never touched by the scheduler.
+    function : Function
+    call : bytes
+        The serialized arguments.
     state : TaskState
     place : Worker, TaskJob or None
-        Who has it, while it is GIVEN; a task job has it from the start.
+        The holder of the task while it is ASSIGNED. A task job holds its task from the start.
     canceled : bool
-        Somebody wants it to end without a result.
+        The task is to end without a result.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "bare",
-        "call",
-        "canceled",
-        "function",
-        "future",
-        "place",
-        "resources",
-        "state",
-        "task_id",
-    )
+    __slots__ = ("call", "function")
 
     def __init__(
         self,
         task_id: int,
         resources: Resources,
-        function: TaskFunction,
+        new_future: Callable[[CallTask], Future[Any]],
+        function: Function,
         call: bytes,
-        future: Future[Any] | None,
-        *,
-        bare: bool = False,
     ) -> None:
-        self.task_id = task_id
-        self.resources = resources
+        super().__init__(task_id, resources, new_future)
         self.function = function
         self.call = call
-        self.future = future
-        self.bare = bare
-        self.state: int = TaskState.PENDING
-        self.place: Any = None
-        self.canceled = False
 
-    def __repr__(self) -> str:
-        return f"<Task {self.task_id} {TaskState(self.state).name.lower()}>"
+    @property
+    def name(self) -> str:
+        """Name of the function."""
+        return self.function.name
+
+
+class CommandTask(_Task):
+    """One invocation of a bash app whose command is the command of the task's job.
+
+    The end of the job is the outcome of the task. Attributes are those of `CallTask`, with `command` in
+    place of `function` and `call`.
+    """
+
+    __slots__ = ("command",)
+
+    def __init__(
+        self,
+        task_id: int,
+        resources: Resources,
+        new_future: Callable[[CommandTask], Future[Any]],
+        command: Command,
+    ) -> None:
+        super().__init__(task_id, resources, new_future)
+        self.command = command
+
+    @property
+    def name(self) -> str:
+        """Name of the bash app."""
+        return self.command.name
+
+
+Task: TypeAlias = CallTask | CommandTask
 
 
 class LossReason(enum.Enum):
@@ -141,16 +211,17 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class RankFailed:
-    """One rank of a task job failed: its serialised outcome, which tells how."""
+    """One rank of a task job failed: its serialized outcome, which tells how."""
 
     rank: int
     body: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class BareJobEnded:
-    """How the job of a bare task ended, well or not."""
+class CommandEnded:
+    """How the job of a `CommandTask` ended, successfully or not."""
 
+    command: Command
     job: Any
     result: JobResult
 
@@ -166,5 +237,5 @@ class Canceled:
 
 CANCELED = Canceled()
 
-Outcome: TypeAlias = bytes | RankFailed | BareJobEnded | Loss | Canceled
-"""What a task ends with; bytes are what the task itself returned or raised, serialised."""
+Outcome: TypeAlias = bytes | RankFailed | CommandEnded | Loss | Canceled
+"""What a task ends with; bytes are what the task itself returned or raised, serialized."""

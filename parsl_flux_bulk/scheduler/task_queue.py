@@ -6,7 +6,7 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 
-from parsl_flux_bulk.scheduler.task import Task, TaskState
+from parsl_flux_bulk.scheduler.task import CallTask, TaskState
 
 
 class TaskQueue:
@@ -23,21 +23,21 @@ class TaskQueue:
     __slots__ = ("_new", "_returned", "waiting")
 
     def __init__(self) -> None:
-        self._new: deque[Task] = deque()
-        self._returned: list[tuple[int, Task]] = []
+        self._new: deque[CallTask] = deque()
+        self._returned: list[tuple[int, CallTask]] = []
         self.waiting = 0
 
-    def push(self, task: Task) -> None:
+    def push(self, task: CallTask) -> None:
         """Add a new task behind all others."""
         self._new.append(task)
         self.waiting += 1
 
-    def push_back(self, task: Task) -> None:
+    def push_back(self, task: CallTask) -> None:
         """Add a task that a worker returned: before the new ones."""
         heapq.heappush(self._returned, (task.task_id, task))
         self.waiting += 1
 
-    def pop(self) -> Task:
+    def pop(self) -> CallTask:
         """Remove and return the next task; there must be one."""
         self.waiting -= 1
         pending = TaskState.PENDING
@@ -57,7 +57,7 @@ class TaskQueue:
             self._new.clear()
             self._returned.clear()
 
-    def drain(self) -> Iterator[Task]:
+    def drain(self) -> Iterator[CallTask]:
         """Remove all tasks."""
         while self.waiting:
             yield self.pop()

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 
-from parsl_flux_bulk.protocol.notes import add_note
+from parsl_flux_bulk.errors import add_note
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,9 +34,13 @@ def run(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> int:
     """Run a bash app whose command `function` returns; return 0, or raise what Parsl would."""
     name = name_of(function)
     command = compose(function, args, kwargs)
-    streams = [open_stream(which, kwargs.get(which)) for which in ("stdout", "stderr")]
+    streams: list[IO[str] | None] = []
     try:
-        write_header(streams[1], command)
+        for which in ("stdout", "stderr"):
+            spec = kwargs.get(which)
+            streams.append(None if spec is None else open_stream(which, spec))
+        if streams[1] is not None:
+            write_header(streams[1], command)
         walltime = kwargs.get("walltime")
         try:
             status = _execute(command, streams, walltime)
@@ -107,8 +111,8 @@ def stream_place(which: str, spec: Any) -> tuple[str, str]:
     return path, mode
 
 
-def open_stream(which: str, spec: Any, directory: str = "") -> IO[str] | None:
-    """Open what a ``stdout`` or ``stderr`` argument names, and make its directory; None for None.
+def open_stream(which: str, spec: Any, directory: str = "") -> IO[str]:
+    """Open what a ``stdout`` or ``stderr`` argument names, and make its directory.
 
     Parameters
     ----------
@@ -119,8 +123,6 @@ def open_stream(which: str, spec: Any, directory: str = "") -> IO[str] | None:
     ------
     parsl.app.errors.BadStdStreamFile
     """
-    if spec is None:
-        return None
     path, mode = stream_place(which, spec)
     try:
         full = os.path.join(directory, path)
@@ -133,11 +135,10 @@ def open_stream(which: str, spec: Any, directory: str = "") -> IO[str] | None:
         raise BadStdStreamFile(path) from error
 
 
-def write_header(stderr: IO[str] | None, command: str) -> None:
+def write_header(stderr: IO[str], command: str) -> None:
     """Begin a standard error with the command, as Parsl does."""
-    if stderr is not None:
-        stderr.write(f"--> executable follows <--\n{command}\n--> end executable <--\n")
-        stderr.flush()
+    stderr.write(f"--> executable follows <--\n{command}\n--> end executable <--\n")
+    stderr.flush()
 
 
 def check_outputs(name: str, outputs: Sequence[Any], exists: Callable[[str], bool]) -> None:

@@ -1,4 +1,4 @@
-"""Calls with resources, surroundings and serialisers of their own; and what the executor says of itself."""
+"""Calls with resources, surroundings and serializers of their own; and what the executor says of itself."""
 
 from __future__ import annotations
 

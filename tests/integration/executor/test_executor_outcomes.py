@@ -111,7 +111,7 @@ def test_an_exception_that_cannot_be_read(run: Run) -> None:
 def test_a_result_that_cannot_travel(run: Run) -> None:
     error = run(apps.unpicklable_result).exception(BOUND)
     assert isinstance(error, NotSerializable)
-    assert "the result, of type builtins.generator, cannot be serialised" in str(error)
+    assert "the result, of type builtins.generator, cannot be serialized" in str(error)
 
 
 def test_an_argument_that_cannot_travel(run: Run) -> None:
@@ -122,7 +122,7 @@ def test_an_argument_that_cannot_travel(run: Run) -> None:
     except CallNotSerializable as raised:
         error = raised
     assert isinstance(error, CallNotSerializable)
-    assert "the call of double cannot be serialised: argument 1, of type generator" in str(error)
+    assert "the call of double cannot be serialized: argument 1, of type generator" in str(error)
 
 
 def crash_of(future: Future[Any], executor: FluxBulkExecutor) -> TaskCrashed:

@@ -50,7 +50,7 @@ def test_a_bash_app_is_recognised():
 )
 def test_nothing_else_is(function):
     assert bash_apps.recognize(function) is None
-    assert bash_apps.light(function) is function
+    assert bash_apps.without_parsl(function) is function
 
 
 @pytest.mark.parametrize(

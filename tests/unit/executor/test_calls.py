@@ -17,7 +17,7 @@ from parsl.serialize.base import SerializerBase
 from parsl.serialize.errors import SerializationError
 
 from parsl_flux_bulk.errors import NotSerializable
-from parsl_flux_bulk.executor.calls import CallNotSerializable, FunctionTable, serialise_call, unwrap
+from parsl_flux_bulk.executor.calls import CallNotSerializable, FunctionTable, serialize_call, unwrap
 from parsl_flux_bulk.protocol import serialize
 
 
@@ -47,7 +47,7 @@ def test_another_wrapper_stays() -> None:
     assert serialize.load_function(FunctionTable().get(wrap_error(wrapper)).payload)(1) == -2
 
 
-def test_a_function_is_serialised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_function_is_serialized_once(monkeypatch: pytest.MonkeyPatch) -> None:
     table = FunctionTable()
     first = table.get(plain)
     monkeypatch.setattr(serialize, "dumps", None)  # a second time would fail
@@ -130,7 +130,7 @@ def test_a_function_that_cannot_travel_is_named() -> None:
 
     with pytest.raises(CallNotSerializable) as caught:
         FunctionTable().get(goes_on)
-    assert "the function goes_on cannot be serialised" in str(caught.value)
+    assert "the function goes_on cannot be serialized" in str(caught.value)
     assert "generator" in str(caught.value) and "inside its body" in str(caught.value)
     assert isinstance(caught.value.__cause__, TypeError)
 
@@ -139,22 +139,22 @@ def test_a_function_that_cannot_travel_is_named() -> None:
 
 
 def test_a_call_comes_back_as_it_went() -> None:
-    call = serialise_call("f", (1, [2]), {"x": {3: "4"}})
+    call = serialize_call("f", (1, [2]), {"x": {3: "4"}})
     assert serialize.load_call(call) == ((1, [2]), {"x": {3: "4"}})
 
 
 def test_arguments_that_cannot_travel_are_named() -> None:
     with pytest.raises(CallNotSerializable) as caught:
-        serialise_call("simulate", (1, generator(), 3), {"log": generator(), "steps": 5})
+        serialize_call("simulate", (1, generator(), 3), {"log": generator(), "steps": 5})
     text = str(caught.value)
-    assert text.startswith("the call of simulate cannot be serialised: argument 2, of type generator, ")
+    assert text.startswith("the call of simulate cannot be serialized: argument 2, of type generator, ")
     assert "argument 'log', of type generator" in text
     assert "argument 1," not in text and "'steps'" not in text
     assert "pass plain data, or a path" in text
 
 
 def test_the_error_is_ours_and_parsls() -> None:
-    error = CallNotSerializable("the call of f cannot be serialised")
+    error = CallNotSerializable("the call of f cannot be serialized")
     assert isinstance(error, NotSerializable) and isinstance(error, SerializationError)
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is CallNotSerializable and str(again) == str(error)
@@ -197,7 +197,7 @@ def shouting(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("shouting")
 def test_a_users_serializer_is_honoured() -> None:
     function = FunctionTable().get(wrap_error(plain))
-    call = serialise_call("plain", ("abc",), {"key": 1})
+    call = serialize_call("plain", ("abc",), {"key": 1})
     assert function.payload[:1] == serialize.FACADE and b"PLAIN" in function.payload
     assert call[:1] == serialize.FACADE and b"'ABC'" in call and b"'KEY'" in call
     assert serialize.load_function(function.payload) is plain
@@ -207,4 +207,4 @@ def test_a_users_serializer_is_honoured() -> None:
 def test_without_one_parsls_facade_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(facade, "serialize", None)  # a call would fail
     assert FunctionTable().get(plain).payload[:1] == serialize.PICKLE
-    assert serialise_call("plain", (1,), {})[:1] == serialize.PICKLE
+    assert serialize_call("plain", (1,), {})[:1] == serialize.PICKLE

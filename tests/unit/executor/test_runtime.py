@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections import deque
@@ -9,12 +10,12 @@ from collections import deque
 import pytest
 
 from parsl_flux_bulk.errors import ExecutorClosed
-from parsl_flux_bulk.executor.calls import FunctionTable, serialise_call
+from parsl_flux_bulk.executor.calls import FunctionTable, serialize_call
 from parsl_flux_bulk.executor.job_factory import WorkerSettings
 from parsl_flux_bulk.executor.runtime import GATHER_BELOW, GATHER_TIME, TaskFuture, TaskRuntime
 from parsl_flux_bulk.instances.base import Capacity, ChannelAddress
 from parsl_flux_bulk.jobspec.resources import Resources
-from parsl_flux_bulk.scheduler.task import Task
+from parsl_flux_bulk.scheduler.task import CallTask
 
 
 class SilentPipeline:
@@ -49,12 +50,10 @@ def runtime(tmp_path):
 
 def make_task(runtime, ids=itertools.count(1)):  # noqa: B008
     task_id = next(ids)
-    future = TaskFuture(runtime, task_id)
     function = FunctionTable().get(len)
-    call = serialise_call("len", ("abc",), {})
-    task = Task(task_id, Resources.from_specification({}), function, call, future)
-    future.bind(task)
-    return task
+    call = serialize_call("len", ("abc",), {})
+    new_future = functools.partial(TaskFuture, runtime)
+    return CallTask(task_id, Resources.from_specification({}), new_future, function, call)
 
 
 def wants_a_turn(runtime):

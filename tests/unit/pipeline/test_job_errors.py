@@ -8,7 +8,7 @@ import pytest
 
 from parsl_flux_bulk.errors import BlockLost, InstanceLost, JobCanceled, JobFailed, JobRefused, JobTimeout
 from parsl_flux_bulk.instances.base import JobResult, JobStatus
-from parsl_flux_bulk.pipeline.job_errors import describe, error_of
+from parsl_flux_bulk.pipeline.job_errors import describe, job_error
 
 FAILED, CANCELED, TIMEOUT = JobStatus.FAILED, JobStatus.CANCELED, JobStatus.TIMEOUT
 ENDINGS = [
@@ -22,7 +22,7 @@ ENDINGS = [
     ),
     (JobResult(FAILED, exception="exec", note="node failure"), "exec: node failure", JobFailed),
     (JobResult(FAILED, note="odd"), "odd", JobFailed),
-    (JobResult(FAILED), "failed, and its instance does not say why", JobFailed),
+    (JobResult(FAILED), "failed; the instance reported no cause", JobFailed),
     (
         JobResult(FAILED, exception="submit", note="bad queue", started=False),
         "refused: bad queue",
@@ -39,7 +39,7 @@ ENDINGS = [
         "its block was lost: block 3: its host died",
         BlockLost,
     ),
-    (JobResult(CANCELED, exception="cancel", note="enough"), "cancelled: enough", JobCanceled),
+    (JobResult(CANCELED, exception="cancel", note="enough"), "canceled: enough", JobCanceled),
     (JobResult(TIMEOUT, exception="timeout"), "its duration ran out", JobTimeout),
 ]
 
@@ -47,18 +47,16 @@ ENDINGS = [
 @pytest.mark.parametrize(("result", "words", "kind"), ENDINGS)
 def test_an_ending_has_its_words_and_its_error(result: JobResult, words: str, kind: type) -> None:
     assert describe(result) == words
-    error = error_of(result, "job ƒ1 (a.json)")
+    error = job_error(result, "job ƒ1 (a.json)")
     assert type(error) is kind
     assert str(error) == f"job ƒ1 (a.json): {words}"
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
-def test_a_completed_job_is_no_error() -> None:
-    result = JobResult(JobStatus.COMPLETED, exit_code=0)
-    assert describe(result) == "completed"
-    assert error_of(result, "job") is None
+def test_a_completed_job_is_described_as_such() -> None:
+    assert describe(JobResult(JobStatus.COMPLETED, exit_code=0)) == "completed"
 
 
-def test_the_last_words_of_a_job_are_in_its_error() -> None:
-    error = error_of(JobResult(FAILED, exit_code=1, stderr="first\nlast\n"), "job")
+def test_the_last_lines_of_standard_error_are_in_its_error() -> None:
+    error = job_error(JobResult(FAILED, exit_code=1, stderr="first\nlast\n"), "job")
     assert str(error).endswith("its standard error ended with:\n    first\n    last")

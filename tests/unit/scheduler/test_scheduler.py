@@ -4,7 +4,17 @@ import time
 import tracemalloc
 
 import pytest
-from world import FAILED, JOB_CANCELED, NODE_LOST, SMALL, Function, Simulation, new_scheduler, shaped
+from world import (
+    FAILED,
+    JOB_CANCELED,
+    NODE_LOST,
+    SMALL,
+    Function,
+    Simulation,
+    make_task,
+    new_scheduler,
+    shaped,
+)
 
 from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus
 from parsl_flux_bulk.jobspec.resources import Resources, Shape
@@ -29,7 +39,7 @@ from parsl_flux_bulk.scheduler.model import TaskJob
 from parsl_flux_bulk.scheduler.outcomes import GRACE, START_LIMIT
 from parsl_flux_bulk.scheduler.service_time import BYTES_LIMIT, TARGET
 from parsl_flux_bulk.scheduler.state_machine import Scheduler
-from parsl_flux_bulk.scheduler.task import CANCELED, BareJobEnded, Loss, LossReason, RankFailed, Task
+from parsl_flux_bulk.scheduler.task import CANCELED, CommandEnded, Loss, LossReason, RankFailed
 
 EXCLUSIVE = Resources(num_nodes=2, num_tasks=2, exclusive=True)
 ALONE = Resources(num_tasks=1, duration=60.0)
@@ -112,7 +122,7 @@ def test_gpus_bound_the_workers():
 
 def test_nothing_is_submitted_until_the_capacity_is_known():
     scheduler = Scheduler(is_failure=lambda body: False)
-    scheduler.submit([Task(1, SMALL, Function(), b"", None), Task(2, ALONE, Function(), b"", None)])
+    scheduler.submit([make_task(1, SMALL, Function(), b""), make_task(2, ALONE, Function(), b"")])
     assert scheduler.take(0.0) == []
     scheduler.handle(CapacityChanged(Capacity(1, 2, 0)))
     assert [type(instruction) for instruction in scheduler.take(0.0)] == [SubmitJob]
@@ -775,7 +785,7 @@ def test_a_bare_task_ends_as_its_job_does():
     (task,) = world.submit(1, ALONE, Function(0.1), bare=True)
     world.run_all()
     outcome = world.outcomes[task]
-    assert isinstance(outcome, BareJobEnded)
+    assert isinstance(outcome, CommandEnded)
     assert outcome.result.ok
     assert world.scheduler.status().done == 1
 
@@ -994,7 +1004,7 @@ def cost_of_a_task(workers, tasks):
     """Seconds of CPU from submit to ResolveTask, with so many workers."""
     scheduler = new_scheduler(Capacity(1, workers, 0))
     function = Function()
-    made = [Task(i + 1, SMALL, function, b"call", None) for i in range(tasks)]
+    made = [make_task(i + 1, SMALL, function, b"call") for i in range(tasks)]
     start = time.process_time()
     scheduler.submit(made)
     (submit,) = scheduler.take(0.0)
@@ -1020,7 +1030,7 @@ def test_a_task_costs_a_few_microseconds(workers, tasks):
 def test_a_waiting_task_costs_its_place_in_a_queue():
     scheduler = new_scheduler(Capacity(1, 2, 0))
     function = Function()
-    made = [Task(i + 1, SMALL, function, b"call", None) for i in range(100_000)]
+    made = [make_task(i + 1, SMALL, function, b"call") for i in range(100_000)]
     tracemalloc.start()
     try:
         scheduler.submit(made)

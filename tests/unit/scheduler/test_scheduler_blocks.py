@@ -1,7 +1,7 @@
 """The scheduler when blocks come, go and are lost: what moves, what is blamed, what waits."""
 
 import pytest
-from world import SMALL, Function, Simulation, new_scheduler
+from world import SMALL, Function, Simulation, make_task, new_scheduler
 
 from parsl_flux_bulk.instances.base import Capacity, EndCause, JobResult, JobStatus
 from parsl_flux_bulk.jobspec.resources import Resources, Shape
@@ -19,7 +19,7 @@ from parsl_flux_bulk.scheduler.messages import (
     TaskOutcome,
 )
 from parsl_flux_bulk.scheduler.outcomes import GRACE, START_LIMIT
-from parsl_flux_bulk.scheduler.task import CANCELED, BareJobEnded, Loss, LossReason, Task
+from parsl_flux_bulk.scheduler.task import CANCELED, CommandEnded, Loss, LossReason
 
 ALONE = Resources(num_tasks=1, duration=60.0)
 LOST = JobResult(JobStatus.FAILED, exception=EndCause.BLOCK_LOST.value, note="block 0: its host died")
@@ -51,7 +51,7 @@ class Bare:
 
 
 def task(number=1, resources=ALONE, bare=False):
-    return Task(number, resources, Function(), b"", None, bare=bare)
+    return make_task(number, resources, Function(), bare=bare)
 
 
 # -- task jobs -------------------------------------------------------------------------------------
@@ -90,7 +90,7 @@ def test_a_bash_command_that_may_have_begun_is_lost_with_its_block():
     bench = Bare(task(bare=True))
     bench.scheduler.handle(JobEnded(bench.job(), LOST))
     (resolved,) = bench.told(ResolveTask)
-    assert isinstance(resolved.outcome, BareJobEnded)
+    assert isinstance(resolved.outcome, CommandEnded)
 
 
 def test_an_outcome_that_came_before_the_block_was_lost_counts():

@@ -30,7 +30,15 @@ from parsl_flux_bulk.scheduler.messages import (
 )
 from parsl_flux_bulk.scheduler.model import Peer, TaskJob, WorkerJob
 from parsl_flux_bulk.scheduler.state_machine import Scheduler
-from parsl_flux_bulk.scheduler.task import CANCELED, Loss, LossReason, Task, TaskState
+from parsl_flux_bulk.scheduler.task import CANCELED, CallTask, CommandTask, Loss, LossReason, TaskState
+
+
+def make_task(task_id, resources, function, call=b"", *, bare=False):
+    """Make a task without a future; `function` also stands for the command of a bare one."""
+    if bare:
+        return CommandTask(task_id, resources, lambda task: None, function)
+    return CallTask(task_id, resources, lambda task: None, function, call)
+
 
 SMALL = Resources(shape=Shape())
 COMPLETED = JobResult(JobStatus.COMPLETED, exit_code=0)
@@ -279,7 +287,7 @@ class World:
     def submit(self, count=1, resources=SMALL, function=None, size=10, bare=False):
         function = function or Function()
         call = b"x" * size
-        tasks = [Task(next(self.task_ids), resources, function, call, None, bare=bare) for _ in range(count)]
+        tasks = [make_task(next(self.task_ids), resources, function, call, bare=bare) for _ in range(count)]
         self.tasks += tasks
         self.scheduler.submit(tasks)
         return tasks
@@ -372,7 +380,7 @@ class World:
         else:
             model.nodes = nodes
             counts = [0] * len(nodes)
-            if model.job.task.bare:
+            if isinstance(model.job.task, CommandTask):
                 return
         for rank, slots in enumerate(counts):
             pool = Pool(self, model, slots, rank, len(counts))
@@ -588,10 +596,10 @@ class Simulation(World):
                 self._dirty = True
                 return
             self.start(model, nodes)
-            if isinstance(model.job, TaskJob) and model.job.task.bare:
+            if isinstance(model.job, TaskJob) and isinstance(model.job.task, CommandTask):
                 task = model.job.task
                 self.starts[task] += 1
-                self.after(task.function.seconds, lambda: self.finish_job(model, COMPLETED))
+                self.after(task.command.seconds, lambda: self.finish_job(model, COMPLETED))
 
         self.after(self.start_time, go)
 
