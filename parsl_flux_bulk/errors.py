@@ -37,10 +37,11 @@ class FluxBulkError(Exception):
     def __reduce__(self) -> Any:
         # Parsl pickles exceptions (memoization, monitoring); the default rebuilds by calling the
         # class with ``args``, which is wrong for every subclass with another signature.
-        return (_rebuild, (type(self), self.args, self.__dict__))
+        return (rebuild, (type(self), self.args, self.__dict__))
 
 
-def _rebuild(cls: type[FluxBulkError], args: tuple[Any, ...], state: dict[str, Any]) -> FluxBulkError:
+def rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    """Rebuild an exception without calling its ``__init__``."""
     error = cls.__new__(cls, *args)
     error.args = args
     error.__dict__.update(state)

@@ -74,7 +74,7 @@ class Peer:
             message = bytes(self._buffer[8 : 8 + length])
             del self._buffer[: 8 + length]
             self.messages += 1
-            self.frames += [Frame(k, s, i, bytes(p)) for k, s, i, p in frames.frames(message)]
+            self.frames += [Frame(k, s, i, bytes(p)) for k, s, i, p in frames.decode(message)]
 
     def until(self, condition: Callable[[], object], bound: float = 20.0, what: str = "") -> None:
         """Read until `condition` holds; the test fails if it does not within `bound` seconds."""

@@ -87,7 +87,7 @@ class FunctionTable:
         name = getattr(function, "__name__", None) or repr(function)
         try:
             if _users_own(facade.methods_for_code, DillCallableSerializer):
-                payload = serialize.FACADE + facade.serialize(function)
+                payload = serialize.PARSL + facade.serialize(function)
             else:
                 payload = serialize.dumps(function)
         except Exception as error:
@@ -118,7 +118,7 @@ def serialize_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         if _users_own(facade.methods_for_data, DillSerializer):
             positional = facade.serialize(args, buffer_threshold=_NO_WARNING)
             named = facade.serialize(kwargs, buffer_threshold=_NO_WARNING)
-            return serialize.FACADE + len(positional).to_bytes(8, "little") + positional + named
+            return serialize.join_parsl(positional, named)
         return serialize.dumps((args, kwargs))
     except Exception as error:
         culprits = ", ".join(_unserializable(args, kwargs)) or "arguments"

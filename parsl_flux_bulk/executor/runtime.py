@@ -223,7 +223,7 @@ class TaskRuntime:
     def message(self, peer: PeerId, body: bytes) -> None:
         scheduler = self._scheduler
         assert scheduler is not None
-        for kind, slot, id, payload in frames.frames(body):
+        for kind, slot, id, payload in frames.decode(body):
             if kind == frames.OUTCOME:
                 scheduler.handle(TaskOutcome(peer, slot, id, bytes(payload)))
             elif kind == frames.RETURNED:

@@ -1,4 +1,4 @@
-"""What both ends must agree on: frames, serialization, names of variables.
+"""What both ends must agree on: frames, serialization, names of environment variables.
 
 May import `errors`.
 """

@@ -1,7 +1,7 @@
-"""Messages over a non-blocking stream socket: u64 little-endian length, then the bytes.
+"""Send and receive messages over a stream socket: u64 length, little-endian, then the bytes.
 
-The framing of the embedded instance, between a peer and the executor as well as between the client
-and its broker. Standard library only: the broker imports it.
+The embedded instance uses this format between a process of a job and the executor, and between the client
+and the server. Standard library only: the server imports this module.
 """
 
 from __future__ import annotations
@@ -13,28 +13,43 @@ from collections import deque
 _LENGTH = struct.Struct("<Q")
 _READ_SIZE = 1 << 18
 _READ_BUDGET = 1 << 22
-"""Bytes that one `receive` takes at most, so that one fast sender does not starve the others."""
+"""Bytes that one `receive` reads at most, so that one fast sender does not starve the others."""
 LONGEST_WAIT = 86400.0
-"""Seconds that a selector is asked to wait at most: epoll_wait(2) counts milliseconds in an int."""
+"""Longest timeout (s) for a selector: epoll_wait(2) counts milliseconds in an int."""
 _VECTORS = 64
-"""Buffers handed to one sendmsg(2); the system's own limit is IOV_MAX, 1024."""
+"""Buffers passed to one sendmsg(2); the limit of the system is IOV_MAX, 1024."""
 
 
 def frame(body: bytes) -> bytes:
-    """Return `body` as it travels; for sockets that block."""
+    """Return a message with its length before it; for blocking sockets."""
     return _LENGTH.pack(len(body)) + body
 
 
-class FramedSocket:
-    """A non-blocking socket that sends and receives whole messages and never waits.
+def take_messages(received: bytearray) -> list[bytes]:
+    """Remove the complete messages from the front of what was received, and return them."""
+    messages, start, size = [], 0, len(received)
+    with memoryview(received) as view:
+        while size - start >= _LENGTH.size:
+            body = start + _LENGTH.size
+            end = body + _LENGTH.unpack_from(view, start)[0]
+            if end > size:
+                break
+            messages.append(bytes(view[body:end]))
+            start = end
+    del received[:start]
+    return messages
 
-    What cannot be sent yet is kept; call :meth:`flush` when the socket becomes writable while
+
+class FramedSocket:
+    """A non-blocking socket that sends and receives whole messages.
+
+    Data that cannot be sent yet is kept; call :meth:`flush` when the socket becomes writable while
     :attr:`backlog` is true.
 
     Attributes
     ----------
     closed : bool
-        The other end is gone and everything that it had sent has been received.
+        The other end has closed, and all that it sent has been received.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -46,16 +61,16 @@ class FramedSocket:
         self._broken = False
 
     def fileno(self) -> int:
-        """The descriptor to wait for."""
+        """Return the file descriptor to wait for."""
         return self.sock.fileno()
 
     @property
     def backlog(self) -> bool:
-        """Whether something waits to be sent."""
+        """Whether data waits to be sent."""
         return bool(self._unsent)
 
     def send(self, body: bytes) -> None:
-        """Send a message, or keep what does not go out at once; dropped if the other end is gone."""
+        """Send a message or keep what cannot be sent yet; drop it if the other end has closed."""
         if self._broken:
             return
         self._unsent.append(memoryview(_LENGTH.pack(len(body))))
@@ -65,14 +80,14 @@ class FramedSocket:
             self.flush()
 
     def flush(self) -> None:
-        """Send as much as goes without waiting."""
+        """Send as much as possible without waiting."""
         while self._unsent:
             vectors = [self._unsent[i] for i in range(min(len(self._unsent), _VECTORS))]
             try:
                 sent = self.sock.sendmsg(vectors)
             except BlockingIOError:
                 return
-            except OSError:  # the end shows in receive(), after what was still to be read
+            except OSError:  # receive() reports the end, after all that was sent before it
                 self._broken = True
                 self._unsent.clear()
                 return
@@ -87,7 +102,7 @@ class FramedSocket:
             sent -= len(first)
 
     def receive(self) -> list[bytes]:
-        """Return the whole messages that are there, perhaps none; sets :attr:`closed` at the end."""
+        """Return the complete messages received so far; set :attr:`closed` at the end of the stream."""
         taken = 0
         while taken < _READ_BUDGET:
             try:
@@ -101,20 +116,7 @@ class FramedSocket:
                 break
             self._received += data
             taken += len(data)
-        return self._split()
-
-    def _split(self) -> list[bytes]:
-        messages, at, have = [], 0, len(self._received)
-        with memoryview(self._received) as view:
-            while have - at >= _LENGTH.size:
-                (length,) = _LENGTH.unpack_from(view, at)
-                end = at + _LENGTH.size + length
-                if end > have:
-                    break
-                messages.append(bytes(view[at + _LENGTH.size : end]))
-                at = end
-        del self._received[:at]
-        return messages
+        return take_messages(self._received)
 
     def close(self) -> None:
         """Close the socket."""

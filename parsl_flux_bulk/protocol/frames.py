@@ -1,31 +1,31 @@
-"""The format of what the executor and the processes inside its jobs tell each other.
+"""Encode and decode the frames that the executor and the processes of its jobs exchange.
 
-A *message* is what the channel carries as one unit: one frame or more, end to end, so that many small
-things travel together. A *frame* is a header of 21 bytes, little-endian, and a payload::
+A *message*, one unit of the channel, holds one or more frames end to end, so that many small ones travel
+together. A *frame* is a header of 21 bytes, little-endian, and a payload::
 
     u8 kind | u32 slot | u64 id | u64 length of the payload | payload
 
-========  =========  ======================================================================
-kind      direction  slot, id, payload
-========  =========  ======================================================================
-HELLO     to exec.   number of worker slots (0: a rank of a task job), job token, JSON
-                     {rank, size, host, pid, node}; always the first
-OUTCOME   to exec.   slot, task id, outcome
-RETURNED  to exec.   slot, task id: given back, certainly not started
-DIED      to exec.   slot, id of the task that was running (0: none), JSON {exit_code, signal,
-                     stderr}; after the child's outcomes, before its RETURNED frames
-SETUP     to peer    JSON {sys_path, tasks_per_worker}; always the first
-FUNCTION  to peer    function id, serialised function
-FORGET    to peer    function id: no task will name it again
-TASK      to peer    slot, task id, u64 function id and the serialised call
-RECALL    to peer    slot, task id (0: all that the slot has not started): answered with RETURNED
-                     unless it has started
-KILL      to peer    slot, task id (0: whatever runs): end that child, answered with DIED, unless
-                     the task has ended already
-RETIRE    to peer    end
-========  =========  ======================================================================
+========  ===========  ====================================================================
+kind      direction    slot, id, payload
+========  ===========  ====================================================================
+HELLO     to executor  number of workers (0: a rank of a task job), job token, JSON
+                       {rank, size, host, pid, node}; always first
+OUTCOME   to executor  slot, task id, outcome
+RETURNED  to executor  slot, task id: the task has not started and will not start here
+DIED      to executor  slot, id of the task that was running (0: none), JSON {exit_code, signal,
+                       stderr}; after the worker's OUTCOMEs, before its RETURNEDs
+SETUP     to process   JSON {sys_path, tasks_per_worker, debug}; always first
+FUNCTION  to process   function id, serialized function
+FORGET    to process   function id: no later task names this function
+TASK      to process   slot, task id, u64 function id and the serialized call
+RECALL    to process   slot, task id (0: all tasks that have not started): answered with RETURNED
+                       for each task that has not started
+KILL      to process   slot, task id (0: any task): kill the worker if it runs this task; answered
+                       with DIED, unless the task has ended
+RETIRE    to process   exit
+========  ===========  ====================================================================
 
-Ids are positive. This module is imported by every process of a job: it imports next to nothing.
+Ids are positive. Every process of a job imports this module, so it imports almost nothing.
 """
 
 from __future__ import annotations
@@ -52,19 +52,24 @@ RETIRE = 22
 
 HEADER = struct.Struct("<BIQQ")
 HEADER_SIZE = HEADER.size
+ID = slice(5, 13)
+"""Bytes of a header that hold the id."""
+
 FUNCTION_ID = struct.Struct("<Q")
 FUNCTION_ID_SIZE = FUNCTION_ID.size
+CALL_START = HEADER_SIZE + FUNCTION_ID_SIZE
+"""Offset of the serialized call in a TASK frame."""
 
 MAX_PAYLOAD = 2**31 - 2**16
-"""Bytes. Flux counts the bytes of a response in a C int, and a header or two must fit as well."""
+"""Bytes: Flux counts the bytes of a response in a C int, and two headers must fit as well."""
 
 
 class FrameError(ValueError):
-    """Bytes that are no message, or a frame in a place where it cannot be."""
+    """Bytes that are not a message, or a frame in the wrong place."""
 
 
 def too_long(what: str, length: int) -> str:
-    """Return the sentence about a payload of more than `MAX_PAYLOAD` bytes."""
+    """Return the error message for a payload of more than `MAX_PAYLOAD` bytes."""
     return f"a {what} of {length} bytes is too long to send, at most {MAX_PAYLOAD} are possible: use a file"
 
 
@@ -104,7 +109,7 @@ def encode_json(kind: int, slot: int, id: int, payload: dict[str, Any]) -> bytes
 
 
 def decode_json(payload: bytes | memoryview) -> dict[str, Any]:
-    """Return the JSON object in a payload; FrameError if there is none."""
+    """Return the JSON object in a payload; raise FrameError if the payload is not one."""
     import json
 
     try:
@@ -116,25 +121,25 @@ def decode_json(payload: bytes | memoryview) -> dict[str, Any]:
     return value
 
 
-def frames(message: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
+def decode(message: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
     """Yield the frames of a message as (kind, slot, id, payload); payloads are views, not copies.
 
     Raises
     ------
     FrameError
-        The message does not end where a frame does.
+        The message ends within a frame.
     """
-    for kind, slot, id, frame in raw_frames(message):
+    for kind, slot, id, frame in split(message):
         yield kind, slot, id, frame[HEADER_SIZE:]
 
 
-def raw_frames(message: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
-    """Yield the frames of a message as (kind, slot, id, whole frame), for those who pass frames on.
+def split(message: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
+    """Yield the frames of a message as (kind, slot, id, whole frame), to pass them on.
 
     Raises
     ------
     FrameError
-        The message does not end where a frame does.
+        The message ends within a frame.
     """
     view = memoryview(message)
     size = len(view)
@@ -142,10 +147,10 @@ def raw_frames(message: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
     start = 0
     while start < size:
         if size - start < HEADER_SIZE:
-            raise FrameError(f"{size - start} bytes after the last whole frame of a message of {size} bytes")
+            raise FrameError(f"message of {size} bytes: {size - start} bytes after the last complete frame")
         kind, slot, id, length = unpack(view, start)
         end = start + HEADER_SIZE + length
         if end > size:
-            raise FrameError(f"a frame of kind {kind} is {end - size} bytes longer than its message")
+            raise FrameError(f"message of {size} bytes: {end - size} bytes missing in a frame of kind {kind}")
         yield kind, slot, id, view[start:end]
         start = end

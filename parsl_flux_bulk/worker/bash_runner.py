@@ -14,8 +14,6 @@ import signal
 import sys
 import time
 
-from parsl_flux_bulk.errors import add_note
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -179,6 +177,8 @@ def told(error: Exception, kwargs: Mapping[str, Any]) -> Exception:
         if kwargs.get(which) is not None
     ]
     if places:
+        from parsl_flux_bulk.errors import add_note
+
         add_note(error, ", ".join(places))
     return error
 

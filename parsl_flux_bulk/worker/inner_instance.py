@@ -23,5 +23,5 @@ def main() -> int:
     while True:
         channel.wait()
         for message in channel.receive():
-            if any(kind == frames.RETIRE for kind, _, _, _ in frames.frames(message)):
+            if any(kind == frames.RETIRE for kind, _, _, _ in frames.decode(message)):
                 return 0

@@ -170,7 +170,7 @@ class Manager:
         slots = self._slots
         for message in self._link.receive():
             fed = set()
-            for kind, number, id, frame in frames.raw_frames(message):
+            for kind, number, id, frame in frames.split(message):
                 if kind == frames.TASK:
                     slots[number].waiting.append(task_frame(id, frame))
                     fed.add(number)

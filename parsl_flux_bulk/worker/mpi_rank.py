@@ -36,7 +36,7 @@ def main() -> int:
     while True:
         channel.wait()
         for message in channel.receive():
-            for kind, _, id, payload in frames.frames(message):
+            for kind, _, id, payload in frames.decode(message):
                 if kind == frames.SETUP:
                     handshake.set_up(frames.decode_json(payload))
                 elif kind == frames.FUNCTION:
@@ -46,9 +46,9 @@ def main() -> int:
                 elif kind == frames.TASK:
                     finished = watch(environ)
                     try:
-                        function = serialize.load_function(function_payload)
+                        function = serialize.loads(function_payload)
                     except BaseException as error:
-                        outcome = serialize.function_failure(error)
+                        outcome = serialize.not_deserializable("function", error)
                     else:
                         outcome = serialize.run(function, payload[frames.FUNCTION_ID_SIZE :])
                     finished.release()
@@ -59,10 +59,6 @@ def main() -> int:
 
 def send_outcome(channel: channels.Channel, task_id: int, outcome: bytes) -> None:
     """Send the outcome, and wait until it cannot be lost any more."""
-    from parsl_flux_bulk.protocol import serialize
-
-    if len(outcome) > frames.MAX_PAYLOAD:
-        outcome = serialize.raised(OverflowError(frames.too_long("result", len(outcome))))
     channel.send(frames.encode(frames.OUTCOME, 0, task_id, outcome))
     channel.flush(FLUSH_BOUND)
     channel.close()

@@ -185,16 +185,14 @@ class WorkerProcess:
         if function is None:
             # Only now: what reading it imports belongs to this task, also if it is the end of us.
             try:
-                function = serialize.load_function(self._payloads[function_id])
+                function = serialize.loads(self._payloads[function_id])
             except BaseException as error:
-                return serialize.function_failure(error)
+                return serialize.not_deserializable("function", error)
             self._functions[function_id] = function
             del self._payloads[function_id]
         return serialize.run(function, memoryview(frame)[call:])
 
     def _put(self, task: bytes, outcome: bytes) -> None:
-        if len(outcome) > frames.MAX_PAYLOAD:
-            outcome = serialize.raised(OverflowError(frames.too_long("result", len(outcome))))
         header = frames.HEADER.pack(
             frames.OUTCOME, self._slot, int.from_bytes(task[5:13], "little"), len(outcome)
         )

@@ -342,7 +342,7 @@ class InstanceLauncher(threading.Thread):
 
     def _hear(self, message: PeerMessage) -> None:
         """An instance is up, and says where."""
-        for _, _, token, payload in frames.frames(message.body):
+        for _, _, token, payload in frames.decode(message.body):
             name = self._names[token]
             self._up[name] = message.peer
             about = frames.decode_json(payload)

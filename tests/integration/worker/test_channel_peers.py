@@ -397,7 +397,7 @@ def test_a_rank_under_flux_loses_no_long_outcome_at_its_end(flux_uri, tmp_path, 
         check=True,
         timeout=60,
     )
-    ((kind, _, id, payload),) = frames.frames(service.last.read_bytes())
+    ((kind, _, id, payload),) = frames.decode(service.last.read_bytes())
     service.process.kill()
     service.process.communicate()
 

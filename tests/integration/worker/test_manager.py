@@ -112,7 +112,7 @@ def test_a_function_that_cannot_be_read_is_an_outcome(end):
     pool.give((1,))
     pool.peer.get(frames.OUTCOME)
 
-    with pytest.raises(Exception, match="function cannot be deserialised"):
+    with pytest.raises(Exception, match="function cannot be deserialized"):
         pool.value(1)
 
 
@@ -128,7 +128,7 @@ def test_many_tasks_keep_their_order(end):
 
 def test_a_function_is_sent_once_and_forgotten_when_told(end, tmp_path):
     class Loads:
-        """Leaves a trace wherever it is deserialised."""
+        """Leaves a trace wherever it is deserialized."""
 
         def __init__(self, path):
             self.path = path

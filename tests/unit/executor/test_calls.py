@@ -44,7 +44,7 @@ def test_another_wrapper_stays() -> None:
         return -plain(x)
 
     assert unwrap(wrapper) is wrapper
-    assert serialize.load_function(FunctionTable().get(wrap_error(wrapper)).payload)(1) == -2
+    assert serialize.loads(FunctionTable().get(wrap_error(wrapper)).payload)(1) == -2
 
 
 def test_a_function_is_serialized_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_a_function_that_died_gives_its_place_to_no_other() -> None:
     for n in range(200):
         # Each dies before the next is made, which then often has the same address.
         made = table.get(eval(f"lambda: {n}"))
-        assert serialize.load_function(made.payload)() == n
+        assert serialize.loads(made.payload)() == n
         seen.add(made.function_id)
     assert len(seen) == 200
     gc.collect()
@@ -102,7 +102,7 @@ def test_anything_callable_will_do() -> None:
     for function, value in ((functools.partial(plain, 1), 2), (NoReferences(5), 5), ([1, 2].count, None)):
         made = table.get(function)
         if value is not None:
-            assert serialize.load_function(made.payload)() == value
+            assert serialize.loads(made.payload)() == value
         assert made.name
 
 
@@ -112,7 +112,7 @@ def test_many_threads_get_one_function() -> None:
 
     def work() -> None:
         barrier.wait(10)
-        got.extend((n, serialize.load_function(table.get(f).payload)()) for n, f in enumerate(functions))
+        got.extend((n, serialize.loads(table.get(f).payload)()) for n, f in enumerate(functions))
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -198,9 +198,9 @@ def shouting(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_users_serializer_is_honoured() -> None:
     function = FunctionTable().get(wrap_error(plain))
     call = serialize_call("plain", ("abc",), {"key": 1})
-    assert function.payload[:1] == serialize.FACADE and b"PLAIN" in function.payload
-    assert call[:1] == serialize.FACADE and b"'ABC'" in call and b"'KEY'" in call
-    assert serialize.load_function(function.payload) is plain
+    assert function.payload[:1] == serialize.PARSL and b"PLAIN" in function.payload
+    assert call[:1] == serialize.PARSL and b"'ABC'" in call and b"'KEY'" in call
+    assert serialize.loads(function.payload) is plain
     assert serialize.load_call(call) == (("abc",), {"key": 1})
 
 

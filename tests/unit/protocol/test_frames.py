@@ -18,14 +18,14 @@ frame = st.tuples(kinds, st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1), s
 def test_frames_come_back_as_they_were(written):
     message = b"".join(frames.encode(*parts) for parts in written)
 
-    assert [(k, s, i, bytes(p)) for k, s, i, p in frames.frames(message)] == written
+    assert [(k, s, i, bytes(p)) for k, s, i, p in frames.decode(message)] == written
 
 
 @given(st.lists(frame))
-def test_raw_frames_are_the_message_cut_in_pieces(written):
+def test_split_yields_the_whole_frames(written):
     message = b"".join(frames.encode(*parts) for parts in written)
 
-    pieces = list(frames.raw_frames(message))
+    pieces = list(frames.split(message))
 
     assert [(k, s, i) for k, s, i, _ in pieces] == [(k, s, i) for k, s, i, _ in written]
     assert b"".join(piece for *_, piece in pieces) == message
@@ -39,11 +39,11 @@ def test_a_message_that_is_cut_short_is_an_error(written, data):
     cut = data.draw(st.integers(0, len(message)).filter(lambda size: size not in whole))
 
     with pytest.raises(frames.FrameError):
-        list(frames.frames(message[:cut]))
+        list(frames.decode(message[:cut]))
 
 
 def test_a_task_names_its_function_before_its_call():
-    ((kind, slot, task_id, payload),) = frames.frames(frames.encode_task(3, 5, 7, b"call"))
+    ((kind, slot, task_id, payload),) = frames.decode(frames.encode_task(3, 5, 7, b"call"))
 
     assert (kind, slot, task_id) == (frames.TASK, 3, 5)
     assert frames.FUNCTION_ID.unpack_from(payload) == (7,)
@@ -52,7 +52,7 @@ def test_a_task_names_its_function_before_its_call():
 
 def test_json_payloads():
     about = {"exit_code": None, "signal": 9, "stderr": "„quoted“\n"}
-    ((_, _, _, payload),) = frames.frames(frames.encode_json(frames.DIED, 1, 2, about))
+    ((_, _, _, payload),) = frames.decode(frames.encode_json(frames.DIED, 1, 2, about))
 
     assert frames.decode_json(payload) == about
 

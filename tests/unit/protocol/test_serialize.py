@@ -1,8 +1,9 @@
-"""How calls and outcomes are serialised: both sides in one process, and the worker's side alone."""
+"""How calls and outcomes are serialized: both sides in one process, and the worker's side alone."""
 
 from __future__ import annotations
 
 import functools
+import io
 import pickle
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from parsl_flux_bulk.errors import NotSerializable, RemoteError, TaskCrashed
-from parsl_flux_bulk.protocol import serialize
+from parsl_flux_bulk.protocol import by_value, serialize
 
 FACTOR = 10
 
@@ -73,7 +74,7 @@ class ExitsWhenRead:
 
 def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, BaseException | None]:
     """Make a call as a worker does, and read its outcome as the executor does."""
-    sent = serialize.load_function(serialize.dumps(function))
+    sent = serialize.loads(serialize.dumps(function))
     return serialize.read_outcome(serialize.run(sent, serialize.dumps((args, kwargs))))
 
 
@@ -216,7 +217,7 @@ def test_the_module_of_an_app_is_imported_only_if_the_app_uses_it(
     assert payload[:1] == serialize.PICKLE
     printed = bare_python(
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from parsl_flux_bulk.protocol import serialize\n"
-        f"print(serialize.read_outcome(serialize.run(serialize.load_function({payload!r}), {call!r})))\n"
+        f"print(serialize.read_outcome(serialize.run(serialize.loads({payload!r}), {call!r})))\n"
         "print('antigravity_of_apps' in sys.modules)"
     )
     assert printed.splitlines() == [str((result, None)), str(imported)]
@@ -257,8 +258,8 @@ def test_a_class_of_main_goes_by_dill(script: types.ModuleType, monkeypatch: pyt
 
 
 def test_a_function_of_another_python_is_refused_in_words() -> None:
-    make, state = serialize._reduce_function(original)
-    with pytest.raises(ValueError, match=r"decorated comes from Python 2\.7, and this is 3"):
+    make, state = by_value.Pickler(io.BytesIO()).reducer_override(original)
+    with pytest.raises(ValueError, match=r"decorated was serialized by Python 2\.7, and this is Python 3"):
         make((2, 7), *state[1:])
 
 
@@ -295,7 +296,7 @@ def test_a_result_is_told_from_every_failure() -> None:
     assert serialize.is_failure(outcome(lambda: 1 / 0))
     assert serialize.is_failure(outcome(sys.exit))
     assert serialize.is_failure(outcome(lambda: (i for i in ())))
-    assert serialize.is_failure(serialize.function_failure(ImportError("no such module")))
+    assert serialize.is_failure(serialize.not_deserializable("function", ImportError("no such module")))
 
 
 def test_functions_can_be_results() -> None:
@@ -306,7 +307,7 @@ def test_functions_can_be_results() -> None:
 def test_a_result_that_cannot_travel_is_named() -> None:
     error = error_of(lambda: (i for i in ()))
     assert isinstance(error, NotSerializable)
-    assert "the result, of type builtins.generator, cannot be serialised" in str(error)
+    assert "the result, of type builtins.generator, cannot be serialized" in str(error)
     assert "return plain data, or write it to a file" in str(error)
 
 
@@ -314,16 +315,16 @@ def test_arguments_that_cannot_be_read_are_named() -> None:
     outcome = serialize.run(by_name, serialize.PICKLE + b"garbage")
     _, error = serialize.read_outcome(outcome)
     assert isinstance(error, NotSerializable)
-    assert "the arguments cannot be deserialised in the worker (UnpicklingError" in str(error)
+    assert "the arguments cannot be deserialized in the worker (UnpicklingError" in str(error)
 
 
 def test_a_function_that_cannot_be_read_is_named() -> None:
     _, error = serialize.read_outcome(
-        serialize.function_failure(ModuleNotFoundError("No module named 'beside'"))
+        serialize.not_deserializable("function", ModuleNotFoundError("No module named 'beside'"))
     )
     assert isinstance(error, NotSerializable)
     assert (
-        "the function cannot be deserialised in the worker (ModuleNotFoundError: No module named 'beside')"
+        "the function cannot be deserialized in the worker (ModuleNotFoundError: No module named 'beside')"
         in str(error)
     )
 
@@ -332,7 +333,7 @@ def test_a_result_that_cannot_be_read_here_harms_nobody() -> None:
     for kind in (LiesAboutItself, ExitsWhenRead):
         error = error_of(kind)
         assert isinstance(error, NotSerializable)
-        assert "the result cannot be deserialised here" in str(error)
+        assert "the result cannot be deserialized here" in str(error)
         assert isinstance(error.__cause__, (ValueError, SystemExit))
 
 
@@ -557,7 +558,7 @@ def test_a_plain_call_imports_neither_parsl_nor_dill(
     assert function[:1] == call[:1] == serialize.PICKLE
     printed = bare_python(
         "import sys; from parsl_flux_bulk.protocol import serialize\n"
-        f"outcome = serialize.run(serialize.load_function({function!r}), {call!r})\n"
+        f"outcome = serialize.run(serialize.loads({function!r}), {call!r})\n"
         "print(outcome, [m for m in ('parsl', 'dill', 'tblib', 'typeguard', 'logging') if m in sys.modules])"
     )
     assert printed.strip() == f"{serialize.RESULT + serialize.dumps([8])!r} []"
@@ -570,7 +571,7 @@ def test_an_exception_travels_from_an_interpreter_without_parsl(
     function, call = serialize.dumps(script.fail), serialize.dumps(((4,), {}))
     printed = bare_python(
         "import sys; from parsl_flux_bulk.protocol import serialize\n"
-        f"outcome = serialize.run(serialize.load_function({function!r}), {call!r})\n"
+        f"outcome = serialize.run(serialize.loads({function!r}), {call!r})\n"
         "assert 'dill' not in sys.modules and 'parsl' not in sys.modules; print(outcome.hex())"
     )
     _, error = serialize.read_outcome(bytes.fromhex(printed))
