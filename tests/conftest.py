@@ -1,19 +1,23 @@
-"""What every suite gets: a leak check, a time-out, the ``flux`` and ``slurm`` markers, executors to test.
+"""Fixtures of all suites: leak checks, a timeout, the ``flux`` and ``slurm`` markers, executors.
 
-* A test that leaves a thread or a child process behind fails, with the thread's stack or the
-  process's command line. ``@pytest.mark.may_leak(reason)`` exempts one. So does a module that leaves
-  jobs in the session's Flux instance.
-* A test that takes more than 120 s fails; ``@pytest.mark.timeout(seconds)`` says otherwise.
-* ``@pytest.mark.flux`` needs a real Flux, and ``@pytest.mark.slurm`` Slurm's daemons and root. Where
-  they are missing the test is skipped, and the head of the report says so once more.
+* A test that leaves a thread or a child process behind fails, with the thread's stack or the process's
+  command line. ``@pytest.mark.may_leak(reason)`` exempts a test.
+* A test that leaves jobs in a Flux instance, or tasks in an executor, that other tests use fails, with
+  their names. They are canceled first, so that they keep no cores from the next test.
+* A test that takes more than 120 s fails; ``@pytest.mark.timeout(seconds)`` sets another limit.
+* ``@pytest.mark.flux`` needs Flux, and ``@pytest.mark.slurm`` Slurm's daemons and root. Where they are
+  missing the test is skipped, and the head of the report says so.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +35,7 @@ LEAK_BOUND = 5.0
 """Seconds that threads and processes have to end after their test."""
 
 JOB_BOUND = 15.0
-"""Seconds that jobs have to end after their module; Flux kills those that do not heed a cancel after 5 s."""
+"""Seconds that jobs have to end after their test. Flux kills a job that ignores a cancel after 5 s."""
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -39,17 +43,21 @@ PR_SET_CHILD_SUBREAPER = 36
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "flux: needs the flux command and its Python bindings")
     config.addinivalue_line("markers", "may_leak(reason): exempt from the leak check")
-    # Without it every bash that Flux starts reads ~/.bashrc (bash(1), INVOCATION), and tests kill many of
-    # them there: pyenv, for one, leaves a lock then, for which each of the following waits a minute.
+    # With SHLVL unset, every bash that Flux starts reads ~/.bashrc (bash(1), INVOCATION). Tests kill many of
+    # these; pyenv, for one, then leaves a lock behind for which each later bash waits a minute.
     os.environ.setdefault("SHLVL", "1")
-    # Orphans of a test come to this process, so that the leak check sees them too.
+    # Orphans of a test become children of this process, so that the leak check sees them.
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # nohup, and a shell's &, start programs with signals ignored, which the programs under test would
+    # inherit. A handler that does nothing ignores a signal too, and exec() resets it.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 def pytest_report_header() -> list[str]:
     return [
-        f"{name}: "
-        + (f"tests against it are SKIPPED: {missing}" if missing else "here, tests against it run")
+        f"{name}: " + (f"its tests are SKIPPED: {missing}" if missing else "found, its tests run")
         for name, missing in (("flux", helpers.flux_missing()), ("slurm", slurm_missing()))
     ]
 
@@ -87,24 +95,38 @@ def leak_check(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail("left behind by this test:\n" + "\n".join(left), pytrace=False)
 
 
+# Set up after the leak check, and so torn down before it.
+@pytest.fixture(autouse=True)
+def job_check(leak_check: None) -> Iterator[None]:
+    """Fail a test that leaves tasks or jobs behind where other tests run theirs."""
+    with _no_jobs_left("test"):
+        yield
+
+
 @pytest.fixture(scope="module", autouse=True)
-def job_check() -> Iterator[None]:
-    """Fail a module that leaves jobs in an instance that goes on: they would take cores from other tests."""
+def module_job_check() -> Iterator[None]:
+    """Fail a module whose fixtures leave jobs behind."""
+    with _no_jobs_left("module"):
+        yield
+
+
+@contextmanager
+def _no_jobs_left(scope: str) -> Iterator[None]:
+    before = {uri: helpers.active_job_ids(uri) for uri in helpers.RUNNING_INSTANCES}
     yield
+    left = [note for executor in SHARED_EXECUTORS for note in executor.cancel_outstanding()]
+    # The worker jobs of an executor that is still in use remain.
+    workers = {executor.label for executor in SHARED_EXECUTORS}
     for uri in helpers.RUNNING_INSTANCES:
-        deadline = time.monotonic() + JOB_BOUND
-        while (left := helpers.active_jobs(uri)) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        if left:
-            helpers.flux(uri, "cancel", "--all")
-            helpers.wait_until(lambda uri=uri: not helpers.active_jobs(uri), 2 * JOB_BOUND)
-            pytest.fail(f"left behind by this module in {uri}: {left}", pytrace=False)
+        left += helpers.cancel_jobs(uri, before.get(uri, set()), workers, JOB_BOUND)
+    if left:
+        pytest.fail(f"left behind by this {scope}, and canceled: {'; '.join(left)}", pytrace=False)
 
 
 # -- executors --------------------------------------------------------------------------------------
 
 START_BOUND = 60.0
-"""Seconds that an executor may take to be up."""
+"""Seconds that an executor may take to start."""
 
 INSTANCES = ["local", pytest.param("flux", marks=pytest.mark.flux)]
 MODES = [
@@ -113,6 +135,40 @@ MODES = [
     pytest.param("flux workers", marks=pytest.mark.flux),
     pytest.param("flux jobs", marks=pytest.mark.flux),
 ]
+
+
+class SharedExecutor:
+    """A running executor, and the futures of its tasks with the names of their functions."""
+
+    def __init__(self, executor: FluxBulkExecutor) -> None:
+        self.label = executor.label
+        self._functions: weakref.WeakKeyDictionary[Future[Any], str] = weakref.WeakKeyDictionary()
+        submit = executor.submit
+
+        def noting(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
+            future = submit(function, *args, **kwargs)
+            self._functions[future] = getattr(function, "__qualname__", repr(function))
+            return future
+
+        executor.submit = noting  # type: ignore[method-assign]
+
+    def cancel_outstanding(self) -> list[str]:
+        """Cancel tasks that do not end by themselves; return what each of them was."""
+        deadline = time.monotonic() + LEAK_BOUND
+        while (left := self._outstanding()) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        for future in left:
+            future.cancel()
+        names = [f"{self.label}: task {self._functions[future]}" for future in left]
+        self._functions.clear()
+        return names
+
+    def _outstanding(self) -> list[Future[Any]]:
+        return [future for future in self._functions if not future.done()]
+
+
+SHARED_EXECUTORS: set[SharedExecutor] = set()
+"""Executors that `new_executor` has started and that run now."""
 
 
 @pytest.fixture(scope="session")
@@ -124,7 +180,7 @@ def flux_uri() -> Iterator[str]:
 
 @pytest.fixture(scope="module", params=INSTANCES)
 def where(request: pytest.FixtureRequest) -> str:
-    """What to give to an executor as its instance: each kind in turn."""
+    """The `instance` argument of an executor: each kind in turn."""
     return _spec(request, request.param)
 
 
@@ -132,7 +188,7 @@ def where(request: pytest.FixtureRequest) -> str:
 def new_executor(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., AbstractContextManager[FluxBulkExecutor]]:
-    """Makes an executor that is up for the time of a ``with`` block."""
+    """A context manager that starts an executor, and shuts it down at the end of the block."""
 
     @contextmanager
     def new(instance: str, **options: Any) -> Iterator[FluxBulkExecutor]:
@@ -141,14 +197,17 @@ def new_executor(
         executor = FluxBulkExecutor(instance=instance, **options)
         executor.run_dir = str(tmp_path_factory.mktemp("run"))
         before = set(helpers.own_processes())
+        shared = SharedExecutor(executor)
         executor.start()
         try:
-            # Its processes, among them the guard of an attached executor, are there from now on.
-            helpers.wait_until(executor.status_report, START_BOUND, "the executor is up")
+            # Its processes, among them the cancel guard of an attached executor, have started by then.
+            helpers.wait_until(executor.status_report, START_BOUND, "the executor has started")
             ours = set(helpers.own_processes()) - before
             helpers.LONG_LIVED.update(ours)
+            SHARED_EXECUTORS.add(shared)
             yield executor
         finally:
+            SHARED_EXECUTORS.discard(shared)
             executor.shutdown()
         helpers.LONG_LIVED.difference_update(ours)
         helpers.wait_gone(ours)

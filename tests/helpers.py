@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -231,6 +231,58 @@ def flux(uri: str, *arguments: str, bound: float = 60.0) -> str:
 def active_jobs(uri: str) -> list[str]:
     """Ids and names of the jobs of an instance that have not ended."""
     return flux(uri, "jobs", "-no", "{id} {name}").splitlines()
+
+
+def active_job_ids(uri: str) -> set[int]:
+    """Ids of the jobs of an instance that have not ended; in a round trip, unlike `active_jobs`."""
+    try:
+        jobs = _handle(uri).rpc("job-manager.list", {"max_entries": 0, "attrs": []}).get()["jobs"]
+    except OSError:  # a test has killed the instance
+        return set()
+    return {job["id"] for job in jobs}
+
+
+def cancel_jobs(uri: str, kept_ids: Collection[int], kept_names: Collection[str], bound: float) -> list[str]:
+    """Wait for jobs to end, cancel those that do not, and return their ids and names.
+
+    Parameters
+    ----------
+    kept_ids, kept_names : collection
+        Jobs to leave alone.
+    bound : float
+        Seconds to wait before jobs are canceled.
+    """
+    names: dict[int, str] = {}
+
+    def left() -> set[int]:
+        return {
+            job_id
+            for job_id in active_job_ids(uri).difference(kept_ids)
+            if names.setdefault(job_id, _name_of_job(uri, job_id)) not in kept_names
+        }
+
+    deadline = time.monotonic() + bound
+    while (ids := left()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if ids:
+        flux(uri, "cancel", *map(str, ids))
+        wait_until(lambda: not left(), 30.0, f"the end of canceled jobs {ids}")
+    return [f"{uri}: job {job_id} {names[job_id]}" for job_id in ids]
+
+
+@functools.lru_cache(maxsize=8)
+def _handle(uri: str) -> Any:
+    import flux
+
+    return flux.Flux(uri)
+
+
+def _name_of_job(uri: str, job_id: int) -> str:
+    payload = {"id": job_id, "attrs": ["name"]}
+    try:
+        return str(_handle(uri).rpc("job-list.list-id", payload).get()["job"]["name"])
+    except OSError:
+        return ""
 
 
 # -- leaks -------------------------------------------------------------------------------------------

@@ -32,13 +32,6 @@ class OneBlock(Federation):
         self.add("0", member)
 
 
-@pytest.fixture(scope="session")
-def flux_uri() -> Iterator[str]:
-    """A Flux instance that is not ours, for the whole session."""
-    with helpers.flux_instance() as uri:
-        yield uri
-
-
 @pytest.fixture(scope="session", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     """Which implementation of the seam a test runs on."""
@@ -81,6 +74,9 @@ def seam(instance: Instance, kind: str) -> Iterator[Seam]:
     connection, completion = instance.connect(), instance.completion()
     seam = Seam(instance, connection, completion, kind)
     yield seam
+    left = seam.cancel_outstanding()
     completion.close()
     seam.completion.close()  # which a test may have replaced
     connection.close()
+    if left:
+        pytest.fail(f"left behind by this test, and canceled: {left}", pytrace=False)

@@ -86,6 +86,7 @@ class Seam:
     connection: Connection
     completion: Completion
     kind: str
+    submitted: set[JobId] = field(default_factory=set)
     results: dict[JobId, JobResult] = field(default_factory=dict)
     messages: list[tuple[PeerId, bytes]] = field(default_factory=list)
     lost: list[PeerId] = field(default_factory=list)
@@ -96,6 +97,7 @@ class Seam:
         ids = []
         for answer in answers:
             assert not isinstance(answer, Refusal), answer
+            self.submitted.add(answer)
             self.completion.watch(answer)
             ids.append(answer)
         return ids
@@ -134,6 +136,26 @@ class Seam:
         elif isinstance(event, PeerLost):
             assert event.peer not in self.lost, "a peer was lost twice"
             self.lost.append(event.peer)
+
+    def cancel_outstanding(self, bound: float = 10.0) -> list[JobId]:
+        """Wait for the jobs that a test did not wait for, cancel those that do not end; return their ids."""
+        left = self.submitted - self.results.keys()
+        if not left:
+            return []
+        # The test may have closed its completion.
+        ends = Seam(self.instance, self.connection, self.instance.completion(), self.kind)
+        for job_id in left:
+            ends.completion.watch(job_id)
+        deadline = time.monotonic() + bound
+        while left - ends.results.keys() and (seconds := deadline - time.monotonic()) > 0:
+            for event in ends.completion.poll(seconds):
+                ends.take(event)
+        canceled = sorted(left - ends.results.keys())
+        if canceled:
+            self.connection.cancel(canceled, "left behind by a test")
+            ends.wait(canceled)
+        ends.completion.close()
+        return canceled
 
     def wait_file(self, path: Path, bound: float = BOUND) -> str:
         """Wait for a job to have written a file, and return what is in it."""

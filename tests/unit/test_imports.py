@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import re
+import sys
 from pathlib import Path
 
+import helpers
 import pytest
 from import_graph import Package, circles, inside
 
@@ -86,6 +89,14 @@ def test_flux_is_imported_in_one_folder_only() -> None:
     users = {name for name in USES if PACKAGE.outside(name) & {"flux", "_flux"}}
     assert users
     assert all(name.startswith("instances.flux.") for name in users)
+
+
+def test_libraries_that_are_imported_are_declared() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(helpers.PROJECT / "setup.cfg")
+    declared = re.findall(r"^([\w-]+)>=", setup["options"]["install_requires"], re.MULTILINE)
+    imported = set().union(*map(PACKAGE.outside, USES)) - set(sys.stdlib_module_names) - {"flux", "_flux"}
+    assert imported == {"zmq" if name == "pyzmq" else name for name in declared}
 
 
 # -- that the checks see what they are for ------------------------------------------------------------
