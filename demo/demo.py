@@ -23,7 +23,7 @@ from parsl_flux_bulk.jobspec.resources import Resources
 
 def make_jobspecs(directory: Path, count: int) -> None:
     """Write `count` jobspecs of ``sleep 0``, the same as ``flux submit --dry-run sleep 0`` prints."""
-    text = jobspec.build(Resources(), ["sleep", "0"], environment=os.environ, cwd=str(directory))
+    text = jobspec.build(Resources(), ["sleep", "0"], environment=os.environ, cwd=str(directory)).text
     directory.mkdir()
     for number in range(count):
         (directory / f"sleep-{number:04}.json").write_text(text)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from parsl_flux_bulk.blocks import protocol as wire
 from parsl_flux_bulk.errors import InstanceError, InstanceLost
 from parsl_flux_bulk.instances.base import JobEnded, JobRequest, PeerLost, PeerMessage, Refusal
+from parsl_flux_bulk.jobspec.jobspec import Jobspec
 
 if TYPE_CHECKING:
     from parsl_flux_bulk.instances.base import Completion, Connection, Instance, JobId, PeerId
@@ -162,7 +163,7 @@ class Desk(threading.Thread):
 
     def _answer(self, connection: Connection, verb: str, argument: Any) -> Any:
         if verb == "submit":
-            answers = connection.submit([JobRequest(*values) for values in argument])
+            answers = connection.submit([JobRequest(Jobspec(data), urgency) for data, urgency in argument])
             self._block.active_jobs.update(a for a in answers if not isinstance(a, Refusal))
             return [answer.reason if isinstance(answer, Refusal) else answer for answer in answers]
         if verb == "cancel":

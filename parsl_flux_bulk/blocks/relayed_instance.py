@@ -15,7 +15,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from parsl_flux_bulk.blocks import protocol as wire
@@ -247,7 +246,7 @@ class RelayedConnection:
         """Submit all."""
         if not requests:
             return []
-        answers = self._instance.request("submit", [list(asdict(request).values()) for request in requests])
+        answers = self._instance.request("submit", [[r.jobspec.data, r.urgency] for r in requests])
         return [Refusal(answer) if isinstance(answer, str) else int(answer) for answer in answers]
 
     def cancel(self, job_ids: Sequence[JobId], reason: str) -> None:

@@ -28,12 +28,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from parsl_flux_bulk import jobspec as jobspecs
 from parsl_flux_bulk.errors import JobspecError
-from parsl_flux_bulk.instances.base import DEFAULT_URGENCY, Instance, JobRequest, JobResult
+from parsl_flux_bulk.instances.base import Instance, JobRequest, JobResult
 from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.instances.federation.inner import nest
 from parsl_flux_bulk.instances.federation.members import own_id
+from parsl_flux_bulk.jobspec import Jobspec, build
+from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.pipeline.job import Job
 from parsl_flux_bulk.pipeline.job_errors import job_error
@@ -219,18 +220,17 @@ class BulkSubmitter:
         """
         _check_urgency(urgency)
         if isinstance(jobspec, os.PathLike):
-            text = read_jobspec(jobspec)
+            parsed = read_jobspec(jobspec)
             label = label or os.fspath(jobspec)
         elif isinstance(jobspec, str):
-            text = jobspec
-            if not text.lstrip().startswith("{"):
-                raise JobspecError(f"{_shorten(text)!r} is no JSON object; a file is given as a pathlib.Path")
-            jobspecs.validate(text)
+            if not jobspec.lstrip().startswith("{"):
+                raise JobspecError(
+                    f"{_shorten(jobspec)!r} is not a JSON object; a file is given as a pathlib.Path"
+                )
+            parsed = Jobspec.parse(jobspec)
         else:
-            text = _as_text(jobspec)
-            jobspecs.validate(text)
-        # It has been checked here, by the same rules.
-        return self._submit(JobRequest(text, urgency, trusted=True), label or "jobspec")
+            parsed = Jobspec.parse(_as_text(jobspec))
+        return self._submit(JobRequest(parsed, urgency), label or "jobspec")
 
     def submit_command(
         self,
@@ -270,7 +270,7 @@ class BulkSubmitter:
             If the command is no list of strings.
         """
         request = Resources.from_specification(resources)
-        text = jobspecs.build(
+        jobspec = build(
             request,
             command,
             environment=os.environ,
@@ -279,9 +279,7 @@ class BulkSubmitter:
             stdout=stdout,
             stderr=stderr,
         )
-        return self._submit(
-            JobRequest(text, request.urgency, trusted=True), label or _shorten(" ".join(command))
-        )
+        return self._submit(JobRequest(jobspec, request.urgency), label or _shorten(" ".join(command)))
 
     def as_completed(self, timeout: float | None = None) -> Iterator[JobFuture]:
         """Yield jobs as they end, until every job submitted so far has been yielded.
@@ -406,19 +404,17 @@ class _Ledger:
             self._changed.notify_all()
 
 
-def read_jobspec(path: str | os.PathLike[str]) -> str:
-    """Return the text of a jobspec file, which is valid.
+def read_jobspec(path: str | os.PathLike[str]) -> Jobspec:
+    """Read a jobspec file.
 
     Raises
     ------
     JobspecError
-        If it is not; says where in it, and why.
+        If the file is not a valid jobspec; says where in it, and why.
     OSError
-        If it cannot be read.
+        If the file cannot be read.
     """
-    text = Path(path).read_bytes()
-    jobspecs.validate(text)
-    return text.decode()
+    return Jobspec.parse(Path(path).read_bytes())
 
 
 def _as_text(jobspec: Mapping[str, Any]) -> str:

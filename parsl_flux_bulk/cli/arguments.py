@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from parsl_flux_bulk.instances.base import DEFAULT_URGENCY
 from parsl_flux_bulk.jobspec.duration import parse_duration
+from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY
 from parsl_flux_bulk.version import __version__
 
 DESCRIPTION = """\

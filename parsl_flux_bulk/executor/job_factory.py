@@ -125,7 +125,7 @@ class JobFactory:
         options: dict[str, object] = {"output": {"mode": "append"}}
         if resources.gpus_per_task and not per_node:
             options["gpu-affinity"] = "per-task"
-        text = jobspec.build(
+        built = jobspec.build(
             resources,
             command,
             environment=self._settings.environment,
@@ -138,7 +138,7 @@ class JobFactory:
             shell_options=options,
             own_environment=own_environment,
         )
-        return JobRequest(text, resources.urgency, trusted=True)
+        return JobRequest(built, resources.urgency)
 
     def output_paths(self, job: WorkerJob | TaskJob) -> tuple[str, str]:
         """Where a job's standard output and error go; may be templates of Flux's."""

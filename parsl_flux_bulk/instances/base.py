@@ -22,6 +22,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY, Jobspec
 from parsl_flux_bulk.protocol import variables
 
 JobId: TypeAlias = int
@@ -33,9 +34,6 @@ PeerId: TypeAlias = Hashable
 CHANNEL_VARIABLE = variables.CHANNEL
 """In the environment of every job of an executor, and of no other: its address, unique to it."""
 
-DEFAULT_URGENCY = 16
-"""RFC 30: 0 holds a job, 31 expedites it, 16 is the default."""
-
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
@@ -43,17 +41,13 @@ class JobRequest:
 
     Attributes
     ----------
-    jobspec : str
-        RFC 25 jobspec, version 1, as JSON text.
+    jobspec : Jobspec
     urgency : int
         0 to 31 (RFC 30).
-    trusted : bool
-        Built by this package: the instance may skip validating it a second time.
     """
 
-    jobspec: str
+    jobspec: Jobspec
     urgency: int = DEFAULT_URGENCY
-    trusted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

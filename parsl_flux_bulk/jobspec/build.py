@@ -13,17 +13,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from parsl_flux_bulk.errors import JobspecError
-from parsl_flux_bulk.jobspec.check import check_texts, validate
+from parsl_flux_bulk.jobspec.check import check_texts
 from parsl_flux_bulk.jobspec.environment import Environment, filter_environment
+from parsl_flux_bulk.jobspec.jobspec import Jobspec, encode
 
 if TYPE_CHECKING:
     from parsl_flux_bulk.jobspec.resources import Resources
 
-__all__ = ["Environment", "build", "filter_environment", "validate", "working_directory"]
-
 logger = logging.getLogger(__name__)
-
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
 def build(
@@ -40,7 +37,7 @@ def build(
     rlimits: Mapping[str, int] | None = None,
     shell_options: Mapping[str, object] | None = None,
     own_environment: Mapping[str, str] | None = None,
-) -> str:
+) -> Jobspec:
     """Build the jobspec that runs `command` on every task of `resources`.
 
     Parameters
@@ -67,8 +64,8 @@ def build(
 
     Returns
     -------
-    str
-        JSON text. The urgency is not part of a jobspec (see :class:`JobRequest`).
+    Jobspec
+        Without the urgency, which is a part of the request to submit it.
 
     Raises
     ------
@@ -108,12 +105,11 @@ def build(
         "attributes": attributes,
         "version": 1,
     }
-    text = _encode(jobspec)
+    text = encode(jobspec)
     if not text.isascii() or "\\u0000" in text:
-        if _drop_undecodable(variables):
-            text = _encode(jobspec)
+        _drop_undecodable(variables)
         check_texts(jobspec)
-    return text
+    return Jobspec(jobspec)
 
 
 def _resource(resources: Resources) -> dict[str, Any]:
@@ -207,7 +203,7 @@ def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
 _dropped: set[str] = set()
 
 
-def _drop_undecodable(variables: dict[str, str]) -> bool:
+def _drop_undecodable(variables: dict[str, str]) -> None:
     """Remove variables that are not UTF-8, which JSON cannot hold; log each once."""
     bad = [name for name, value in variables.items() if not (_is_utf8(name) and _is_utf8(value))]
     for name in bad:
@@ -215,7 +211,6 @@ def _drop_undecodable(variables: dict[str, str]) -> bool:
         if name not in _dropped:
             _dropped.add(name)
             logger.warning("environment variable %r is not UTF-8 and does not reach Flux jobs", name)
-    return bool(bad)
 
 
 def _is_utf8(text: str) -> bool:

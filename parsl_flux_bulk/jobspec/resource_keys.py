@@ -19,8 +19,8 @@ from parsl_flux_bulk.jobspec.constraint import check_constraint, parse_constrain
 from parsl_flux_bulk.jobspec.dependency import check_dependency, parse_dependency
 from parsl_flux_bulk.jobspec.duration import parse_duration
 from parsl_flux_bulk.jobspec.environment import check_rule
+from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY
 
-DEFAULT_URGENCY = 16
 URGENCY_NAMES = {"hold": 0, "default": DEFAULT_URGENCY, "expedite": 31}
 
 _MAX_INT = 2**31 - 1

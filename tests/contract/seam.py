@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -24,6 +23,7 @@ from parsl_flux_bulk.instances.base import (
     PeerMessage,
     Refusal,
 )
+from parsl_flux_bulk.jobspec import Jobspec
 
 BOUND = 30.0
 """Seconds after which a test has waited too long for any one thing."""
@@ -40,8 +40,8 @@ def jobspec(
     cwd: str | os.PathLike[str] = "/tmp",
     environment: Mapping[str, str] | None = None,
     **options: object,
-) -> str:
-    """Write a jobspec (RFC 25); `environment` comes on top of this process's, `options` are the shell's."""
+) -> Jobspec:
+    """Make a jobspec (RFC 25); `environment` comes on top of this process's, `options` are the shell's."""
     inside = [{"type": "core", "count": cores}] + ([{"type": "gpu", "count": gpus}] if gpus else [])
     resource: dict[str, object] = {"type": "slot", "count": tasks, "label": "task", "with": inside}
     if nodes is not None:
@@ -53,7 +53,7 @@ def jobspec(
         "environment": {**ours, **(environment or {})},
         "shell": {"options": {name.replace("_", "-"): value for name, value in options.items()}},
     }
-    return json.dumps(
+    return Jobspec(
         {
             "version": 1,
             "resources": [resource],
@@ -63,7 +63,7 @@ def jobspec(
     )
 
 
-def shell(script: str, **keywords: object) -> str:
+def shell(script: str, **keywords: object) -> Jobspec:
     """A jobspec whose command is a shell script."""
     return jobspec(["sh", "-c", script], **keywords)  # type: ignore[arg-type]
 
@@ -91,9 +91,9 @@ class Seam:
     messages: list[tuple[PeerId, bytes]] = field(default_factory=list)
     lost: list[PeerId] = field(default_factory=list)
 
-    def submit(self, *jobspecs: str) -> list[JobId]:
+    def submit(self, *jobspecs: Jobspec) -> list[JobId]:
         """Submit jobs that are not refused, and watch them."""
-        answers = self.connection.submit([JobRequest(text) for text in jobspecs])
+        answers = self.connection.submit([JobRequest(jobspec) for jobspec in jobspecs])
         ids = []
         for answer in answers:
             assert not isinstance(answer, Refusal), answer
@@ -102,13 +102,13 @@ class Seam:
             ids.append(answer)
         return ids
 
-    def run(self, *jobspecs: str) -> list[JobResult]:
+    def run(self, *jobspecs: Jobspec) -> list[JobResult]:
         """Submit jobs and wait for their ends."""
         return self.wait(self.submit(*jobspecs))
 
-    def run_one(self, text: str) -> tuple[JobId, JobResult]:
+    def run_one(self, jobspec: Jobspec) -> tuple[JobId, JobResult]:
         """Submit one job and wait for its end."""
-        (job_id,) = self.submit(text)
+        (job_id,) = self.submit(jobspec)
         return job_id, self.wait([job_id])[0]
 
     def wait(self, job_ids: Collection[JobId], bound: float = BOUND) -> list[JobResult]:
@@ -168,7 +168,7 @@ class Seam:
         return text
 
 
-def peer_job(source: str, directory: Path, completion: Completion, **keywords: object) -> str:
+def peer_job(source: str, directory: Path, completion: Completion, **keywords: object) -> Jobspec:
     """A jobspec of a Python process that has the channel open as ``channel``.
 
     `source` sees ``say(bytes)``, ``hear()`` (the next message, waiting) and ``os``.

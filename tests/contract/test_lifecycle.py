@@ -81,15 +81,16 @@ def test_a_killed_user_leaves_nothing_behind(kind: str, tmp_path: Path) -> None:
         "relay-local": "from relay_service import BlockInstance; instance = BlockInstance()",
         "relay-flux": "from relay_service import BlockInstance; instance = BlockInstance(flux=True)",
     }[kind]
-    text = shell("echo $$ > pid; sleep 600 & exec sleep 600", cwd=tmp_path)
+    spec = shell("echo $$ > pid; sleep 600 & exec sleep 600", cwd=tmp_path)
     source = f"""
 {made}
 from parsl_flux_bulk.instances.base import JobRequest
+from parsl_flux_bulk.jobspec import Jobspec
 instance.start()
 connection = instance.connect()
 completion = instance.completion()
 completion.channel()
-connection.submit([JobRequest({text!r})])
+connection.submit([JobRequest(Jobspec({spec.data!r}))])
 print("submitted", flush=True)
 completion.poll(None)
 """

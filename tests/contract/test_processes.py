@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -22,10 +21,10 @@ def test_environment(seam: Seam) -> None:
 
 
 def test_only_the_jobspec_environment(seam: Seam, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = json.loads(shell('echo "${LEAKED-unset}"'))
-    spec["attributes"]["system"]["environment"] = {"PATH": "/usr/bin:/bin"}
+    spec = shell('echo "${LEAKED-unset}"')
+    spec.system["environment"] = {"PATH": "/usr/bin:/bin"}
     monkeypatch.setenv("LEAKED", "yes")
-    assert lines(seam, json.dumps(spec)) == ["unset"]
+    assert lines(seam, spec) == ["unset"]
 
 
 def test_working_directory(seam: Seam, tmp_path: Path) -> None:

@@ -14,11 +14,9 @@ apart in the high bits of job ids. When a member is lost, its jobs end with the 
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from parsl_flux_bulk.errors import InstanceLost
 from parsl_flux_bulk.instances.base import (
@@ -36,13 +34,12 @@ from parsl_flux_bulk.instances.base import (
 from parsl_flux_bulk.instances.federation.completion import KEY_PREFIX, FederationCompletion
 from parsl_flux_bulk.instances.federation.members import (
     MEMBER_SHIFT,
-    Demand,
     Member,
-    demand_of,
     lost_result,
     no_room,
     own_id,
 )
+from parsl_flux_bulk.jobspec.jobspec import Demand
 
 logger = logging.getLogger(__name__)
 
@@ -275,19 +272,12 @@ class FederationConnection:
         answers: list[JobId | Refusal] = [Refusal("")] * len(requests)
         placed: dict[Member, list[tuple[int, JobRequest, Demand]]] = {}
         for index, request in enumerate(requests):
-            try:
-                jobspec = json.loads(request.jobspec)
-                demand = demand_of(jobspec)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                answers[index] = Refusal(f"jobspec: {error!r}")
-                continue
+            demand = request.jobspec.demand
             member = self._federation.place(demand)
             if not isinstance(member, Member):
                 answers[index] = member
             else:
-                placed.setdefault(member, []).append(
-                    (index, self._localised(request, jobspec, member), demand)
-                )
+                placed.setdefault(member, []).append((index, self._localised(request, member), demand))
         for member, jobs in placed.items():
             given = self._submit_to(member, [request for _, request, _ in jobs])
             for (index, _, demand), answer in zip(jobs, given, strict=True):
@@ -301,17 +291,15 @@ class FederationConnection:
             self._federation.remove(member, str(error))
             return [None] * len(requests)
 
-    def _localised(self, request: JobRequest, jobspec: dict[str, Any], member: Member) -> JobRequest:
+    def _localised(self, request: JobRequest, member: Member) -> JobRequest:
         """Give a job the environment of the member that it goes to, and the way to the channel there."""
-        if not member.environment and KEY_PREFIX not in request.jobspec:
+        own = request.jobspec.environment
+        key = own.get(CHANNEL_VARIABLE, "")
+        address = self._federation.address(key, member) if key.startswith(KEY_PREFIX) else {}
+        if not member.environment and not address:
             return request
-        system = jobspec["attributes"]["system"]
-        environment = {**member.environment, **system.get("environment", {})}
-        key = environment.get(CHANNEL_VARIABLE, "")
-        if key.startswith(KEY_PREFIX):
-            environment.update(self._federation.address(key, member))
-        system["environment"] = environment
-        return JobRequest(json.dumps(jobspec), request.urgency, request.trusted)
+        environment = {**member.environment, **own, **address}
+        return JobRequest(request.jobspec.with_environment(environment), request.urgency)
 
     def _connection(self, member: Member) -> Connection:
         connection = self._connections.get(member)

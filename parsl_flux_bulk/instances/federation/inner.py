@@ -27,7 +27,6 @@ from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 
-from parsl_flux_bulk import jobspec
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
 from parsl_flux_bulk.instances.base import (
     Capacity,
@@ -42,10 +41,12 @@ from parsl_flux_bulk.instances.base import (
     Refusal,
 )
 from parsl_flux_bulk.instances.federation.federation import Federation
-from parsl_flux_bulk.instances.federation.members import Demand, Member, own_id
+from parsl_flux_bulk.instances.federation.members import Member, own_id
 from parsl_flux_bulk.instances.flux.broker import KEPT_FINISHED_JOBS
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
+from parsl_flux_bulk.jobspec import Jobspec, build
 from parsl_flux_bulk.jobspec.job_environment import base_environment
+from parsl_flux_bulk.jobspec.jobspec import Demand
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.protocol import frames, variables
 
@@ -293,7 +294,7 @@ class InstanceLauncher(threading.Thread):
     def _submit(self, completion: Completion) -> None:
         environment = completion.channel().environment
         requests = [
-            JobRequest(_jobspec(nodes, cores, token, environment), trusted=True)
+            JobRequest(_jobspec(nodes, cores, token, environment))
             for token, (nodes, cores) in enumerate(self._shares)
         ]
         connection = self._outer.connect()
@@ -373,14 +374,14 @@ class InstanceLauncher(threading.Thread):
             connection.close()
 
 
-def _jobspec(nodes: int, cores: int, token: int, channel: Mapping[str, str]) -> str:
+def _jobspec(nodes: int, cores: int, token: int, channel: Mapping[str, str]) -> Jobspec:
     """The job that is an inner instance, as ``flux alloc`` would have it."""
     whole = {"num_nodes": nodes, "num_tasks": nodes, "cores_per_task": cores}
     # The keeper's channel leads through the outer instance.
     put_aside = f'export {variables.OUTER_URI}="$FLUX_URI" {variables.OUTER_JOB}="$FLUX_JOB_ID"; exec "$@"'
     theirs = os.environ.get("FLUX_MODPROBE_PATH_APPEND")
     conf = f"--conf=job-manager.inactive-num-limit={KEPT_FINISHED_JOBS}"
-    return jobspec.build(
+    return build(
         Resources.from_specification(whole),
         ["sh", "-c", put_aside, "sh", "flux", "start", conf, sys.executable, _PROGRAM],
         environment=base_environment(os.environ),

@@ -4,36 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 from parsl_flux_bulk.instances.base import Capacity, EndCause, Instance, JobId, JobResult, JobStatus
+from parsl_flux_bulk.jobspec.jobspec import Demand
 
 MEMBER_SHIFT = 64
 """A member's own ids have 64 bits at most."""
-
-_PARTICULAR = ("queue", "bank", "project", "constraints", "dependencies")
-
-
-class Demand(NamedTuple):
-    """What a job needs of the member that it goes to.
-
-    Attributes
-    ----------
-    nodes, cores, gpus : int
-    exclusive : bool
-        Whole nodes.
-    duration : float
-        Seconds; 0 is no limit.
-    particular : bool
-        Names something that not every instance has: a queue, a bank, a property, another job.
-    """
-
-    nodes: int
-    cores: int
-    gpus: int
-    exclusive: bool = False
-    duration: float = 0.0
-    particular: bool = False
 
 
 class Member:
@@ -119,29 +95,6 @@ class Member:
             self.cores_used -= self.cores_of(demand)
             if not self.jobs:
                 self.idle_since = time.monotonic()
-
-
-def demand_of(jobspec: dict[str, Any]) -> Demand:
-    """Add up what a jobspec (RFC 25, version 1) asks for."""
-    totals = {"node": 0, "core": 0, "gpu": 0}
-    exclusive = False
-
-    def visit(resource: dict[str, Any], times: int) -> None:
-        nonlocal exclusive
-        times *= int(resource.get("count", 1))
-        kind = resource["type"]
-        exclusive = exclusive or bool(resource.get("exclusive"))
-        if kind in totals:
-            totals[kind] += times
-        for inner in resource.get("with", ()):
-            visit(inner, times)
-
-    for resource in jobspec["resources"]:
-        visit(resource, 1)
-    system = jobspec["attributes"]["system"]
-    duration = float(system.get("duration", 0) or 0)
-    particular = any(key in system for key in _PARTICULAR)
-    return Demand(max(1, totals["node"]), totals["core"], totals["gpu"], exclusive, duration, particular)
 
 
 def lost_result(why: str, cause: EndCause = EndCause.BLOCK_LOST, *, started: bool = True) -> JobResult:

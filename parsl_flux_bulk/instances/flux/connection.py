@@ -25,10 +25,10 @@ class FluxConnection:
                 in_flight.append(
                     submit_async(
                         self._handle,
-                        request.jobspec,
+                        request.jobspec.text,
                         urgency=request.urgency,
                         waitable=True,
-                        novalidate=request.trusted,
+                        novalidate=True,
                     )
                 )
             except (OSError, ValueError) as error:

@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from parsl_flux_bulk.instances.local.jobspec import JobPlan
+from parsl_flux_bulk.instances.local.job_plan import JobPlan
 from parsl_flux_bulk.instances.local.output import JobFiles, LabelledPipe, render, spool_paths, tail
 from parsl_flux_bulk.instances.local.processes import job_tmpdir
 

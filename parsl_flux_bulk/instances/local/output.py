@@ -12,8 +12,7 @@ import re
 import selectors
 from collections.abc import Callable, Mapping
 
-from parsl_flux_bulk.instances.local.jobspec import JobPlan
-from parsl_flux_bulk.instances.local.options import Stream
+from parsl_flux_bulk.instances.local.job_plan import JobPlan, Stream
 
 STDERR_LINES = 20
 STDERR_BYTES = 4096

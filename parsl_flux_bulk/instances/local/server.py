@@ -30,8 +30,8 @@ from typing import Any
 from parsl_flux_bulk.instances.local import processes
 from parsl_flux_bulk.instances.local.allocator import Allocator, JobQueue
 from parsl_flux_bulk.instances.local.job import Job, StartFailed
-from parsl_flux_bulk.instances.local.jobspec import JobPlan
-from parsl_flux_bulk.instances.local.kept import KeptOutput, KeptResults, Result
+from parsl_flux_bulk.instances.local.job_plan import JobPlan
+from parsl_flux_bulk.instances.local.kept_output import KeptOutput, KeptResults, Result
 from parsl_flux_bulk.protocol.framed_socket import LONGEST_WAIT, FramedSocket
 
 KILL_GRACE = 5.0

@@ -26,6 +26,7 @@ from parsl_flux_bulk.blocks import protocol as wire
 from parsl_flux_bulk.blocks.relay_server import RelayServer
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
 from parsl_flux_bulk.instances.base import JobEnded, JobRequest, JobResult, PeerMessage
+from parsl_flux_bulk.jobspec import Jobspec
 from parsl_flux_bulk.pipeline.job import Job
 from parsl_flux_bulk.pipeline.pipeline import Pipeline
 
@@ -73,7 +74,7 @@ def is_well(block: BlockInstance) -> bool:
     """Whether a block still runs jobs."""
     completion = block.completion()
     try:
-        (job_id,) = block.connect().submit([JobRequest(TRUE_SPEC)])
+        (job_id,) = block.connect().submit([JobRequest(Jobspec.parse(TRUE_SPEC))])
         assert isinstance(job_id, int)
         completion.watch(job_id)
         (event,) = completion.poll(BOUND)
@@ -121,7 +122,7 @@ def test_every_job_ends_when_the_block_is_killed(flux: bool) -> None:
         pipeline = Pipeline[Job](instance, ends)
         pipeline.start()
         for _ in range(10):
-            pipeline.submit(Job(), JobRequest(SLEEP_SPEC))
+            pipeline.submit(Job(), JobRequest(Jobspec.parse(SLEEP_SPEC)))
         for _ in range(10):
             assert ends.submitted.acquire(timeout=BOUND)
         os.kill(instance.block.pid, signal.SIGKILL)
@@ -220,7 +221,7 @@ def test_sigterm_is_told_to_the_executor() -> None:
 def test_a_block_that_is_closed_ends_well_and_its_jobs_with_it() -> None:
     with running() as instance:
         assert instance.block is not None and instance.process is not None
-        instance.connect().submit([JobRequest(SLEEP_SPEC)])
+        instance.connect().submit([JobRequest(Jobspec.parse(SLEEP_SPEC))])
         inside = helpers.descendants(instance.process.pid)
         instance.block.close()
         assert instance.process.wait(BOUND) == 0
@@ -246,7 +247,7 @@ def test_a_block_of_several_nodes_is_one_block(tmp_path: Path) -> None:
         spec["attributes"]["system"]["environment"].update(
             {**completion.channel().environment, "PYTHONPATH": str(BLOCK.parent.parent)}
         )
-        (job_id,) = connection.submit([JobRequest(json.dumps(spec))])
+        (job_id,) = connection.submit([JobRequest(Jobspec(spec))])
         assert isinstance(job_id, int)
         completion.watch(job_id)
         heard: dict[Any, list[bytes]] = {}

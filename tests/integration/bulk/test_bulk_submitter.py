@@ -39,7 +39,7 @@ def bulk(instance: str) -> Iterator[BulkSubmitter]:
 
 
 def jobspec(*command: str) -> str:
-    return build(Resources(), command, environment=os.environ, cwd=os.getcwd())
+    return build(Resources(), command, environment=os.environ, cwd=os.getcwd()).text
 
 
 def test_a_jobspec_is_text_an_object_or_a_file(bulk: BulkSubmitter, tmp_path: Path) -> None:

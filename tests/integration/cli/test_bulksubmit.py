@@ -58,7 +58,7 @@ def write_job(name: str, *command: str, **resources: object) -> None:
     path = Path(name)
     path.parent.mkdir(exist_ok=True)
     specification = Resources.from_specification(resources)
-    path.write_text(build(specification, command, environment=os.environ, cwd=os.getcwd()))
+    path.write_text(build(specification, command, environment=os.environ, cwd=os.getcwd()).text)
 
 
 def records(name: str) -> dict[str, dict[str, object]]:

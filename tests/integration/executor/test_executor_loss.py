@@ -57,7 +57,7 @@ def test_everything_outstanding_ends(
 @pytest.mark.flux
 @pytest.mark.parametrize("delay", [0.02, 0.1, 0.2])
 def test_a_broker_that_dies_amid_submissions_is_lost_and_has_refused_nothing(delay: float) -> None:
-    request = JobRequest(build(Resources(), ["true"], environment=os.environ, cwd="/"), trusted=True)
+    request = JobRequest(build(Resources(), ["true"], environment=os.environ, cwd="/"))
     with flux_instance() as uri:
         broker = int(flux(uri, "getattr", "broker.pid"))
         instance = FluxInstance.attach(uri)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from specifications import GOOD, Good
 
 from parsl_flux_bulk.errors import JobspecError
-from parsl_flux_bulk.jobspec import build, validate
+from parsl_flux_bulk.jobspec import Jobspec, build
 from parsl_flux_bulk.jobspec.constraint import check_constraint, parse_constraint
 from parsl_flux_bulk.jobspec.dependency import parse_dependency
 from parsl_flux_bulk.jobspec.duration import format_duration, parse_duration
@@ -64,20 +64,20 @@ def submitter():
 def test_a_good_specification_gives_what_flux_run_gives(row: Good, submitter):
     from flux.job import validate_jobspec
 
-    text = build(read(row.spec), ["app", "x"], **submitter)
-    assert json.loads(text) == dry_run(*row.flux_run)
-    validate_jobspec(text, require_version=1)
+    jobspec = build(read(row.spec), ["app", "x"], **submitter)
+    assert jobspec.data == dry_run(*row.flux_run)
+    validate_jobspec(jobspec.text, require_version=1)
 
 
 def test_files_are_as_flux_run_has_them(submitter):
-    text = build(Resources(), ["app", "x"], stdin="in", stdout="out-{{id}}", stderr="err", **submitter)
-    assert json.loads(text) == dry_run("--input=in", "--output=out-{{id}}", "--error=err")
+    jobspec = build(Resources(), ["app", "x"], stdin="in", stdout="out-{{id}}", stderr="err", **submitter)
+    assert jobspec.data == dry_run("--input=in", "--output=out-{{id}}", "--error=err")
 
 
 def test_one_process_a_node_is_as_flux_run_has_it(submitter):
     resources = Resources(num_tasks=2, num_nodes=2, cores_per_task=3)
-    text = build(resources, ["app", "x"], per_node=True, **submitter)
-    assert json.loads(text) == dry_run("-N2", "--cores=6", "--tasks-per-node=1")
+    jobspec = build(resources, ["app", "x"], per_node=True, **submitter)
+    assert jobspec.data == dry_run("-N2", "--cores=6", "--tasks-per-node=1")
 
 
 # -- flux.job.JobspecV1 ----------------------------------------------------------------------------
@@ -126,9 +126,9 @@ def test_a_jobspec_is_what_the_python_class_makes(specification, command, enviro
         rlimits=rlimits,
         **{{"stdin": "input", "stdout": "output", "stderr": "error"}[k]: v for k, v in files.items()},
     )
-    assert json.loads(ours) == json.loads(theirs.dumps())
-    validate_jobspec(ours, require_version=1)
-    assert validate(ours) == json.loads(ours)
+    assert ours.data == json.loads(theirs.dumps())
+    validate_jobspec(ours.text, require_version=1)
+    assert Jobspec.parse(ours.text) == ours
 
 
 # -- Flux's readers of options ---------------------------------------------------------------------
@@ -270,15 +270,13 @@ def test_sets_of_ranks_and_hosts_are_what_they_are_to_flux(operator, value):
 
 # -- Flux's validator ------------------------------------------------------------------------------
 
-BASE = json.loads(
-    build(
-        read({"num_nodes": 2, "num_tasks": 4, "constraint": "a rank:1", "dependency": "x:y"}),
-        ["app", "x"],
-        environment={"A": "1"},
-        cwd="/",
-        stdout="o",
-    )
-)
+BASE = build(
+    read({"num_nodes": 2, "num_tasks": 4, "constraint": "a rank:1", "dependency": "x:y"}),
+    ["app", "x"],
+    environment={"A": "1"},
+    cwd="/",
+    stdout="o",
+).data
 
 
 def places(value, at=()):
@@ -320,7 +318,7 @@ def test_what_flux_takes_and_we_take_is_the_same(place, how, value):
     except Exception:  # it raises what its code stumbles over, AttributeError among others
         theirs = False
     try:
-        validate(changed)
+        Jobspec.parse(changed)
     except JobspecError as error:
         assert not theirs or is_stricter(error), (changed, str(error))
     else:
@@ -346,9 +344,7 @@ def finished(handle, jobspec):
     import flux.job
 
     try:
-        job = flux.job.submit(
-            handle, jobspec if isinstance(jobspec, str) else json.dumps(jobspec), waitable=True
-        )
+        job = flux.job.submit(handle, json.dumps(jobspec), waitable=True)
     except OSError as error:
         return f"refused: {error}"
     return "ran" if flux.job.wait(handle, job).success else "failed"
@@ -357,7 +353,7 @@ def finished(handle, jobspec):
 def test_what_we_refuse_beyond_flux_fails_as_a_job(flux_uri):
     import flux
 
-    base = json.loads(build(Resources(), ["true"], environment=dict(os.environ), cwd="/"))
+    base = build(Resources(), ["true"], environment=dict(os.environ), cwd="/").data
     handle = flux.Flux(flux_uri)
     assert finished(handle, base) == "ran"
     for place, value in [
@@ -381,11 +377,11 @@ def test_what_we_refuse_beyond_flux_fails_as_a_job(flux_uri):
             at = at[key]
         at[place[-1]] = value
         with pytest.raises(JobspecError):
-            validate(json.dumps(jobspec))
+            Jobspec.parse(json.dumps(jobspec))
         assert finished(handle, jobspec) != "ran", place
     # What RFC 25 forbids, but Flux runs: not refused here either.
     base["tasks"][0]["slot"] = "another"
-    assert validate(json.dumps(base))
+    Jobspec.parse(json.dumps(base))
     assert finished(handle, base) == "ran"
 
 
@@ -407,7 +403,7 @@ def test_a_jobspec_with_every_kind_of_setting_runs(flux_uri, tmp_path):
     jobspec = build(
         read(specification), ["sh", "-c", script], environment=dict(os.environ), cwd="/", stdout="out"
     )
-    assert finished(flux.Flux(flux_uri), jobspec) == "ran"
+    assert finished(flux.Flux(flux_uri), jobspec.data) == "ran"
     where, added, expanded = (tmp_path / "out").read_text().split()
     assert (where, added) == (str(tmp_path), "a")
     assert expanded.isdigit()

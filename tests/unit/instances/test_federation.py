@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import threading
 import time
 
@@ -24,7 +23,8 @@ from parsl_flux_bulk.instances.base import (
     Refusal,
 )
 from parsl_flux_bulk.instances.federation.federation import Federation
-from parsl_flux_bulk.instances.federation.members import Demand, demand_of
+from parsl_flux_bulk.instances.federation.members import Demand
+from parsl_flux_bulk.jobspec import Jobspec
 
 DONE = JobResult(JobStatus.COMPLETED, exit_code=0)
 BOUND = 10.0
@@ -59,7 +59,7 @@ class FakeInstance:
             self._there.notify_all()
 
     def environment(self, job_id):
-        return json.loads(self.requests[job_id].jobspec)["attributes"]["system"]["environment"]
+        return self.requests[job_id].jobspec.environment
 
     # -- the seam ----------------------------------------------------------------------------------
 
@@ -91,7 +91,7 @@ class FakeConnection:
             raise InstanceLost("broken")
         answers = []
         for request in requests:
-            if "refuse" in request.jobspec:
+            if request.jobspec.system.get("note") == "refuse":
                 answers.append(Refusal("I refuse"))
                 continue
             answers.append(next(self.instance.ids))
@@ -149,11 +149,7 @@ def request(cores=1, *, tasks=1, nodes=None, gpus=0, exclusive=False, duration=0
         if exclusive:
             resource["exclusive"] = True
     system = {"duration": duration, "environment": environment or {}, "note": note}
-    return JobRequest(json.dumps({"resources": [resource], "attributes": {"system": system}}))
-
-
-def demand(request_):
-    return demand_of(json.loads(request_.jobspec))
+    return JobRequest(Jobspec({"resources": [resource], "attributes": {"system": system}}))
 
 
 class Bench:
@@ -213,15 +209,7 @@ def bench():
     ],
 )
 def test_demand_is_the_sum_of_what_is_nested(asked, expected):
-    assert demand(asked) == expected
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"resources": [{}], "attributes": {"system": {}}}'])
-def test_what_is_no_jobspec_is_refused_and_the_others_run(bench, text):
-    bench.add()
-    refused, accepted = bench.submit(JobRequest(text), request())
-    assert isinstance(refused, Refusal) and refused.reason.startswith("jobspec: ")
-    assert bench.where(accepted) == "b"
+    assert asked.jobspec.demand == expected
 
 
 # -- where jobs go -----------------------------------------------------------------------------------

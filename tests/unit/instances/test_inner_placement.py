@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from test_federation import FakeInstance, request
 
@@ -94,9 +92,9 @@ def test_small_jobs_go_inside_and_are_spread(made) -> None:
 
 
 def particular(**system: object) -> JobRequest:
-    jobspec = json.loads(request().jobspec)
-    jobspec["attributes"]["system"].update(system)
-    return JobRequest(json.dumps(jobspec))
+    jobspec = request().jobspec
+    jobspec.system.update(system)
+    return JobRequest(jobspec)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from specifications import GOOD, nodes, slot
 
 from parsl_flux_bulk.errors import JobspecError
-from parsl_flux_bulk.jobspec import build, validate
+from parsl_flux_bulk.jobspec import Jobspec, build
 from parsl_flux_bulk.jobspec.resources import Resources
 
 ENVIRONMENT = {"PATH": "/usr/bin", "HOME": "/home/me", "KEPT": "kept"}
@@ -21,7 +21,7 @@ def built(specification=None, command=("app", "x"), **options):
     resources = specification if isinstance(specification, Resources) else None
     resources = resources or Resources.from_specification(specification or {})
     options = {"environment": ENVIRONMENT, "cwd": "/work", **options}
-    return json.loads(build(resources, list(command), **options))
+    return build(resources, list(command), **options).data
 
 
 # -- build -----------------------------------------------------------------------------------------
@@ -38,9 +38,9 @@ def test_the_smallest_jobspec():
 
 @pytest.mark.parametrize("row", GOOD, ids=lambda row: str(row.spec)[:60])
 def test_what_is_built_is_valid(row):
-    text = build(Resources.from_specification(row.spec), ["a"], environment=ENVIRONMENT, cwd="/")
-    assert validate(text) == json.loads(text)
-    assert validate(text.encode()) == json.loads(text)
+    jobspec = build(Resources.from_specification(row.spec), ["a"], environment=ENVIRONMENT, cwd="/")
+    assert Jobspec.parse(jobspec.text) == jobspec
+    assert Jobspec.parse(jobspec.text.encode()) == jobspec
 
 
 def test_files_limits_and_one_process_a_node():
@@ -111,9 +111,9 @@ def test_a_rule_that_cannot_be_applied_fails_that_jobspec():
 
 
 def test_text_that_is_not_ascii_stays_readable():
-    text = build(Resources(), ["écho", "ƒ"], environment={}, cwd="/tmp/ü")
+    text = build(Resources(), ["écho", "ƒ"], environment={}, cwd="/tmp/ü").text
     assert "écho" in text
-    assert validate(text)["attributes"]["system"]["cwd"] == "/tmp/ü"
+    assert Jobspec.parse(text).system["cwd"] == "/tmp/ü"
 
 
 def test_a_variable_that_is_not_utf8_is_left_out_and_logged_once(caplog):
@@ -154,7 +154,7 @@ def _time_of(count, resources, environment):
     return time.perf_counter() - start
 
 
-# -- validate --------------------------------------------------------------------------------------
+# -- parse -----------------------------------------------------------------------------------------
 
 
 def changed(path, value):
@@ -247,7 +247,7 @@ TASK = ("tasks", 0)
 )
 def test_what_is_wrong_is_said_with_its_place(path, value, where, words):
     with pytest.raises(JobspecError) as caught:
-        validate(changed(path, value))
+        Jobspec.parse(changed(path, value))
     assert caught.value.where == where
     assert words in caught.value.reason
     assert str(caught.value) == (f"{where}: {caught.value.reason}" if where else caught.value.reason)
@@ -277,7 +277,7 @@ def test_what_is_wrong_is_said_with_its_place(path, value, where, words):
 )
 def test_text_that_is_no_jobspec(text, where, words):
     with pytest.raises(JobspecError) as caught:
-        validate(text)
+        Jobspec.parse(text)
     assert caught.value.where == where
     assert words in caught.value.reason
 
@@ -302,4 +302,4 @@ def test_text_that_is_no_jobspec(text, where, words):
 )
 def test_what_flux_runs_is_let_in(path, value):
     text = changed(path, value)
-    assert validate(text) == json.loads(text)
+    assert Jobspec.parse(text).data == json.loads(text)

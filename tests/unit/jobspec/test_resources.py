@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import subprocess
 import sys
@@ -38,7 +37,7 @@ def at(jobspec, path):
 
 @pytest.mark.parametrize("row", GOOD, ids=lambda row: str(row.spec)[:60])
 def test_good_specification_becomes_this_in_the_jobspec(row: Good):
-    jobspec = json.loads(build(read(row.spec), ["true"], environment=ENVIRONMENT, cwd="/work"))
+    jobspec = build(read(row.spec), ["true"], environment=ENVIRONMENT, cwd="/work").data
     for path, expected in row.expected.items():
         assert at(jobspec, path) == expected
 
