@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,8 +59,10 @@ class WorkerSettings:
     worker_idle_time: float = 3.0
 
     def setup(self) -> dict[str, Any]:
-        """What every process of a job is told first."""
-        return {"sys_path": list(self.sys_path), "tasks_per_worker": self.tasks_per_worker}
+        """Return the SETUP that every process of a job receives first."""
+        # Managers write their decisions to the job's stderr if this logger is at DEBUG.
+        debug = logging.getLogger("parsl_flux_bulk.worker").isEnabledFor(logging.DEBUG)
+        return {"sys_path": list(self.sys_path), "tasks_per_worker": self.tasks_per_worker, "debug": debug}
 
 
 class JobFactory:

@@ -10,7 +10,7 @@ import socket
 import struct
 from collections import deque
 
-_LENGTH = struct.Struct("<Q")
+LENGTH = struct.Struct("<Q")
 _READ_SIZE = 1 << 18
 _READ_BUDGET = 1 << 22
 """Bytes that one `receive` reads at most, so that one fast sender does not starve the others."""
@@ -22,16 +22,16 @@ _VECTORS = 64
 
 def frame(body: bytes) -> bytes:
     """Return a message with its length before it; for blocking sockets."""
-    return _LENGTH.pack(len(body)) + body
+    return LENGTH.pack(len(body)) + body
 
 
 def take_messages(received: bytearray) -> list[bytes]:
     """Remove the complete messages from the front of what was received, and return them."""
     messages, start, size = [], 0, len(received)
     with memoryview(received) as view:
-        while size - start >= _LENGTH.size:
-            body = start + _LENGTH.size
-            end = body + _LENGTH.unpack_from(view, start)[0]
+        while size - start >= LENGTH.size:
+            body = start + LENGTH.size
+            end = body + LENGTH.unpack_from(view, start)[0]
             if end > size:
                 break
             messages.append(bytes(view[body:end]))
@@ -73,7 +73,7 @@ class FramedSocket:
         """Send a message or keep what cannot be sent yet; drop it if the other end has closed."""
         if self._broken:
             return
-        self._unsent.append(memoryview(_LENGTH.pack(len(body))))
+        self._unsent.append(memoryview(LENGTH.pack(len(body))))
         if body:
             self._unsent.append(memoryview(body))
         if len(self._unsent) <= 2:

@@ -1,4 +1,4 @@
-"""A pool's event loop: file descriptors and what to do when they are ready. asyncio would be 60 imports."""
+"""The event loop of a manager: file descriptors and their handlers. asyncio would cost 60 imports."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ if TYPE_CHECKING:
 
 
 class EventLoop:
-    """Calls handlers of file descriptors that are ready. Belongs to one thread."""
+    """Calls the handlers of file descriptors that are ready. Belongs to one thread."""
 
     def __init__(self) -> None:
         self._poll = select.epoll()
-        self._handlers: dict[int, Callable[[], None]] = {}
+        self._handlers: dict[int, Callable[[], object]] = {}
 
-    def watch(self, fd: int, handler: Callable[[], None], *, writable: bool = False) -> None:
+    def watch(self, fd: int, handler: Callable[[], object], *, writable: bool = False) -> None:
         """Call `handler` whenever `fd` is readable, or writable, until `unwatch`."""
         self._poll.register(fd, select.EPOLLOUT if writable else select.EPOLLIN)
         self._handlers[fd] = handler
 
     def unwatch(self, fd: int) -> None:
-        """Stop watching, before `fd` is closed; one that is not watched is passed over."""
+        """Stop watching `fd`; call this before closing it. Does nothing if `fd` is not watched."""
         if self._handlers.pop(fd, None) is not None:
             self._poll.unregister(fd)
 
     def watches(self, fd: int) -> bool:
-        """Whether `fd` is being watched."""
+        """Return whether `fd` is watched."""
         return fd in self._handlers
 
-    def turn(self, timeout: float | None) -> None:
-        """Wait for at most `timeout` seconds, None for ever, and call the handlers of what is ready."""
+    def run_once(self, timeout: float | None) -> None:
+        """Wait at most `timeout` seconds, None for ever, and call the handlers of what is ready."""
         for fd, _ in self._poll.poll(timeout):
-            # A handler before this one may have ended the watch.
+            # A handler called before may have ended the watch.
             handler = self._handlers.get(fd)
             if handler is not None:
                 handler()

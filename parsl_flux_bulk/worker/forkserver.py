@@ -1,4 +1,4 @@
-"""How a pool's children begin and end, as processes: forked, killed, reaped."""
+"""Forks, kills and reaps the worker processes of a manager."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import signal
 import socket
 import time
 
-from parsl_flux_bulk.worker.worker_process import Cells, WorkerProcess
+from parsl_flux_bulk.worker.slot import Worker
+from parsl_flux_bulk.worker.worker_process import RunningTasks, WorkerProcess
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,31 +19,8 @@ if TYPE_CHECKING:
     from parsl_flux_bulk.worker.affinity import Binding
 
 
-class StartedWorker:
-    """A child, and the pool's ends of what connects them.
-
-    Attributes
-    ----------
-    pair : two sockets
-        The pool's end of the child's tasks, and the child's, which the pool keeps open too.
-    outcomes, stderr : int
-        File descriptors to read from.
-    """
-
-    __slots__ = ("child", "outcomes", "pair", "pid", "stderr")
-
-    def __init__(
-        self, child: WorkerProcess, pair: tuple[socket.socket, socket.socket], outcomes: int, stderr: int
-    ) -> None:
-        self.child = child
-        self.pair = pair
-        self.outcomes = outcomes
-        self.stderr = stderr
-        self.pid = 0
-
-
-class Ended:
-    """How a child ended: by an exit code or by a signal."""
+class Exit:
+    """How a process ended: its exit code, or the signal that killed it; the other one is None."""
 
     __slots__ = ("exit_code", "pid", "signal")
 
@@ -53,22 +31,23 @@ class Ended:
 
 
 class Forkserver:
-    """Forks children and hears of their ends.
+    """Forks worker processes and learns of their exits.
 
     Parameters
     ----------
-    shares
-        What each slot may use.
+    bindings
+        CPUs and environment of each slot.
 
     Attributes
     ----------
+    running : RunningTasks
     wake : int
-        File descriptor that is readable when a child may have ended.
+        File descriptor that becomes readable when a process may have exited, or on any other signal.
     """
 
-    def __init__(self, shares: Sequence[Binding]) -> None:
-        self.cells = Cells(len(shares))
-        self._shares = shares
+    def __init__(self, bindings: Sequence[Binding]) -> None:
+        self.running = RunningTasks(len(bindings))
+        self._bindings = bindings
         self._alive: set[int] = set()
         self.wake, wake = os.pipe()
         for end in (self.wake, wake):
@@ -76,93 +55,97 @@ class Forkserver:
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
-    def bear(
+    def fork_workers(
         self, slots: Sequence[int], limit: int | None, before: Callable[[], None] | None
-    ) -> list[StartedWorker]:
-        """Fork a child for each of the slots.
+    ) -> list[Worker]:
+        """Fork a worker process for each slot.
 
-        Nothing else happens between two forks: every page of memory that is touched after one is copied.
+        Nothing else runs between two forks: each memory page that is written after a fork is copied.
 
         Parameters
         ----------
         limit
-            Of tasks, for each.
+            Number of tasks after which each worker exits, or None.
         before
-            To be called in each child first.
+            Called first in each worker.
 
         Raises
         ------
         OSError
-            There is no memory, process or file descriptor left.
+            No memory, process or file descriptor is left.
         """
-        born = [self._conceive(slot, limit) for slot in slots]
+        prepared = [self._prepare(slot, limit) for slot in slots]
         last_descriptor = max(map(int, os.listdir("/proc/self/fd")))
-        gc.freeze()  # the collector would touch every page
-        for newborn in born:
-            newborn.pid = os.fork()
-            if not newborn.pid:
+        gc.freeze()  # the collector would write to every page
+        pids = []
+        for process, *_ in prepared:
+            pid = os.fork()
+            if not pid:
                 if before is not None:
                     before()
-                newborn.child.main(last_descriptor)
-        for newborn in born:
-            self._alive.add(newborn.pid)
+                process.main(last_descriptor)
+            pids.append(pid)
+        workers = []
+        for pid, (process, tasks, outcomes, stderr) in zip(pids, prepared, strict=True):
+            self._alive.add(pid)
             try:
-                os.setpgid(newborn.pid, newborn.pid)  # by whoever of the two comes first
+                os.setpgid(pid, pid)  # the worker does the same; whichever runs first succeeds
             except OSError:
                 pass
-            for fd in newborn.child.descriptors:
+            for fd in process.descriptors:
                 os.close(fd)
-        return born
+            workers.append(Worker(pid, tasks, process.tasks, outcomes, stderr, limit))
+        return workers
 
-    def _conceive(self, slot: int, limit: int | None) -> StartedWorker:
-        self.cells.clear(slot)
-        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        outcomes, outcomes_of_child = os.pipe()
-        stderr, stderr_of_child = os.pipe()
-        descriptors = (outcomes_of_child, stderr_of_child)
-        child = WorkerProcess(slot, self._shares[slot], self.cells, pair[1], descriptors, limit)
-        return StartedWorker(child, pair, outcomes, stderr)
+    def _prepare(self, slot: int, limit: int | None) -> tuple[WorkerProcess, socket.socket, int, int]:
+        self.running.clear(slot)
+        tasks, worker_tasks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        outcomes, worker_outcomes = os.pipe()
+        stderr, worker_stderr = os.pipe()
+        descriptors = (worker_outcomes, worker_stderr)
+        process = WorkerProcess(slot, self._bindings[slot], self.running, worker_tasks, descriptors, limit)
+        return process, tasks, outcomes, stderr
 
     def kill(self, pid: int) -> None:
-        """SIGKILL a child, and what it has started."""
+        """SIGKILL a worker process and what it has started."""
         if pid in self._alive:
             kill_group(pid)
 
-    def ended(self) -> list[Ended]:
-        """Return the children that have ended since; what they had started ends with them."""
+    def kill_all(self) -> None:
+        """SIGKILL all worker processes and what they have started."""
+        for pid in self._alive:
+            kill_group(pid)
+
+    def reap(self) -> list[Exit]:
+        """Reap the worker processes that have exited, and kill what they had started."""
         try:
             os.read(self.wake, 4096)
         except BlockingIOError:
             pass
-        ended = []
+        exits = []
         while self._alive:
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if found is None:
                 break
-            # While it is a zombie nobody else can have its number.
+            # A zombie keeps its pid, so that no other process can have it.
             kill_group(found.si_pid)
             os.waitpid(found.si_pid, 0)
             self._alive.discard(found.si_pid)
             exited = found.si_code == os.CLD_EXITED
-            ended.append(
-                Ended(found.si_pid, found.si_status if exited else None, None if exited else found.si_status)
+            exits.append(
+                Exit(found.si_pid, found.si_status if exited else None, None if exited else found.si_status)
             )
-        return ended
+        return exits
 
-    def wait(self, timeout: float, bury: Callable[[list[Ended]], None]) -> None:
-        """Wait until all children have ended, for at most `timeout` seconds; `bury` gets those that have."""
+    def wait(self, timeout: float, on_exits: Callable[[list[Exit]], None]) -> None:
+        """Wait at most `timeout` seconds for all worker processes to exit; report each exit."""
         deadline = time.monotonic() + timeout
         poll = select.poll()
         poll.register(self.wake, select.POLLIN)
-        bury(self.ended())
+        on_exits(self.reap())
         while self._alive and (left := deadline - time.monotonic()) > 0:
             poll.poll(left * 1000)
-            bury(self.ended())
-
-    def kill_all(self) -> None:
-        """SIGKILL all children, and what they have started."""
-        for pid in self._alive:
-            kill_group(pid)
+            on_exits(self.reap())
 
 
 def kill_group(pid: int) -> None:

@@ -1,53 +1,92 @@
-"""What every process of a job does alike, be it a pool or a rank: introduce itself, set itself up."""
+"""Start-up that managers, ranks and inner instances share: connect, say HELLO, prepare for user code."""
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import sys
 
 from parsl_flux_bulk.protocol import frames, variables
+from parsl_flux_bulk.worker.channel import Channel, ChannelLost
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+DEFAULT_PING = 10.0
+# A dead executor is detected at once (ENOSYS). This timeout covers an executor that cannot be reached, and
+# must not end jobs of a Python script whose threads all wait for a long call to return.
+DEFAULT_PING_TIMEOUT = 120.0
 
-def hello(environ: Mapping[str, str], slots: int) -> bytes:
-    """Return the HELLO frame of this process."""
+
+def connect(environ: Mapping[str, str]) -> Channel:
+    """Open the channel that the environment names.
+
+    Only the module of that transport is imported: every process of every job pays for imports, often on
+    a shared file system.
+
+    Raises
+    ------
+    ChannelLost
+        Nobody listens at the address, or the address is not valid.
+    """
+    address = environ.get(variables.CHANNEL, "")
+    scheme, _, rest = address.partition(":")
+    if scheme == "unix" and rest:
+        from parsl_flux_bulk.worker.unix_channel import UnixChannel
+
+        return UnixChannel(rest)
+    rank, _, service = rest.partition(":")
+    if scheme == "flux" and rank.isdecimal() and service:
+        from parsl_flux_bulk.worker.flux_channel import FluxChannel
+
+        return FluxChannel(
+            int(rank),
+            service,
+            library=environ.get(variables.LIBFLUX, ""),
+            ping=float(environ.get(variables.PING) or DEFAULT_PING),
+            ping_timeout=float(environ.get(variables.PING_TIMEOUT) or DEFAULT_PING_TIMEOUT),
+        )
+    raise ChannelLost(f"{variables.CHANNEL} is {address!r}: expected unix:PATH or flux:RANK:SERVICE")
+
+
+def introduce(environ: Mapping[str, str], workers: int = 0) -> Channel:
+    """Connect to the executor and send HELLO."""
+    channel = connect(environ)
     about = {
         "rank": int(environ.get("FLUX_TASK_RANK") or 0),
         "size": int(environ.get("FLUX_JOB_SIZE") or 1),
         "host": os.uname().nodename,
         "pid": os.getpid(),
-        # Its broker's, by which nodes are told apart that share a host name.
+        # The broker's URI tells apart nodes that share a host name.
         "node": environ.get("FLUX_URI"),
     }
-    return frames.encode_json(frames.HELLO, slots, int(environ.get(variables.TOKEN) or 0), about)
+    token = int(environ.get(variables.TOKEN) or 0)
+    channel.send(frames.encode_json(frames.HELLO, workers, token, about))
+    return channel
 
 
-def forget_environment() -> None:
-    """Remove our own variables, so that the user's code, which may use this package too, sees none."""
+def prepare_for_user_code() -> None:
+    """Hide the package's variables, redirect stdin to /dev/null, print tracebacks of fatal signals."""
+    # User code may use this package too.
     for name in [name for name in os.environ if name.startswith(variables.PREFIX)]:
         del os.environ[name]
-
-
-def set_up(setup: dict[str, Any]) -> None:
-    """Do what SETUP says for any process: complete ``sys.path``."""
-    known = set(sys.path)
-    sys.path += [entry for entry in setup.get("sys_path") or () if entry not in known]
-
-
-def close_stdin() -> None:
-    """Make whoever reads standard input find its end."""
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     if null != 0:
         os.close(null)
+    faulthandler.enable()
+
+
+def extend_sys_path(setup: dict[str, Any]) -> None:
+    """Append the executor's ``sys.path`` entries that this process lacks."""
+    known = set(sys.path)
+    sys.path += [entry for entry in setup.get("sys_path") or () if entry not in known]
 
 
 def flush_stdio() -> None:
-    """Flush what was printed. The streams may be the user's own by now, and broken."""
+    """Flush stdout and stderr, which user code may have replaced or broken."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,12 +1,12 @@
-"""What a job runs that carries Python: ``python .../parsl_flux_bulk/worker/main.py``, by path.
+"""The program of every job that runs Python: ``python .../parsl_flux_bulk/worker/main.py``, by path.
 
-The environment says the rest: ``PARSL_FLUX_BULK_MODE`` is ``pool`` (a node of a worker job,
-:mod:`.pool`), ``task`` (a rank of a task job, :mod:`.rank`) or ``keeper`` (the initial program of a Flux
-instance inside another, :mod:`.keeper`), and :mod:`.channel` lists how the executor is reached.
+``PARSL_FLUX_BULK_MODE`` selects the mode: ``manager`` (a node of a worker job, :mod:`.manager`), ``task`` (a
+rank of a task job, :mod:`.mpi_rank`) or ``inner_instance`` (the initial program of a Flux instance inside
+another, :mod:`.inner_instance`).
 
-By path, so that it is this very version that runs, whatever is installed where the job runs, and so that
-nothing has to be installed there. What this file does is make room for the user's code: nothing of ours may
-stand before the user's modules on ``sys.path``, nor in the ``__main__`` that functions are rebuilt in.
+Started by path, a job runs the executor's version of this package whether or not any version is installed on
+its node. Neither ``sys.path`` nor ``__main__`` keeps a trace of this package that could shadow the user's
+modules and functions.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ import sys
 
 
 def import_own_package() -> None:
-    """Import the package that this file belongs to, leaving no trace of it on ``sys.path``."""
+    """Import the package that this file belongs to, without leaving its directory on ``sys.path``."""
     directory = os.path.dirname(os.path.abspath(__file__))
     if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
-        # The interpreter put this directory first: `import codec` would find ours, not the user's.
+        # The interpreter put this directory first: `import channel` would find this package's module.
         del sys.path[0]
     sys.path.insert(0, os.path.dirname(os.path.dirname(directory)))
     try:
-        import parsl_flux_bulk  # noqa: F401  (its submodules are found through it from now on)
+        import parsl_flux_bulk  # noqa: F401  (later imports find its submodules through it)
     finally:
         del sys.path[0]
 
 
 def clean_main() -> None:
-    """Give functions that are rebuilt as living in ``__main__`` an empty one.
+    """Replace ``__main__`` by an empty module, for functions that are rebuilt in ``__main__``.
 
-    Without a file of its own, it also keeps ``multiprocessing`` from running this script again.
+    Without ``__file__``, it also keeps ``multiprocessing`` from running this script again.
     """
     sys.modules["__main__"] = type(sys)("__main__")
 
 
 def main() -> int:
-    """Run what the environment says; return the exit status."""
+    """Run the selected mode; return the exit status."""
     import_own_package()
     clean_main()
     from parsl_flux_bulk.protocol.variables import MODE

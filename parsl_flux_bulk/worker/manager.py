@@ -1,20 +1,27 @@
-"""A node of a worker job: relays between the executor's channel and forked, pinned workers.
+"""The manager of a node of a worker job: relays tasks and outcomes between the executor and worker processes.
 
 ::
 
-    channel ─ TASK ──> Slot ─ packets ──> Child (one call at a time)
-            <─ OUTCOME ── gathered <── pipe ──┘
+    channel ── TASK ───> Slot ── packets ──> WorkerProcess (one task at a time)
+            <─ OUTCOME ── Manager <── pipe ──┘
 
-One process with one thread, which imports once what its children need, and forks a child when a slot gets
-its first task. It runs none of the user's code, so that it is always fit to fork a successor. It decides
-nothing: the executor says which slot runs what, and the pool says exactly what became of it. Of a child that
-died, what it had brought back is passed on; the task in its cell was running, and is blamed; everything
-else that it was given has not started, and goes back.
+One process with one thread, which imports once what all workers need, and forks a worker when a slot gets its
+first task. The manager runs no user code, so it can always fork another worker, and it decides nothing: the
+executor assigns tasks to slots, and the manager reports exactly how each one ended. When a worker dies, its
+outcomes are sent first, the task recorded as running is blamed, and all its other tasks are returned.
+
+States of a manager::
+
+    SERVING ──> STOPPING   RETIRE or a signal arrived
+       └──────> CLOSED     an error; no more messages are sent
+    STOPPING ─> CLOSED
+
+Any other transition raises RuntimeError. The states of workers are in :mod:`.slot`.
 """
 
 from __future__ import annotations
 
-import faulthandler
+import enum
 import importlib
 import os
 import resource
@@ -24,51 +31,66 @@ import time
 from functools import partial
 
 from parsl_flux_bulk.protocol import frames, serialize
-from parsl_flux_bulk.worker import affinity, channel, handshake
+from parsl_flux_bulk.worker import affinity, handshake
 from parsl_flux_bulk.worker.event_loop import EventLoop
-from parsl_flux_bulk.worker.forkserver import Ended, Forkserver
-from parsl_flux_bulk.worker.slot import Frame, Slot, function_frame, task_frame
+from parsl_flux_bulk.worker.forkserver import Exit, Forkserver
+from parsl_flux_bulk.worker.packets import Packet, function_packet, task_packet
+from parsl_flux_bulk.worker.slot import Slot, Worker, WorkerState
 from parsl_flux_bulk.worker.stderr_relay import StderrRelay
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-GATHER_LIMIT = 1 << 25
-"""Bytes of outcomes that one message may gather before more is read."""
+    from parsl_flux_bulk.worker.channel import Channel
 
-END_GRACE = 0.05
-"""Seconds that idle children have to end by themselves when the pool does."""
+BATCH_LIMIT = 1 << 25
+"""Bytes of outcomes in one message at which it is sent before more is read."""
 
-KILL_BOUND = 1.0
-"""Seconds to wait for children that were killed."""
+EXIT_TIMEOUT = 0.05
+"""Seconds that idle workers have to exit when the manager does, before SIGKILL."""
 
-LIMIT_GRACE = 5.0
-"""Seconds that a child has to end by itself after its last task."""
+KILL_TIMEOUT = 1.0
+"""Seconds to wait for workers that were killed."""
 
-HEAVY = 1 << 20
-"""Bytes of waiting tasks from which on it is worth a child's time to drop its copy of them."""
+LIMIT_TIMEOUT = 5.0
+"""Seconds that a worker has to exit after its last task, before SIGKILL."""
 
-FALSE_STARTS = 3
-"""Children that may end, one after the other, before they have even begun."""
+DROP_WAITING_SIZE = 1 << 20
+"""Bytes of waiting tasks above which a new worker frees its copy of them."""
+
+MAX_START_FAILURES = 3
+"""Consecutive workers that may end before they have started."""
 
 
 class ManagerError(Exception):
-    """The pool cannot go on; the text is for people."""
+    """The manager cannot go on; the message is for people."""
+
+
+class ManagerState(enum.Enum):
+    """State of a manager, see above."""
+
+    SERVING = "serving"
+    STOPPING = "stopping"
+    CLOSED = "closed"
+
+
+_TRANSITIONS: dict[ManagerState, tuple[ManagerState, ...]] = {
+    ManagerState.SERVING: (ManagerState.STOPPING, ManagerState.CLOSED),
+    ManagerState.STOPPING: (ManagerState.STOPPING, ManagerState.CLOSED),
+    ManagerState.CLOSED: (),
+}
 
 
 def main() -> int:
-    """Serve the executor until it retires us or is gone; return the exit status."""
+    """Serve the executor until RETIRE, a signal, or the end of the executor; return the exit status."""
     environ = dict(os.environ)
-    shares = affinity.bindings(environ)
-    link = channel.connect(environ)
-    link.send(handshake.hello(environ, len(shares)))
-    handshake.forget_environment()
-    handshake.close_stdin()
-    os.environ["PARSL_WORKER_COUNT"] = str(len(shares))
-    faulthandler.enable()  # for the children, who inherit it
-    allow_descriptors(len(shares))
-    manager = Manager(link, shares)
+    bindings = affinity.bindings(environ)
+    channel = handshake.introduce(environ, len(bindings))
+    handshake.prepare_for_user_code()
+    os.environ["PARSL_WORKER_COUNT"] = str(len(bindings))
+    raise_descriptor_limit(len(bindings))
+    manager = Manager(channel, bindings)
     try:
         return manager.run()
     except (ManagerError, frames.FrameError) as error:
@@ -79,103 +101,115 @@ def main() -> int:
 
 
 class Manager:
-    """The event loop, and what each kind of message means.
+    """Handles messages of the executor, and outcomes and exits of workers.
 
     Parameters
     ----------
-    link
-        The channel, on which HELLO was sent.
-    shares
-        One a slot.
+    channel
+        On which HELLO was sent.
+    bindings
+        CPUs and environment of each slot.
     """
 
-    def __init__(self, link: channel.Channel, shares: list[affinity.Binding]) -> None:
-        self._link = link
-        self._functions: dict[bytes, Frame] = {}
-        self._slots = [Slot(number, self._functions) for number in range(len(shares))]
-        self._forkserver = Forkserver(shares)
+    def __init__(self, channel: Channel, bindings: list[affinity.Binding]) -> None:
+        self._channel = channel
+        self._functions: dict[bytes, Packet] = {}
+        self._slots = [Slot(number) for number in range(len(bindings))]
+        self._forkserver = Forkserver(bindings)
         self._limit: int | None = None
         self._out: list[bytes] = []
         self._out_size = 0
         self._to_start: list[Slot] = []
-        self._false_starts = 0
-        self._last_words: dict[Slot, float] = {}
-        self._retired = self._closing = False
+        self._start_failures = 0
+        self._deadlines: dict[Slot, float] = {}
+        self._state = ManagerState.SERVING
         self._signal = 0
+        self._debug = False
         self._loop = EventLoop()
         self._stderr = StderrRelay(self._loop)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
-        self._loop.watch(self._forkserver.wake, self._on_ends)
-        self._loop.watch(link.fileno(), self._receive)
+        self._loop.watch(self._forkserver.wake, lambda: self._on_exits(self._forkserver.reap()))
+        self._loop.watch(channel.fileno(), self._receive)
 
     # -- the loop -------------------------------------------------------------------------------
 
     def run(self) -> int:
-        """Serve until RETIRE; return the exit status."""
-        while not self._retired and not self._signal:
-            self._loop.turn(self._timeout())
-            if self._link.timeout() == 0:
-                self._receive()  # nothing came for so long that the channel wants to know why
+        """Serve until the state is STOPPING; return the exit status."""
+        while self._state is ManagerState.SERVING:
+            self._loop.run_once(self._timeout())
+            if self._channel.timeout() == 0:
+                self._receive()  # the channel may need to ping the executor
             if self._to_start:
                 slots, self._to_start = self._to_start, []
                 self._start(slots)
-            if self._last_words:
-                self._end_overdue()
-            self._send()
+            if self._deadlines:
+                self._kill_overdue()
+            self._flush()
         return 0
 
     def close(self) -> None:
-        """End all children, and what they have started, within `END_GRACE` and a little."""
-        self._closing = True
+        """End all workers and what they have started, in little more than `EXIT_TIMEOUT`."""
+        self._enter(ManagerState.CLOSED)
         for slot in self._slots:
-            slot.hang_up()
-        self._forkserver.wait(END_GRACE, self._bury_all)
+            if slot.worker is not None:
+                slot.worker.hang_up()
+        self._forkserver.wait(EXIT_TIMEOUT, self._on_exits)
         self._forkserver.kill_all()
-        self._forkserver.wait(KILL_BOUND, self._bury_all)
-        self._link.close()
+        self._forkserver.wait(KILL_TIMEOUT, self._on_exits)
+        self._channel.close()
         if self._signal:
             signal.signal(self._signal, signal.SIG_DFL)
             os.kill(os.getpid(), self._signal)
 
+    def _enter(self, state: ManagerState) -> None:
+        if state not in _TRANSITIONS[self._state]:
+            raise RuntimeError(f"manager: {self._state.value} -> {state.value} is not allowed")
+        self._state = state
+
     def _timeout(self) -> float | None:
-        own = self._link.timeout()
-        if self._last_words:
-            left = max(0.0, min(self._last_words.values()) - time.monotonic())
-            return left if own is None else min(left, own)
-        return own
+        timeout = self._channel.timeout()
+        if self._deadlines:
+            left = max(0.0, min(self._deadlines.values()) - time.monotonic())
+            return left if timeout is None else min(left, timeout)
+        return timeout
 
     def _on_signal(self, number: int, _: object) -> None:
-        self._signal = number
+        if self._state is not ManagerState.CLOSED:
+            self._signal = number
+            self._enter(ManagerState.STOPPING)
 
-    def _tell(self, frames: bytes) -> None:
-        if self._closing:
+    def _send(self, frame: bytes) -> None:
+        if self._state is ManagerState.CLOSED:
             return
-        self._out.append(frames)
-        self._out_size += len(frames)
-        if self._out_size > GATHER_LIMIT:
-            self._send()
+        self._out.append(frame)
+        self._out_size += len(frame)
+        if self._out_size > BATCH_LIMIT:
+            self._flush()
 
-    def _send(self) -> None:
+    def _flush(self) -> None:
         out = self._out
         if out:
             body = out[0] if len(out) == 1 else b"".join(out)
             out.clear()
             self._out_size = 0
-            self._link.send(body)
+            self._channel.send(body)
 
-    # -- what the executor says -----------------------------------------------------------------
+    def _log(self, event: str) -> None:
+        self._stderr.write(f"{time.time():.3f} manager {os.getpid()}: {event}")
+
+    # -- messages of the executor -----------------------------------------------------------------
 
     def _receive(self) -> None:
         slots = self._slots
-        for message in self._link.receive():
-            fed = set()
+        for message in self._channel.receive():
+            to_feed = set()
             for kind, number, id, frame in frames.split(message):
                 if kind == frames.TASK:
-                    slots[number].waiting.append(task_frame(id, frame))
-                    fed.add(number)
+                    slots[number].waiting.append(task_packet(id, frame))
+                    to_feed.add(number)
                 elif kind == frames.FUNCTION:
-                    self._learn(frame)
+                    self._add_function(frame)
                 elif kind == frames.FORGET:
                     self._forget(frame)
                 elif kind == frames.RECALL:
@@ -183,162 +217,184 @@ class Manager:
                 elif kind == frames.KILL:
                     self._kill(slots[number], id)
                 elif kind == frames.RETIRE:
-                    self._retired = True
+                    self._enter(ManagerState.STOPPING)
                 elif kind == frames.SETUP:
                     self._set_up(frames.decode_json(frame[frames.HEADER_SIZE :]))
                 else:
                     raise ManagerError(f"the executor sent a frame of unknown kind {kind}")
-            for number in fed:
-                self._give(slots[number])
+            for number in to_feed:
+                self._feed(slots[number])
 
     def _set_up(self, setup: dict[str, Any]) -> None:
-        handshake.set_up(setup)
+        handshake.extend_sys_path(setup)
         self._limit = setup.get("tasks_per_worker")
+        self._debug = bool(setup.get("debug"))
 
-    def _learn(self, frame: memoryview) -> None:
-        # Children import what their tasks need; this one that most functions need is better imported once.
+    def _add_function(self, frame: memoryview) -> None:
+        # Workers import what their tasks need; dill, which many functions need, is better imported once.
         if frame[frames.HEADER_SIZE : frames.HEADER_SIZE + 1] == serialize.DILL:
-            preload("dill")
-        function = function_frame(frames.FUNCTION, frame)
+            try:
+                importlib.import_module("dill")
+            except ImportError:
+                pass  # the task that needs it says so
+        function = function_packet(frame)
         self._functions[function.function_id] = function
 
     def _forget(self, frame: memoryview) -> None:
-        forget = function_frame(frames.FORGET, frame)
-        self._functions.pop(forget.function_id, None)
+        packet = function_packet(frame)
+        self._functions.pop(packet.function_id, None)
         for slot in self._slots:
-            slot.forget(forget.function_id, forget)
+            if slot.forget(packet):
+                self._feed(slot)
 
     def _recall(self, slot: Slot, task_id: int) -> None:
         removed = slot.remove(task_id)
-        if not task_id or (not removed and task_id in slot.given):
+        if not task_id or (not removed and slot.worker is not None and task_id in slot.worker.given):
             slot.take_back()
             removed += slot.remove(task_id)
         self._return(slot, removed)
-        self._give(slot)
+        if self._debug:
+            self._log(f"tasks recalled slot={slot.number} task={task_id or 'all'} returned={len(removed)}")
+        self._feed(slot)
 
     def _kill(self, slot: Slot, task_id: int) -> None:
-        # What it has not taken goes back first: then nothing can start between our look and its end.
+        # After this, the worker cannot start another task between the check and the kill.
         slot.take_back()
         removed = slot.remove(task_id) if task_id else []
         self._return(slot, removed)
-        slot.ending = True  # so that reading what it brought back gives it nothing
-        self._read_outcomes(slot)
-        if slot.pid and not removed and (not task_id or task_id in slot.given):
-            self._forkserver.kill(slot.pid)
-        else:
-            slot.ending = False
-            self._give(slot)
+        worker = slot.worker
+        if worker is not None:
+            self._read_outcomes(slot, worker)
+            if not removed and (not task_id or task_id in worker.given):
+                self._kill_worker(slot, worker, f"KILL task={task_id or 'any'}")
+                return
+        self._feed(slot)
 
     def _return(self, slot: Slot, task_ids: list[int]) -> None:
         for task_id in task_ids:
-            self._tell(frames.encode(frames.RETURNED, slot.number, task_id))
+            self._send(frames.encode(frames.RETURNED, slot.number, task_id))
 
-    # -- children -------------------------------------------------------------------------------
+    # -- workers ----------------------------------------------------------------------------------
 
-    def _give(self, slot: Slot) -> None:
-        if not slot.pid:
+    def _feed(self, slot: Slot) -> None:
+        """Give the worker of a slot what it can take now; have one started if there is none."""
+        worker = slot.worker
+        if worker is None:
             if slot.waiting and slot not in self._to_start:
-                # Not now: a child must not keep the message alive that we are in the middle of.
+                # Not now: a fork would keep a copy of the message that is being handled.
                 self._to_start.append(slot)
             return
-        slot.give()
-        fd = slot.socket_fileno()
-        if slot.full and not self._loop.watches(fd):
-            self._loop.watch(fd, lambda: self._has_room(slot, fd), writable=True)
+        worker.give(slot.waiting, self._functions)
+        if worker.state is WorkerState.BLOCKED and not self._loop.watches(worker.tasks.fileno()):
+            self._loop.watch(worker.tasks.fileno(), partial(self._unblock, slot, worker), writable=True)
 
-    def _has_room(self, slot: Slot, fd: int) -> None:
-        self._loop.unwatch(fd)
-        slot.full = False
-        self._give(slot)
+    def _unblock(self, slot: Slot, worker: Worker) -> None:
+        self._loop.unwatch(worker.tasks.fileno())
+        worker.unblock()
+        self._feed(slot)
 
     def _start(self, slots: list[Slot]) -> None:
-        heavy = sum(slot.waiting_size() for slot in self._slots) > HEAVY
+        drop = sum(slot.waiting_size() for slot in self._slots) > DROP_WAITING_SIZE
         numbers = [slot.number for slot in slots]
         try:
-            born = self._forkserver.bear(numbers, self._limit, self._drop_waiting if heavy else None)
+            workers = self._forkserver.fork_workers(
+                numbers, self._limit, self._drop_waiting if drop else None
+            )
         except OSError as error:
             raise ManagerError(f"cannot fork a worker: {error}") from error
-        for slot, newborn in zip(slots, born, strict=True):
-            slot.attach(newborn.pid, newborn.pair, newborn.outcomes, self._limit)
-            self._loop.watch(newborn.outcomes, partial(self._on_outcomes, slot))
-            self._stderr.attach(slot.number, newborn.stderr)
-            self._give(slot)
+        for slot, worker in zip(slots, workers, strict=True):
+            slot.worker = worker
+            self._loop.watch(worker.outcomes, partial(self._on_outcomes, slot, worker))
+            self._stderr.attach(slot.number, worker.stderr)
+            if self._debug:
+                self._log(f"worker forked slot={slot.number} pid={worker.pid} waiting={len(slot.waiting)}")
+            self._feed(slot)
 
     def _drop_waiting(self) -> None:
-        """In a child: what waits for others is not to be held twice."""
+        """Free the tasks of other workers; runs in a new worker."""
         for slot in self._slots:
             slot.waiting.clear()
 
-    def _on_outcomes(self, slot: Slot) -> None:
-        self._read_outcomes(slot)
+    def _on_outcomes(self, slot: Slot, worker: Worker) -> None:
+        if self._read_outcomes(slot, worker) and slot.waiting:
+            self._feed(slot)
 
-    def _read_outcomes(self, slot: Slot) -> bool:
-        """Pass on what a child has brought back; return whether there may be more."""
-        whole = slot.read() if slot.pid else None
-        if whole is None:
-            if slot.closed:
-                self._loop.unwatch(slot.outcomes)
+    def _read_outcomes(self, slot: Slot, worker: Worker) -> bool:
+        """Send on the outcomes of a worker; return whether more may follow."""
+        try:
+            outcomes = worker.read()
+        except EOFError:
+            self._loop.unwatch(worker.outcomes)
             return False
-        if whole:
-            self._tell(whole)
-            if slot.waiting:
-                self._give(slot)
-            if self._limit is not None and slot.done >= self._limit:
-                self._last_words[slot] = time.monotonic() + LIMIT_GRACE
+        if outcomes is None:
+            return False
+        if outcomes:
+            self._send(outcomes)
+            if worker.reached_limit:
+                self._deadlines[slot] = time.monotonic() + LIMIT_TIMEOUT
         return True
 
-    def _end_overdue(self) -> None:
+    def _kill_overdue(self) -> None:
         now = time.monotonic()
-        for slot, deadline in list(self._last_words.items()):
+        for slot, deadline in list(self._deadlines.items()):
             if now >= deadline:
-                del self._last_words[slot]
-                self._forkserver.kill(slot.pid)
+                del self._deadlines[slot]
+                if slot.worker is not None:
+                    self._kill_worker(slot, slot.worker, f"alive {LIMIT_TIMEOUT} s after its last task")
 
-    def _on_ends(self) -> None:
-        self._bury_all(self._forkserver.ended())
+    def _kill_worker(self, slot: Slot, worker: Worker, cause: str) -> None:
+        if worker.state is not WorkerState.KILLED:
+            worker.enter(WorkerState.KILLED)
+        self._forkserver.kill(worker.pid)
+        if self._debug:
+            self._log(f"worker killed slot={slot.number} pid={worker.pid}: {cause}")
 
-    def _bury_all(self, ended: list[Ended]) -> None:
-        by_pid = {slot.pid: slot for slot in self._slots if slot.pid}
-        for end in ended:
+    def _on_exits(self, exits: list[Exit]) -> None:
+        by_pid = {slot.worker.pid: (slot, slot.worker) for slot in self._slots if slot.worker is not None}
+        for end in exits:
             if end.pid in by_pid:
-                self._bury(by_pid[end.pid], end)
+                self._on_exit(*by_pid[end.pid], end)
 
-    def _bury(self, slot: Slot, end: Ended) -> None:
-        """Say what became of a child's tasks, all of them."""
-        on_purpose, slot.ending = slot.ending, True
-        while self._read_outcomes(slot):
+    def _on_exit(self, slot: Slot, worker: Worker, end: Exit) -> None:
+        """Report how each task of a worker ended."""
+        while self._read_outcomes(slot, worker):
             pass
-        running, started = self._forkserver.cells.read(slot.number)
-        if running not in slot.given:
+        running, started = self._forkserver.running.read(slot.number)
+        if running not in worker.given:
             running = 0
-        stderr = self._stderr.detach(slot.number)
-        self._last_words.pop(slot, None)
-        if self._limit is None or slot.done < self._limit:
-            about = {"exit_code": end.exit_code, "signal": end.signal, "stderr": stderr}
-            self._tell(frames.encode_json(frames.DIED, slot.number, running, about))
-            self._return(slot, [task_id for task_id in slot.given if task_id != running])
+        about = {
+            "exit_code": end.exit_code,
+            "signal": end.signal,
+            "stderr": self._stderr.detach(slot.number),
+        }
+        self._deadlines.pop(slot, None)
+        if self._debug:
+            cause = "task limit" if worker.reached_limit else f"was {worker.state.value}"
+            self._log(
+                f"worker ended slot={slot.number} pid={worker.pid} exit_code={end.exit_code} "
+                f"signal={end.signal} running={running} done={worker.done}: {cause}"
+            )
+        if not worker.reached_limit:
+            self._send(frames.encode_json(frames.DIED, slot.number, running, about))
+            self._return(slot, [task_id for task_id in worker.given if task_id != running])
             self._return(slot, slot.remove(0))
-            self._false_starts = 0 if started or on_purpose else self._false_starts + 1
-            if self._false_starts >= FALSE_STARTS and not self._closing:
-                raise ManagerError(f"{FALSE_STARTS} workers in a row ended before they had begun: {about}")
-        for fd in (slot.outcomes, slot.socket_fileno()):
+            failed = not started and worker.state is not WorkerState.KILLED
+            self._start_failures = self._start_failures + 1 if failed else 0
+            if self._start_failures >= MAX_START_FAILURES and self._state is not ManagerState.CLOSED:
+                raise ManagerError(
+                    f"{MAX_START_FAILURES} consecutive workers ended before they had started: {about}"
+                )
+        for fd in (worker.outcomes, worker.tasks.fileno()):
             self._loop.unwatch(fd)
-        slot.detach()
-        self._give(slot)
+        worker.close()
+        slot.worker_ended()
+        self._feed(slot)
 
 
-def allow_descriptors(slots: int) -> None:
-    """Raise the soft limit of open files to what this many children take, if the hard limit lets us."""
+def raise_descriptor_limit(slots: int) -> None:
+    """Raise the soft limit of open files to what this many workers need, as far as the hard limit allows."""
     needed = 128 + 8 * slots
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < needed:
         allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-
-
-def preload(name: str) -> None:
-    """Import a module that children would import one by one; one that is not there is passed over."""
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        pass  # whoever needs it says so

@@ -1,35 +1,35 @@
-"""What a pool's children write to their standard error: passed on, its end kept for when one dies.
+"""Pass on the standard error of worker processes, and keep the last lines in case one of them dies.
 
-Memory is bounded, and the pool never waits: while its own standard error takes nothing, nothing is read
-from the children's, so that it is they who wait, as they would without a pool between.
+Memory is bounded and the manager never blocks: while its own standard error accepts nothing, the manager
+stops reading, so that the workers block, as they would without a manager in between.
 """
 
 from __future__ import annotations
 
 import os
 import select
-
-TAIL_LINES = 20
-_TAIL_BYTES = 8192
-_READ_SIZE = 1 << 16
-_READS_AT_END = 4  # more than a pipe holds; a process that has left its group may go on writing
-# What a pipe that is ready is sure to take (PIPE_BUF), so that a write to it does not block.
-_WRITE_SIZE = 4096
+from functools import partial
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from parsl_flux_bulk.worker.event_loop import EventLoop
 
+TAIL_LINES = 20
+_TAIL_BYTES = 8192
+_READ_SIZE = 1 << 16
+_READS_AT_END = 4  # more than a pipe holds; a process that has left the group may go on writing
+_WRITE_SIZE = 4096  # PIPE_BUF: a write of this size to a writable pipe does not block
+
 
 class StderrRelay:
-    """Passes on what several pipes bring, each known by its key.
+    """Relays several pipes, each identified by a key, to one file descriptor.
 
     Parameters
     ----------
     loop
-        Watches the pipes, and the target while it takes nothing.
+        Watches the pipes, and the target while it accepts nothing.
     target
-        File descriptor to pass on to.
+        File descriptor to write to.
     """
 
     def __init__(self, loop: EventLoop, target: int = 2) -> None:
@@ -43,21 +43,26 @@ class StderrRelay:
         self._target_poll.register(target, select.POLLOUT)
 
     def attach(self, key: int, pipe: int) -> None:
-        """Watch a new child's pipe."""
+        """Relay a pipe from now on."""
         os.set_blocking(pipe, False)
         self._pipes[key], self._tails[key] = pipe, b""
         if not self._paused:
-            self._watch(key)
+            self._loop.watch(pipe, partial(self._read, key))
 
     def detach(self, key: int) -> str:
-        """Pass on what a child that has ended left, forget it, and return its last lines."""
+        """Relay what is left in the pipe of an ended process, close it, and return the last lines."""
         for _ in range(_READS_AT_END):
-            if not self._take(key):
+            if not self._read(key):
                 break
         self._close(key)
-        del self._pipes[key]
         lines = self._tails.pop(key).decode(errors="replace").splitlines()
         return "\n".join(lines[-TAIL_LINES:])
+
+    def write(self, line: str) -> None:
+        """Write a line of the manager's own; drop it while the target accepts nothing."""
+        if not self._paused:
+            self._backlog += line.encode(errors="replace") + b"\n"
+            self._write()
 
     def _write(self) -> None:
         while self._backlog and self._target_poll.poll(0):
@@ -69,19 +74,17 @@ class StderrRelay:
                 self._backlog = b""  # nobody reads it
         self._pause(bool(self._backlog))
 
-    def _read(self, key: int) -> None:
-        self._take(key)
-
-    def _take(self, key: int) -> bool:
-        """Read a pipe once; return whether there may be more."""
-        if self._pipes[key] < 0:
+    def _read(self, key: int) -> bool:
+        """Read a pipe once; return whether more may follow."""
+        pipe = self._pipes.get(key)
+        if pipe is None:
             return False
         try:
-            data = os.read(self._pipes[key], _READ_SIZE)
+            data = os.read(pipe, _READ_SIZE)
         except BlockingIOError:
             return False
         if not data:
-            self._close(key)  # the user's code closed its standard error
+            self._close(key)  # user code closed its standard error
             return False
         self._tails[key] = (self._tails[key] + data)[-_TAIL_BYTES:]
         self._backlog += data
@@ -89,13 +92,10 @@ class StderrRelay:
         return True
 
     def _close(self, key: int) -> None:
-        pipe, self._pipes[key] = self._pipes[key], -1
-        if pipe >= 0:
+        pipe = self._pipes.pop(key, None)
+        if pipe is not None:
             self._loop.unwatch(pipe)
             os.close(pipe)
-
-    def _watch(self, key: int) -> None:
-        self._loop.watch(self._pipes[key], lambda: self._read(key))
 
     def _pause(self, pause: bool) -> None:
         if pause is self._paused:
@@ -106,7 +106,7 @@ class StderrRelay:
         else:
             self._loop.unwatch(self._target)
         for key, pipe in self._pipes.items():
-            if pipe >= 0 and pause:
+            if pause:
                 self._loop.unwatch(pipe)
-            elif pipe >= 0:
-                self._watch(key)
+            else:
+                self._loop.watch(pipe, partial(self._read, key))

@@ -1,15 +1,13 @@
-"""A worker: the forked child of a pool, which makes one call after the other.
+"""A worker process: forked by a manager, runs one task after the other.
 
-Tasks come as packets through a socket, one packet a frame, of which this process takes exactly one at a
-time: what it has not taken, the pool can still take back. A frame too long for a packet comes as a file
-descriptor. Outcomes go back through a pipe. In a cell of memory shared with the pool stands what is being
-run, so that the pool knows it even of a process that was killed.
+Tasks arrive as packets (:mod:`.packets`), of which the process receives one at a time: the manager can take
+back the rest. Outcomes go back through a pipe. Memory shared with the manager says which task is running,
+so that the manager knows it even if the process is killed.
 """
 
 from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]
-import array
 import atexit
 import ctypes
 import mmap
@@ -18,7 +16,7 @@ import socket
 import struct
 
 from parsl_flux_bulk.protocol import frames, serialize
-from parsl_flux_bulk.worker import handshake
+from parsl_flux_bulk.worker import handshake, packets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,23 +25,16 @@ if TYPE_CHECKING:
 
     from parsl_flux_bulk.worker.affinity import Binding
 
-PACKET_LIMIT = 1 << 16
-"""Bytes that fit a packet; the kernel's default socket buffer is three times that."""
-
-BY_DESCRIPTOR = 0x80
-"""Added to the kind of a packet whose whole frame is in the file that comes with it."""
-
 DEFAULTED_SIGNALS = (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGHUP)
-"""Signals that the pool handles and its children do not."""
+"""Signals that the manager handles; workers restore their default action."""
 
-_ANCILLARY = socket.CMSG_SPACE(array.array("i").itemsize)
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 _prctl, _fflush = _libc.prctl, _libc.fflush
 
 
-class Cells:
-    """What each child is running, in memory that the pool shares with its children."""
+class RunningTasks:
+    """The task that each worker runs, in memory that a manager shares with its workers."""
 
     _CELL = struct.Struct("<QB55x")  # a cache line each
 
@@ -51,63 +42,63 @@ class Cells:
         self.memory = mmap.mmap(-1, slots * self._CELL.size)
 
     def offset(self, slot: int) -> int:
-        """Where a slot's cell begins: 8 bytes of task id, then 1 byte, not 0 once the child has started."""
+        """Return where a slot's entry begins: task id (8 bytes), then 1 byte, not 0 after a start."""
         return slot * self._CELL.size
 
     def clear(self, slot: int) -> None:
-        """Make ready for another child."""
+        """Reset an entry for the next worker."""
         self._CELL.pack_into(self.memory, self.offset(slot), 0, 0)
 
     def read(self, slot: int) -> tuple[int, bool]:
-        """Return the id of the task that is being run, or 0, and whether the child has started."""
+        """Return the id of the running task, or 0, and whether the worker has started."""
         running, started = self._CELL.unpack_from(self.memory, self.offset(slot))
         return running, bool(started)
 
 
 class WorkerProcess:
-    """All of a worker's life. Made in the pool, run after the fork.
+    """The life of a worker process. Created in the manager, run after the fork.
 
     Parameters
     ----------
     tasks
-        This end of the tasks' socket.
+        The worker's end of its socket.
     descriptors
-        To write outcomes to, and what shall become standard error.
+        For outcomes, and for standard error.
     limit
-        Number of tasks after which to end, or None.
+        Number of tasks after which to exit, or None.
     """
 
     def __init__(
         self,
         slot: int,
         binding: Binding,
-        cells: Cells,
+        running: RunningTasks,
         tasks: socket.socket,
         descriptors: tuple[int, int],
         limit: int | None,
     ) -> None:
+        self.tasks = tasks
+        self.descriptors = descriptors
         self._slot = slot
         self._binding = binding
-        self._cells = cells
-        self._tasks = tasks
-        self.descriptors = descriptors
+        self._running = running
         self._outcomes = descriptors[0]
         self._limit = limit
-        self._pool = os.getpid()
+        self._manager = os.getpid()
         self._functions: dict[bytes, Callable[..., Any]] = {}
         self._payloads: dict[bytes, memoryview] = {}
 
     def main(self, last_descriptor: int) -> NoReturn:
-        """Run until the pool closes its end, or the limit is reached; never return.
+        """Run until the manager closes the socket or the limit is reached, then exit.
 
         Parameters
         ----------
         last_descriptor
-            The highest one that is open; all but those that are needed get closed.
+            The highest open file descriptor; all but the needed ones are closed.
         """
         status = 1
         try:
-            self._begin(last_descriptor)
+            self._start(last_descriptor)
             self._serve()
             status = 0
             atexit._run_exitfuncs()
@@ -121,92 +112,81 @@ class WorkerProcess:
         finally:
             os._exit(status)
 
-    def _begin(self, last_descriptor: int) -> None:
-        # Every page of memory that is touched here is copied, for each of the workers of a node: what can
-        # be done before the fork is done there.
-        # Not by way of the signal module, whose enums would touch a hundred pages more.
+    def _start(self, last_descriptor: int) -> None:
+        # Each memory page written here is copied for each worker of a node, so most preparations are done
+        # before the fork. The enums of the signal module alone would cost a hundred pages.
         _signal.set_wakeup_fd(-1)
         for number in DEFAULTED_SIGNALS:
             _signal.signal(number, _signal.SIG_DFL)
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
-        os.setpgid(0, 0)  # so that we can be ended together with what the user's code starts
+        os.setpgid(0, 0)  # so that the manager can kill what user code starts
         _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != self._pool:
-            os._exit(1)  # it died before that
+        if os.getppid() != self._manager:
+            os._exit(1)  # the manager died before prctl
         os.dup2(self.descriptors[1], 2)
         start = 3
-        for kept in (*sorted((self._tasks.fileno(), self._outcomes)), last_descriptor + 1):
+        for kept in (*sorted((self.tasks.fileno(), self._outcomes)), last_descriptor + 1):
             os.closerange(start, kept)
             start = kept + 1
         if self._binding.cpus:
             os.sched_setaffinity(0, self._binding.cpus)
         for name, value in self._binding.environment.items():
             os.environ[name] = value
-        self._cells.memory[self._cells.offset(self._slot) + 8] = 1
+        self._running.memory[self._running.offset(self._slot) + 8] = 1
 
     def _serve(self) -> None:
         pid = os.getpid()
-        cell = slice(self._cells.offset(self._slot), self._cells.offset(self._slot) + 8)
-        memory, nothing = self._cells.memory, bytes(8)
+        entry = slice(self._running.offset(self._slot), self._running.offset(self._slot) + 8)
+        memory, none = self._running.memory, bytes(8)
         left = -1 if self._limit is None else self._limit
-        while left and (frame := self._take()):
+        while left and (frame := self._receive()):
             kind = frame[0]
             if kind == frames.TASK:
-                memory[cell] = frame[5:13]  # its id; from now on it has started
+                memory[entry] = frame[frames.ID]  # the task has started
                 outcome = self._run(frame)
                 if os.getpid() != pid:
-                    os._exit(0)  # the call forked, and its copy came back here as well
+                    os._exit(0)  # the task forked, and this is the copy
                 handshake.flush_stdio()
-                self._put(frame, outcome)
-                memory[cell] = nothing
+                self._send(frame, outcome)
+                memory[entry] = none
                 left -= 1
             else:
-                function_id = bytes(frame[5:13])
+                function_id = frame[frames.ID]
                 self._functions.pop(function_id, None)
                 self._payloads.pop(function_id, None)
                 if kind == frames.FUNCTION:
                     self._payloads[function_id] = memoryview(frame)[frames.HEADER_SIZE :]
 
-    def _take(self) -> bytes:
-        """Return the next frame, or b"" if there will be none."""
-        packet, ancillary, _, _ = self._tasks.recvmsg(PACKET_LIMIT, _ANCILLARY)
-        if not ancillary:
-            return packet
-        descriptor = received_descriptor(ancillary)
+    def _receive(self) -> bytes:
+        """Return the next frame, or b"" after the last."""
+        content, descriptor = packets.receive(self.tasks)
+        if descriptor < 0:
+            return content
         try:
             return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
         finally:
             os.close(descriptor)
 
     def _run(self, frame: bytes) -> bytes:
-        call = frames.HEADER_SIZE + frames.FUNCTION_ID_SIZE
-        function_id = frame[frames.HEADER_SIZE : call]
+        function_id = frame[frames.HEADER_SIZE : frames.CALL_START]
         function = self._functions.get(function_id)
         if function is None:
-            # Only now: what reading it imports belongs to this task, also if it is the end of us.
+            # Not before: imports, and a crash in one of them, belong to the task that needs them.
             try:
                 function = serialize.loads(self._payloads[function_id])
             except BaseException as error:
                 return serialize.not_deserializable("function", error)
             self._functions[function_id] = function
             del self._payloads[function_id]
-        return serialize.run(function, memoryview(frame)[call:])
+        return serialize.run(function, memoryview(frame)[frames.CALL_START :])
 
-    def _put(self, task: bytes, outcome: bytes) -> None:
-        header = frames.HEADER.pack(
-            frames.OUTCOME, self._slot, int.from_bytes(task[5:13], "little"), len(outcome)
-        )
-        if len(outcome) < PACKET_LIMIT:
+    def _send(self, task: bytes, outcome: bytes) -> None:
+        task_id = int.from_bytes(task[frames.ID], "little")
+        header = frames.HEADER.pack(frames.OUTCOME, self._slot, task_id, len(outcome))
+        if len(outcome) < packets.PACKET_LIMIT:
             header += outcome
             outcome = b""
         for part in (header, outcome):
             left = memoryview(part)
             while left:
                 left = left[os.write(self._outcomes, left) :]
-
-
-def received_descriptor(ancillary: list[tuple[int, int, bytes]]) -> int:
-    """Return the file descriptor that came with a packet."""
-    numbers = array.array("i")
-    numbers.frombytes(ancillary[0][2][: numbers.itemsize])
-    return numbers[0]

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from parsl_flux_bulk.errors import InstanceUnavailable
+from parsl_flux_bulk.worker import affinity
 
 
 def physical_cores() -> list[list[int]]:
-    """The CPUs that this process may use, those of one physical core together."""
-    usable = os.sched_getaffinity(0)
-    cores: dict[str, list[int]] = {}
-    for cpu in sorted(usable):
-        try:
-            siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
-        except OSError:
-            siblings = str(cpu)
-        cores.setdefault(siblings.strip(), []).append(cpu)
-    return list(cores.values())
+    """Return the CPUs that this process may use, those of one physical core together."""
+    return [list(core) for core in affinity.physical_cores()]
 
 
 def gpu_names(count: int) -> list[str] | None:

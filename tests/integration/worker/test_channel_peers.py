@@ -18,7 +18,8 @@ import pytest
 from executor_end import LENGTH, WORKER, executor_end
 
 from parsl_flux_bulk.protocol import frames, serialize
-from parsl_flux_bulk.worker import channel
+from parsl_flux_bulk.worker import handshake
+from parsl_flux_bulk.worker.channel import ChannelLost
 
 SERVICE = helpers.PROJECT / "tests" / "flux_service.py"
 
@@ -36,7 +37,7 @@ def unix(tmp_path):
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
         listener.listen()
-        link = channel.connect({"PARSL_FLUX_BULK_CHANNEL": f"unix:{tmp_path}/socket"})
+        link = handshake.connect({"PARSL_FLUX_BULK_CHANNEL": f"unix:{tmp_path}/socket"})
         executor, _ = listener.accept()
         with executor:
             yield link, executor
@@ -90,9 +91,9 @@ def test_all_that_came_before_the_end_is_received(unix):
 
     assert link.wait(5)
     assert link.receive() == [b"last words"]
-    with pytest.raises(channel.ChannelLost):
+    with pytest.raises(ChannelLost):
         link.receive()
-    with pytest.raises(channel.ChannelLost):
+    with pytest.raises(ChannelLost):
         link.wait(5)
 
 
@@ -100,19 +101,19 @@ def test_sending_to_nobody(unix):
     link, executor = unix
     executor.close()
 
-    with pytest.raises(channel.ChannelLost):
+    with pytest.raises(ChannelLost):
         link.send(b"x" * 1_000_000)
 
 
 @pytest.mark.parametrize("address", ["", "unix:", "tcp:1.2.3.4", "flux:x:service", "flux:0:", "flux:0"])
 def test_an_address_that_is_none(address):
-    with pytest.raises(channel.ChannelLost, match="expected unix:PATH or flux:RANK:SERVICE"):
-        channel.connect({"PARSL_FLUX_BULK_CHANNEL": address})
+    with pytest.raises(ChannelLost, match="expected unix:PATH or flux:RANK:SERVICE"):
+        handshake.connect({"PARSL_FLUX_BULK_CHANNEL": address})
 
 
 def test_a_socket_that_is_not_there(tmp_path):
-    with pytest.raises(channel.ChannelLost, match="cannot connect"):
-        channel.connect({"PARSL_FLUX_BULK_CHANNEL": f"unix:{tmp_path}/none"})
+    with pytest.raises(ChannelLost, match="cannot connect"):
+        handshake.connect({"PARSL_FLUX_BULK_CHANNEL": f"unix:{tmp_path}/none"})
 
 
 # -- Flux -------------------------------------------------------------------------------------------------
@@ -154,7 +155,7 @@ def service(flux_uri, tmp_path, monkeypatch):
 
 
 def connected(service, **environment):
-    link = channel.connect({**service.environment, **environment})
+    link = handshake.connect({**service.environment, **environment})
     link.send(b"hello")
     assert link.wait(10)
     assert link.receive() == [b"welcome"]
@@ -223,7 +224,7 @@ def test_flux_the_executor_closes(service):
     link.send(b"close")
 
     assert received(link, 1) == [b"one more"]
-    with pytest.raises(channel.ChannelLost, match="gone"):
+    with pytest.raises(ChannelLost, match="has ended"):
         link.wait(5)
     link.close()
 
@@ -234,7 +235,7 @@ def test_flux_the_executor_is_killed(service):
     service.process.kill()
     service.process.wait()
 
-    with pytest.raises(channel.ChannelLost, match="gone"):
+    with pytest.raises(ChannelLost, match="has ended"):
         link.wait(5)
     link.close()
 
@@ -248,7 +249,7 @@ def test_flux_an_executor_that_dies_with_a_question_unanswered_is_asked_again(se
     service.process.kill()
     service.process.wait()
 
-    with pytest.raises(channel.ChannelLost, match="gone"):
+    with pytest.raises(ChannelLost, match="has ended"):
         link.wait(5)
     link.close()
 
@@ -259,17 +260,17 @@ def test_flux_a_silent_executor_is_alive_as_long_as_it_answers(service):
     assert not link.wait(1.0)
 
     link.send(b"mute")
-    with pytest.raises(channel.ChannelLost, match="did not answer within"):
+    with pytest.raises(ChannelLost, match="did not answer within"):
         link.wait(5)
     link.close()
 
 
 @pytest.mark.flux
 def test_flux_no_such_service(service):
-    link = channel.connect({**service.environment, "PARSL_FLUX_BULK_CHANNEL": "flux:0:no-such"})
+    link = handshake.connect({**service.environment, "PARSL_FLUX_BULK_CHANNEL": "flux:0:no-such"})
     link.send(b"hello")
 
-    with pytest.raises(channel.ChannelLost, match="gone"):
+    with pytest.raises(ChannelLost, match="has ended"):
         link.wait(5)
     link.close()
 
@@ -280,13 +281,13 @@ def test_flux_the_broker_ends(tmp_path, monkeypatch):
         monkeypatch.setenv("FLUX_URI", uri)
         service = Service(uri, tmp_path)
         link = connected(service)
-    with pytest.raises(channel.ChannelLost):
+    with pytest.raises(ChannelLost):
         link.wait(5)
-    with pytest.raises(channel.ChannelLost):
+    with pytest.raises(ChannelLost):
         link.send(b"x")
     link.close()
-    with pytest.raises(channel.ChannelLost, match="cannot connect to Flux"):
-        channel.connect(service.environment)
+    with pytest.raises(ChannelLost, match="cannot connect to Flux"):
+        handshake.connect(service.environment)
     service.process.kill()
     service.process.communicate()
 
@@ -376,7 +377,7 @@ def test_a_pool_that_hears_nothing_asks_now_and_then_and_ends_when_nobody_answer
 
     service.process.kill()
     service.process.communicate()
-    assert b"the executor is gone" in pool.communicate(timeout=10)[1]
+    assert b"the executor has ended" in pool.communicate(timeout=10)[1]
     assert pool.returncode == 1
 
 

@@ -369,7 +369,7 @@ def test_a_task_of_an_unknown_function_ends_the_pool(end):
     pool = Pool(end)
     pool.give((1, 1))
 
-    assert b"of a function that was never sent" in pool.process.communicate(timeout=10)[1]
+    assert b"names a function that was never sent" in pool.process.communicate(timeout=10)[1]
     assert pool.process.returncode == 1
 
 
@@ -418,9 +418,9 @@ def test_a_worker_that_closes_what_is_not_its_own(end):
 def test_workers_that_cannot_begin_end_the_pool(end, tmp_path):
     starter = tmp_path / "starter.py"
     starter.write_text(
-        "import sys\nfrom parsl_flux_bulk.worker import main as worker, worker_process\n"
-        "def fail(self, last): raise OSError('no such core')\n"
-        "worker_process.WorkerProcess._begin = fail\n"
+        "import os, sys\nfrom parsl_flux_bulk.worker import main as worker\n"
+        "def fail(pid, cpus): raise OSError('no such core')\n"
+        "os.sched_setaffinity = fail\n"
         "sys.path.insert(0, '')\nsys.exit(worker.main())\n"
     )
     pool = started_by(end, sys.executable, starter)
@@ -432,7 +432,7 @@ def test_workers_that_cannot_begin_end_the_pool(end, tmp_path):
     _, said = pool.process.communicate(timeout=10)
 
     assert pool.process.returncode == 1
-    assert b"3 workers in a row" in said
+    assert b"3 consecutive workers" in said
     assert b"no such core" in said
     assert not pool.outcome_ids()
 
@@ -636,7 +636,7 @@ def test_workers_are_replaced_after_their_number_of_tasks(end):
 def test_a_worker_that_does_not_end_after_its_last_task_is_ended(end, tmp_path):
     starter = tmp_path / "starter.py"
     starter.write_text(
-        "from parsl_flux_bulk.worker import manager\nmanager.LIMIT_GRACE = 0.2\nmanager.main()\n"
+        "from parsl_flux_bulk.worker import manager\nmanager.LIMIT_TIMEOUT = 0.2\nmanager.main()\n"
     )
     pool = started_by(end, sys.executable, starter, tasks_per_worker=1)
     pool.learn(calls.sleep_at_exit)

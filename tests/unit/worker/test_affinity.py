@@ -1,10 +1,8 @@
-"""How a pool divides its node among its workers."""
+"""How a manager divides its node among its workers."""
 
 from __future__ import annotations
 
-import pytest
-
-from parsl_flux_bulk.worker.affinity import bindings, group_cores, parse_list
+from parsl_flux_bulk.worker.affinity import bindings, group_by_core, parse_list
 
 
 def hyperthreads(cores):
@@ -12,13 +10,13 @@ def hyperthreads(cores):
     return lambda cpu: [cpu % cores, cpu % cores + cores]
 
 
-def shares(environ, cpus):
-    return [binding.cpus for binding in bindings(environ, cpus)]
+def cores(*cpus):
+    """Cores with one thread each."""
+    return [(cpu,) for cpu in cpus]
 
 
-@pytest.fixture(autouse=True)
-def one_thread_a_core(monkeypatch):
-    monkeypatch.setattr(group_cores, "__defaults__", (lambda cpu: [cpu],))
+def cpus_of(environ, cores):
+    return [binding.cpus for binding in bindings(environ, cores)]
 
 
 def test_the_kernels_lists():
@@ -26,41 +24,41 @@ def test_the_kernels_lists():
 
 
 def test_hyperthreads_stay_together():
-    assert group_cores({0, 1, 4, 5}, hyperthreads(4)) == [(0, 4), (1, 5)]
+    assert group_by_core({0, 1, 4, 5}, hyperthreads(4)) == [(0, 4), (1, 5)]
 
 
-def test_only_those_siblings_that_we_may_use():
-    assert group_cores({0, 1, 5}, hyperthreads(4)) == [(0,), (1, 5)]
+def test_siblings_outside_the_allowed_cpus_are_left_out():
+    assert group_by_core({0, 1, 5}, hyperthreads(4)) == [(0,), (1, 5)]
 
 
 def test_as_many_workers_as_fit_each_with_its_own_cores():
-    assert shares({"PARSL_FLUX_BULK_CORES": "2"}, range(7)) == [(0, 1), (2, 3), (4, 5)]
+    assert cpus_of({"PARSL_FLUX_BULK_CORES": "2"}, cores(*range(7))) == [(0, 1), (2, 3), (4, 5)]
 
 
 def test_one_core_each_is_the_default():
-    assert shares({}, {3, 5}) == [(3,), (5,)]
+    assert cpus_of({}, cores(3, 5)) == [(3,), (5,)]
 
 
 def test_there_is_always_one_worker():
-    assert shares({"PARSL_FLUX_BULK_CORES": "8"}, {0, 1}) == [()]
+    assert cpus_of({"PARSL_FLUX_BULK_CORES": "8"}, cores(0, 1)) == [()]
 
 
 def test_workers_that_outnumber_the_cores_share_them():
-    assert shares({"PARSL_FLUX_BULK_SLOTS": "64"}, {0, 1}) == [()] * 64
+    assert cpus_of({"PARSL_FLUX_BULK_SLOTS": "64"}, cores(0, 1)) == [()] * 64
 
 
 def test_a_given_number_of_workers_that_fits_is_pinned():
-    assert shares({"PARSL_FLUX_BULK_SLOTS": "2"}, range(4)) == [(0,), (1,)]
+    assert cpus_of({"PARSL_FLUX_BULK_SLOTS": "2"}, cores(*range(4))) == [(0,), (1,)]
 
 
 def test_each_worker_sees_its_own_gpus():
-    found = bindings({"PARSL_FLUX_BULK_GPUS": "2", "CUDA_VISIBLE_DEVICES": "4,5,6,7"}, range(8))
+    found = bindings({"PARSL_FLUX_BULK_GPUS": "2", "CUDA_VISIBLE_DEVICES": "4,5,6,7"}, cores(*range(8)))
 
-    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in found] == ["4,5", "6,7"]
+    assert [binding.environment["CUDA_VISIBLE_DEVICES"] for binding in found] == ["4,5", "6,7"]
 
 
 def test_gpus_that_no_worker_asked_for_are_left_alone():
-    (found,) = bindings({"CUDA_VISIBLE_DEVICES": "-1"}, {0})
+    (found,) = bindings({"CUDA_VISIBLE_DEVICES": "-1"}, cores(0))
 
     assert "CUDA_VISIBLE_DEVICES" not in found.environment
 
@@ -72,13 +70,13 @@ def test_lists_that_count_from_what_rocr_leaves_visible():
         "HIP_VISIBLE_DEVICES": "0,1,2,3",
     }
 
-    second = bindings(environ, range(2))[1]
+    second = bindings(environ, cores(0, 1))[1]
 
     assert second.environment["ROCR_VISIBLE_DEVICES"] == "2,3"
     assert second.environment["HIP_VISIBLE_DEVICES"] == "0,1"
 
 
 def test_workers_know_their_number():
-    found = bindings({}, range(3))
+    found = bindings({}, cores(0, 1, 2))
 
-    assert [share.environment["PARSL_WORKER_RANK"] for share in found] == ["0", "1", "2"]
+    assert [binding.environment["PARSL_WORKER_RANK"] for binding in found] == ["0", "1", "2"]

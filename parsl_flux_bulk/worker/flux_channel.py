@@ -1,8 +1,7 @@
-"""A job's process's own end of the channel over Flux.
+"""The channel over Flux: requests to a service of the executor, called through ctypes.
 
-libflux-core is used through ctypes: it is there wherever Flux is, while the Python bindings need not be.
-Requests and responses are written and read directly, without libflux's futures: those bring a reactor with
-them, which wants to be the only event loop.
+libflux-core is present wherever Flux is; the Python bindings may be missing. Messages are sent and received
+directly, without libflux futures, which would need a reactor as the only event loop.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import select
 import time
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint32, c_void_p
 
@@ -23,7 +21,7 @@ _MSGTYPE_ANY = 0x0F
 _MSGFLAG_NORESPONSE = 0x04
 _MSGFLAG_STREAMING = 0x40
 _O_NONBLOCK = 4
-# The handle is ours alone and no future is ever made of it, so that match tags are free to choose.
+# No future uses this handle, so any match tag may be used.
 _TAG_NONE, _TAG_OPEN, _TAG_PING, _TAG_FLUSH = 0, 1, 2, 3
 
 
@@ -51,17 +49,17 @@ _PROTOTYPES = (
 
 
 class FluxChannel(Channel):
-    """Requests to the service that the executor registered with its broker, and the responses to them.
+    """Requests to the service that the executor registered with its broker, and the responses.
 
     Parameters
     ----------
     rank, service
-        The executor's broker, and the service's name.
+        Rank of the executor's broker, and name of the service.
     library
         Path of libflux-core to try first.
     ping, ping_timeout
-        In seconds, see `PING` and `PING_TIMEOUT`. Needed since a request that its receiver took along
-        into death is never answered, unlike one that comes later.
+        In seconds, see `variables.PING` and `variables.PING_TIMEOUT`. Pings are needed because Flux
+        answers a request that comes after the death of its receiver, but not one that came before.
     """
 
     def __init__(self, rank: int, service: str, *, library: str, ping: float, ping_timeout: float) -> None:
@@ -81,9 +79,9 @@ class FluxChannel(Channel):
         self._out = (ctypes.byref(self._data), ctypes.byref(self._size), ctypes.byref(self._tag))
         self._ping = ping
         self._ping_timeout = ping_timeout
-        self._heard = time.monotonic()
-        self._asked: float | None = None
-        self._asked_last = 0.0
+        self._heard_at = time.monotonic()
+        self._ping_sent_at: float | None = None
+        self._last_ping_at = 0.0
         self._opened = False
         self._flushed = True
         self._lost = ""
@@ -99,26 +97,18 @@ class FluxChannel(Channel):
         return self._pollfd
 
     def timeout(self) -> float | None:
-        if self._asked is None:
-            due = self._heard + self._ping
+        if self._ping_sent_at is None:
+            due = self._heard_at + self._ping
         else:
-            due = min(self._asked + self._ping_timeout, self._asked_last + self._ping)
+            due = min(self._ping_sent_at + self._ping_timeout, self._last_ping_at + self._ping)
         return max(0.0, due - time.monotonic())
 
     def flush(self, timeout: float | None = None) -> bool:
-        # Messages keep their order, so that an answer to this one shows that all before it arrived.
+        # Messages keep their order: the answer to this request shows that all earlier ones arrived.
         self._flushed = False
         self._request("ping", b"", 0, _TAG_FLUSH)
-        end = None if timeout is None else time.monotonic() + timeout
-        poll = select.poll()
-        poll.register(self._pollfd, select.POLLIN)
-        while True:
-            self._received += self._read()
-            if self._flushed or self._lost or (end is not None and time.monotonic() >= end):
-                return self._flushed
-            own = self.timeout() or 0.0
-            left = own if end is None else min(own, end - time.monotonic())
-            poll.poll(max(0.0, left * 1000))
+        self._wait_for(lambda: self._flushed or bool(self._lost), timeout)
+        return self._flushed
 
     def close(self) -> None:
         handle, self._handle = self._handle, None
@@ -143,7 +133,7 @@ class FluxChannel(Channel):
     def _read(self) -> list[bytes]:
         messages: list[bytes] = []
         lib, flux_recv = self._lib, self._lib.flux_recv
-        lib.flux_pollevents(self._handle)  # arms the edge trigger: anything later than this wakes us again
+        lib.flux_pollevents(self._handle)  # arms the edge trigger for messages that arrive later
         while not self._lost:
             message = flux_recv(self._handle, self._match, _O_NONBLOCK)
             if not message:
@@ -166,28 +156,28 @@ class FluxChannel(Channel):
         if self._tag.value == _TAG_FLUSH:
             self._flushed = True
         if self._tag.value in (_TAG_PING, _TAG_FLUSH):
-            self._asked, self._heard = None, time.monotonic()
+            self._ping_sent_at, self._heard_at = None, time.monotonic()
         if failed:
-            self._lost = f"the executor is gone: {self._error()}"
+            self._lost = f"the executor has ended: {self._error()}"
         elif self._tag.value == _TAG_OPEN:
             messages.append(ctypes.string_at(self._data.value or 0, self._size.value))
 
     def _keep_alive(self, heard: bool) -> None:
         now = time.monotonic()
         if heard:
-            self._asked, self._heard = None, now
-        elif self._asked is None:
-            if now - self._heard >= self._ping:
-                self._asked = now
-                self._ask(now)
-        elif now - self._asked >= self._ping_timeout:
+            self._ping_sent_at, self._heard_at = None, now
+        elif self._ping_sent_at is None:
+            if now - self._heard_at >= self._ping:
+                self._ping_sent_at = now
+                self._send_ping(now)
+        elif now - self._ping_sent_at >= self._ping_timeout:
             self._lost = f"the executor did not answer within {self._ping_timeout:g} s"
-        elif now - self._asked_last >= self._ping:
-            # Had it died with the first, that would never be answered; one that comes later is, at once.
-            self._ask(now)
+        elif now - self._last_ping_at >= self._ping:
+            # An executor that died with the first request never answers it; Flux rejects this one at once.
+            self._send_ping(now)
 
-    def _ask(self, now: float) -> None:
-        self._asked_last = now
+    def _send_ping(self, now: float) -> None:
+        self._last_ping_at = now
         self._request("ping", b"", 0, _TAG_PING)
 
     def _error(self) -> str:
@@ -195,12 +185,12 @@ class FluxChannel(Channel):
 
 
 def load_library(preferred: str) -> ctypes.CDLL:
-    """Load libflux-core, from the path that is preferred if that works; declare what we call of it."""
+    """Load libflux-core, from the preferred path if possible, and declare the functions used."""
     try:
         lib = _open_library(preferred)
     except OSError as error:
         raise ChannelLost(
-            f"cannot load {_SONAME}: {error}; set LD_LIBRARY_PATH in the job's environment to where it is"
+            f"cannot load {_SONAME}: {error}; set LD_LIBRARY_PATH in the job's environment to its directory"
         ) from error
     for name, result, arguments in _PROTOTYPES:
         function = getattr(lib, name)
@@ -213,5 +203,5 @@ def _open_library(preferred: str) -> ctypes.CDLL:
         try:
             return ctypes.CDLL(preferred, use_errno=True)
         except OSError:
-            pass  # built for another system than this node's: its own may still do
+            pass  # built for another system than this node's; the node may have its own
     return ctypes.CDLL(_SONAME, use_errno=True)

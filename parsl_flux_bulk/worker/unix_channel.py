@@ -1,0 +1,60 @@
+"""The channel of the embedded instance: a Unix stream socket, messages as in `protocol.framed_socket`."""
+
+from __future__ import annotations
+
+import socket
+
+from parsl_flux_bulk.protocol.framed_socket import LENGTH, frame, take_messages
+from parsl_flux_bulk.worker.channel import Channel, ChannelLost
+
+_READ_SIZE = 1 << 18
+_COPY_LIMIT = 1 << 18
+"""Bytes of a message below which one copy is cheaper than a second system call."""
+
+
+class UnixChannel(Channel):
+    """A blocking socket, from which `receive` reads without waiting."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._socket.connect(path)
+        except OSError as error:
+            self._socket.close()
+            raise ChannelLost(f"cannot connect to the executor's socket {path}: {error}") from error
+        self._partial = bytearray()
+        self._closed = False
+
+    def send(self, body: bytes) -> None:
+        try:
+            if len(body) < _COPY_LIMIT:
+                self._socket.sendall(frame(body))
+            else:
+                self._socket.sendall(LENGTH.pack(len(body)))
+                self._socket.sendall(body)
+        except OSError as error:
+            raise ChannelLost(f"the executor closed its socket: {error}") from error
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _read(self) -> list[bytes]:
+        messages: list[bytes] = []
+        while not self._closed:
+            try:
+                data = self._socket.recv(_READ_SIZE, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return messages
+            except OSError:
+                data = b""
+            if not data:
+                self._closed = True
+            self._partial += data
+            messages += take_messages(self._partial)
+        if not messages and not self._received:
+            raise ChannelLost("the executor closed its socket")
+        return messages

@@ -1,0 +1,104 @@
+"""A slot's worker: allowed and illegal transitions of its state."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+
+import pytest
+
+from parsl_flux_bulk.protocol import frames
+from parsl_flux_bulk.worker import packets
+from parsl_flux_bulk.worker.slot import Slot, Worker, WorkerState
+
+FUNCTION = packets.function_packet(memoryview(frames.encode(frames.FUNCTION, 0, 1, b"Pfunction")))
+
+
+class Ends:
+    """A worker without a process, and the ends that its process would have."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        tasks, queue = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        outcomes, self.outcomes = os.pipe()
+        self.worker = Worker(1, tasks, queue, outcomes, -1, limit)
+
+    def give(self, *task_ids: int, size: int = 10) -> deque[packets.Packet]:
+        encoded = [frames.encode_task(0, id, 1, b"x" * size) for id in task_ids]
+        waiting = deque(
+            packets.task_packet(id, memoryview(f)) for id, f in zip(task_ids, encoded, strict=True)
+        )
+        self.worker.give(waiting, {FUNCTION.function_id: FUNCTION})
+        return waiting
+
+    def answer(self, task_id: int) -> bytes:
+        outcome = frames.encode(frames.OUTCOME, 0, task_id, b"R")
+        os.write(self.outcomes, outcome)
+        return outcome
+
+
+@pytest.fixture
+def ends():
+    ends = Ends()
+    yield ends
+    ends.worker.close()
+    os.close(ends.outcomes)
+
+
+@pytest.fixture
+def limited():
+    ends = Ends(limit=2)
+    yield ends
+    ends.worker.close()
+    os.close(ends.outcomes)
+
+
+def test_a_full_queue_blocks_until_packets_are_taken_back(ends):
+    waiting = ends.give(*range(1, 100), size=10_000)
+    assert ends.worker.state is WorkerState.BLOCKED
+    given = len(ends.worker.given)
+    assert 0 < given < 99 and len(waiting) == 99 - given
+
+    assert [packet.task_id for packet in ends.worker.take_back()] == list(range(1, given + 1))
+    assert ends.worker.state is WorkerState.READY and not ends.worker.given
+
+
+def test_a_worker_finishes_with_its_last_task(limited):
+    waiting = limited.give(1, 2, 3)
+    assert [packet.task_id for packet in waiting] == [3]
+    outcomes = limited.answer(1) + limited.answer(2)
+
+    assert limited.worker.read() == outcomes
+    assert limited.worker.state is WorkerState.FINISHING and limited.worker.reached_limit
+    assert limited.worker.read() is None
+
+
+def test_a_killed_worker_is_given_nothing(ends):
+    ends.worker.enter(WorkerState.KILLED)
+
+    assert len(ends.give(1, 2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "then"),
+    [
+        (WorkerState.KILLED, WorkerState.READY),
+        (WorkerState.KILLED, WorkerState.FINISHING),
+        (WorkerState.FINISHING, WorkerState.READY),
+        (WorkerState.FINISHING, WorkerState.BLOCKED),
+    ],
+)
+def test_an_illegal_transition_raises(ends, state, then):
+    ends.worker.enter(state)
+
+    with pytest.raises(RuntimeError, match=f"{state.value} -> {then.value} is not allowed"):
+        ends.worker.enter(then)
+    assert ends.worker.state is state
+
+
+def test_removing_a_task_keeps_the_order_of_the_others():
+    slot = Slot(0)
+    slot.waiting.extend(packets.Packet(id, b"", b"") for id in (1, 2, 3))
+
+    assert slot.remove(2) == [2] and slot.remove(2) == []
+    assert slot.remove(0) == [1, 3] and not slot.waiting
