@@ -31,6 +31,8 @@ RUNNING_INSTANCES: set[str] = set()
 """URIs of the Flux instances that tests have started and not ended yet."""
 
 
+FLUX_JOB_STATE_INACTIVE = 64
+
 # -- waiting -----------------------------------------------------------------------------------------
 
 
@@ -239,7 +241,8 @@ def active_job_ids(uri: str) -> set[int]:
         jobs = _handle(uri).rpc("job-manager.list", {"max_entries": 0, "attrs": []}).get()["jobs"]
     except OSError:  # a test has killed the instance
         return set()
-    return {job["id"] for job in jobs}
+    # A waitable job is listed until somebody has waited for it.
+    return {job["id"] for job in jobs if job["state"] != FLUX_JOB_STATE_INACTIVE}
 
 
 def cancel_jobs(uri: str, kept_ids: Collection[int], kept_names: Collection[str], bound: float) -> list[str]:
@@ -265,7 +268,7 @@ def cancel_jobs(uri: str, kept_ids: Collection[int], kept_names: Collection[str]
     while (ids := left()) and time.monotonic() < deadline:
         time.sleep(0.02)
     if ids:
-        flux(uri, "cancel", *map(str, ids))
+        subprocess.run(["flux", "cancel", *map(str, ids)], env={**os.environ, "FLUX_URI": uri}, timeout=60)
         wait_until(lambda: not left(), 30.0, f"the end of canceled jobs {ids}")
     return [f"{uri}: job {job_id} {names[job_id]}" for job_id in ids]
 
