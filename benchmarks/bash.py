@@ -1,15 +1,15 @@
-"""Bash apps as Flux jobs against bare jobspecs of the same command; and small ones in warm workers.
+"""Compare bash apps as Flux jobs with bare jobspecs of the same command, and with warm workers.
 
-``python benchmarks/bash.py`` runs, alternating, each time in a fresh Flux instance on this machine:
+``python benchmarks/bash.py`` alternates, each time in a fresh Flux instance on this machine:
 
 * *bare*: ``bulksubmit -n N -- /bin/bash -c true``
 * *native*: N bash apps ``true``, each a job of its own (``tasks_per_job=1``)
 
-and prints rates, their medians and the ratio of these. While the apps run, all that Flux's job shells have
-started is looked at: there must be no Python among it. ``--warm`` adds bash apps in warm workers, and
-``--htex`` the same on Parsl's HighThroughputExecutor, with two workers each.
+and prints the rates, their medians and the ratio of the medians. While native apps run, the processes that
+Flux's job shells have started are inspected: none may be Python. ``--warm`` adds bash apps in warm workers,
+and ``--htex`` bash apps on Parsl's HighThroughputExecutor, with two workers each.
 
-Exit status 1 if the ratio is below ``--least``, or if there was Python where there should be none.
+The exit status is 1 if the ratio is below ``--least``, or if a job shell has started Python.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from flux_instance import flux_instance
 
 _APPS = """
 import json, sys, time
@@ -58,25 +59,9 @@ with parsl.load(Config(executors=[executor])):
 """
 
 
-@contextmanager
-def flux_instance() -> Iterator[tuple[str, int]]:
-    """Run a Flux instance for the block; yield its URI and the pid of what started it."""
-    process = subprocess.Popen(
-        ["flux", "start", "sh", "-c", "echo $FLUX_URI; exec cat"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        yield process.stdout.readline().strip(), process.pid
-    finally:
-        process.stdin.close()
-        process.wait(60)
-        process.stdout.close()
-
-
 def bare(jobs: int) -> float:
-    """Return the rate that bulksubmit tells of itself."""
-    with flux_instance() as (uri, _):
+    """Return the rate that bulksubmit reports."""
+    with flux_instance() as uri:
         command = [sys.executable, "-m", "parsl_flux_bulk", "--uri", uri, "-n", str(jobs), "--"]
         done = subprocess.run(
             [*command, "/bin/bash", "-c", "true"], capture_output=True, text=True, check=True
@@ -87,12 +72,12 @@ def bare(jobs: int) -> float:
 
 
 def apps(kind: str, jobs: int, python_seen: set[str]) -> float:
-    """Return the rate of bash apps, and note the command lines of Python processes under Flux."""
-    with flux_instance() as (uri, pid), tempfile.TemporaryDirectory() as directory:
-        looking = threading.Event()
-        looker = threading.Thread(target=_look, args=(pid, looking, python_seen))
+    """Return the rate of bash apps; add command lines of Python processes under Flux to `python_seen`."""
+    with flux_instance() as uri, tempfile.TemporaryDirectory() as directory:
+        ended = threading.Event()
+        inspector = threading.Thread(target=_inspect, args=(ended, python_seen))
         if kind == "native":
-            looker.start()
+            inspector.start()
         try:
             done = subprocess.run(
                 [sys.executable, "-c", _APPS, kind, str(jobs), uri],
@@ -100,9 +85,9 @@ def apps(kind: str, jobs: int, python_seen: set[str]) -> float:
                 stdout=subprocess.PIPE, text=True, check=True,
             )  # fmt: skip
         finally:
-            looking.set()
+            ended.set()
             if kind == "native":
-                looker.join()
+                inspector.join()
     return float(json.loads(done.stdout))
 
 
@@ -110,8 +95,8 @@ def _python_path() -> str:
     return os.pathsep.join([str(Path(__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")])
 
 
-def _look(pid: int, ended: threading.Event, seen: set[str]) -> None:
-    """Look at what the job shells of a Flux instance have started again and again, for Python among it."""
+def _inspect(ended: threading.Event, seen: set[str]) -> None:
+    """Collect command lines of Python processes that the job shells of this process's instance started."""
     while not ended.wait(0.1):
         listing = subprocess.run(
             ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
@@ -125,7 +110,7 @@ def _look(pid: int, ended: threading.Event, seen: set[str]) -> None:
             in_job = any(
                 "flux-shell" in processes[ancestor][1] for ancestor in above if ancestor in processes
             )
-            if "python" in args and in_job and pid in above:
+            if "python" in args and in_job and os.getpid() in above:
                 seen.add(args)
 
 
@@ -136,15 +121,13 @@ def _ancestors(child: int, processes: dict[int, tuple[int, str]]) -> Iterator[in
 
 
 def main() -> int:
-    """Run, print, judge."""
-    parser = argparse.ArgumentParser(description="Bash apps as Flux jobs against bare jobspecs")
-    parser.add_argument("-n", "--jobs", type=int, default=500, help="jobs a run (default 500)")
-    parser.add_argument("-r", "--runs", type=int, default=3, help="runs of each kind (default 3)")
-    parser.add_argument("--least", type=float, default=0.95, help="lowest ratio that passes (default 0.95)")
-    parser.add_argument("--warm", action="store_true", help="also in warm workers, 10 times as many")
-    parser.add_argument(
-        "--htex", action="store_true", help="also on HighThroughputExecutor, 10 times as many"
-    )
+    """Run, print, compare with the target."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("-n", "--jobs", type=int, default=500, help="jobs of a run (default: 500)")
+    parser.add_argument("-r", "--runs", type=int, default=3, help="runs of each kind (default: 3)")
+    parser.add_argument("--least", type=float, default=0.95, help="lowest ratio that passes (default: 0.95)")
+    parser.add_argument("--warm", action="store_true", help="add bash apps in warm workers, 10 times as many")
+    parser.add_argument("--htex", action="store_true", help="add HighThroughputExecutor, 10 times as many")
     arguments = parser.parse_args()
     kinds = ["bare", "native", *(k for k in ("warm", "htex") if getattr(arguments, k))]
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -159,7 +142,7 @@ def main() -> int:
     for kind, median in medians.items():
         print(f"median: {kind:6} {median:7.1f}/s")
     ratio = medians["native"] / medians["bare"]
-    print(f"native against bare: {ratio:.3f} (at least {arguments.least})")
+    print(f"native against bare: {ratio:.3f} (must reach {arguments.least})")
     if "warm" in medians and "htex" in medians:
         print(f"warm against HighThroughputExecutor: {medians['warm'] / medians['htex']:.2f}")
     print("Python under Flux while native apps ran:", "; ".join(sorted(python_seen)) or "none")

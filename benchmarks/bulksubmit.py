@@ -1,13 +1,14 @@
-"""bulksubmit against a plain script that does the same; and how many jobs to keep inside Flux.
+"""Compare bulksubmit with a plain script, and numbers of jobs to keep inside Flux with each other.
 
     python benchmarks/bulksubmit.py [--jobs N] [--runs N] [--instances N] [--max-active N ...] [--json FILE]
 
-N jobspecs ``sleep 0`` (1025 by default) are made by ``flux submit --dry-run``, and then run in turns, each
-time in a fresh Flux instance on this machine (one slows down with the finished jobs that it remembers): by
-``benchmarks/plain_submit.py``, by ``bulksubmit`` in that instance alone, with so many instances inside it
-(``--instances``, by default one a core), and in an instance of its own, which is started and ended in the
-time that is measured. Timed is the whole command, from its start to its end. Exit status 1 if the median rate
-with instances inside is below ``--least`` times the script's (default 1.2).
+``flux submit --dry-run`` writes N jobspecs of ``sleep 0`` (default: 1025). Each run uses a fresh Flux
+instance on this machine: an instance slows down with the number of its ended jobs. The runs alternate between
+``benchmarks/plain_submit.py``; ``bulksubmit`` in that instance alone; ``bulksubmit`` with inner instances
+(``--instances``, default: one for each core); and ``bulksubmit`` with an instance that it starts and ends
+itself within the measured time. The time of the whole command is measured.
+
+The exit status is 1 if the median rate with inner instances is below ``--least`` times the script's.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ OWN = "bulksubmit, its own Flux"
 
 
 def make_jobspecs(directory: Path, jobs: int) -> None:
-    """Write jobspecs, all alike, into a directory."""
+    """Write equal jobspecs into a directory."""
     with flux_instance() as uri:
         command = ["flux", "submit", "--dry-run", "sleep", "0"]
         made = subprocess.run(
@@ -45,7 +46,7 @@ def make_jobspecs(directory: Path, jobs: int) -> None:
 
 
 def run(kind: str, directory: Path, jobs: int) -> float:
-    """Run all jobs once, in a fresh instance; return jobs a second."""
+    """Run all jobs once, in a fresh instance; return the rate in jobs/s."""
     if kind == OWN:
         return timed(kind, directory, jobs, "")
     with flux_instance() as uri:
@@ -53,7 +54,7 @@ def run(kind: str, directory: Path, jobs: int) -> float:
 
 
 def timed(kind: str, directory: Path, jobs: int, uri: str) -> float:
-    """Run all jobs once, in an instance; return jobs a second of the whole command."""
+    """Run all jobs once, in an instance; return the rate of the whole command in jobs/s."""
     paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "FLUX_URI": uri, "PYTHONPATH": os.pathsep.join(paths)}
     if kind == PLAIN:
@@ -66,32 +67,34 @@ def timed(kind: str, directory: Path, jobs: int, uri: str) -> float:
     seconds = time.perf_counter() - began
     if done.returncode:
         raise RuntimeError(f"{kind} ended with {done.returncode}: {(done.stderr or done.stdout)[-500:]}")
-    said = f" Ran {jobs} jobs in " if kind != PLAIN else " 0\n"
-    if said not in done.stdout:
-        raise RuntimeError(f"{kind} did not run {jobs} jobs; it printed at the end: {done.stdout[-200:]}")
+    success = f" Ran {jobs} jobs in " if kind != PLAIN else " 0\n"
+    if success not in done.stdout:
+        raise RuntimeError(f"{kind} did not run {jobs} jobs; the end of its output: {done.stdout[-200:]}")
     return jobs / seconds
 
 
 def main() -> int:
-    """Measure, print, judge."""
-    parser = argparse.ArgumentParser(description="bulksubmit against a plain script that does the same.")
-    parser.add_argument("--jobs", type=int, default=1025, help="jobs a run (default 1025)")
-    parser.add_argument("--runs", type=int, default=3, help="runs of each (default 3)")
-    parser.add_argument("--least", type=float, default=1.2, help="ratio to reach (default 1.2)")
+    """Measure, print, compare with the target."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--jobs", type=int, default=1025, help="jobs of a run (default: 1025)")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each command (default: 3)")
+    parser.add_argument("--least", type=float, default=1.2, help="ratio to reach (default: 1.2)")
     parser.add_argument(
         "--instances",
         type=int,
         default=len(os.sched_getaffinity(0)),
-        help="instances inside (default: cores)",
+        help="inner instances (default: cores)",
     )
-    parser.add_argument("--max-active", type=int, nargs="+", default=[], metavar="N", help="try these too")
-    parser.add_argument("--json", metavar="FILE", help="write every rate there")
+    parser.add_argument(
+        "--max-active", type=int, nargs="+", default=[], metavar="N", help="add runs with these limits"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write every rate to FILE")
     options = parser.parse_args()
     if why := flux_missing():
-        print(f"bulksubmit cannot be compared here: {why}", file=sys.stderr)
+        print(f"bulksubmit cannot be measured here: {why}", file=sys.stderr)
         return 2
-    judged = f"{ATTACHED} --instances {options.instances}"
-    kinds = [PLAIN, ATTACHED, judged, OWN]
+    compared = f"{ATTACHED} --instances {options.instances}"
+    kinds = [PLAIN, ATTACHED, compared, OWN]
     kinds += [f"{ATTACHED} --max-active {number}" for number in options.max_active]
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
     with tempfile.TemporaryDirectory(prefix="jobspecs-") as directory:
@@ -111,8 +114,8 @@ def main() -> int:
         print(f"| {kind} | {median:.1f} | {min(values):.1f} … {max(values):.1f} | {median / plain:.2f} |")
     if options.json:
         Path(options.json).write_text(json.dumps(rates, indent=1) + "\n")
-    ratio = statistics.median(rates[judged]) / plain
-    print(f"\n{judged} : {PLAIN} = {ratio:.2f}, must reach {options.least:g}")
+    ratio = statistics.median(rates[compared]) / plain
+    print(f"\n{compared} : {PLAIN} = {ratio:.2f}, must reach {options.least:g}")
     return 0 if ratio >= options.least else 1
 
 

@@ -1,7 +1,7 @@
-"""The executors that are compared, two workers each; and the configuration that parsl-perf loads.
+"""Define the compared executors, with two workers each, and the configuration that parsl-perf loads.
 
-Which one is said by the environment: BENCHMARK_EXECUTOR names it, BENCHMARK_URI is the Flux instance
-that is running already, for those that attach to one.
+The environment variable BENCHMARK_EXECUTOR names the executor; BENCHMARK_URI is the URI of the running Flux
+instance for the executors that attach to one.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ EXECUTORLIB = "executorlib FluxJobExecutor"
 
 NEED_FLUX = {ATTACHED, OWN, JOBS, PARSL_FLUX, EXECUTORLIB}
 ATTACH = {ATTACHED, JOBS, EXECUTORLIB}
-"""Those that get a fresh Flux instance, which is running before they start."""
+"""Executors for which a fresh Flux instance is started first."""
 
 
-def ours(**arguments: Any) -> Any:
-    """Ours, on the running instance unless `arguments` say otherwise."""
+def flux_bulk(**arguments: Any) -> Any:
+    """Make a FluxBulkExecutor, on the running instance unless `arguments` name another."""
     from parsl_flux_bulk import FluxBulkExecutor
 
     return FluxBulkExecutor(**{"instance": os.environ.get("BENCHMARK_URI"), **arguments})
 
 
 def parsl_flux() -> Any:
-    """One Flux job a task, in an instance that it starts itself."""
+    """Make Parsl's FluxExecutor: one Flux job for each task, in an instance that it starts."""
     from parsl.executors import FluxExecutor
 
     return FluxExecutor()
 
 
 def htex() -> Any:
-    """A manager with as many workers, on this machine."""
+    """Make a HighThroughputExecutor with one manager on this machine."""
     from parsl.executors import HighThroughputExecutor
     from parsl.providers import LocalProvider
 
@@ -56,16 +56,16 @@ def htex() -> Any:
 
 
 def threads() -> Any:
-    """Parsl's, in this process."""
+    """Make a ThreadPoolExecutor of Parsl."""
     from parsl.executors import ThreadPoolExecutor
 
     return ThreadPoolExecutor(max_threads=WORKERS)
 
 
 PARSL_EXECUTORS: dict[str, Callable[[], Any]] = {
-    ATTACHED: ours,
-    OWN: lambda: ours(instance="flux"),
-    JOBS: lambda: ours(tasks_per_job=1),
+    ATTACHED: flux_bulk,
+    OWN: lambda: flux_bulk(instance="flux"),
+    JOBS: lambda: flux_bulk(tasks_per_job=1),
     PARSL_FLUX: parsl_flux,
     HTEX: htex,
     THREADS: threads,
@@ -73,10 +73,10 @@ PARSL_EXECUTORS: dict[str, Callable[[], Any]] = {
 
 
 def parsl_executor(name: str) -> Any:
-    """Make an executor for Parsl."""
+    """Make the executor of this name."""
     return PARSL_EXECUTORS[name]()
 
 
 def fresh_config() -> Config:
-    """What parsl-perf loads."""
+    """Make the configuration for parsl-perf."""
     return Config(executors=[parsl_executor(os.environ["BENCHMARK_EXECUTOR"])])

@@ -1,4 +1,4 @@
-"""Fresh Flux instances for benchmarks: one slows down with the finished jobs that it remembers."""
+"""Start fresh Flux instances for benchmarks: an instance slows down with the number of its ended jobs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-START_TIMEOUT = 60.0
+TIMEOUT = 60.0
+"""Seconds that an instance may take to end."""
 
 
 def flux_missing() -> str:
-    """What is missing for real Flux, or ""."""
+    """Return why Flux cannot be used here, or "" if it can."""
     if shutil.which("flux") is None:
         return "there is no `flux` command on PATH"
     for module in ("flux", "yaml", "ply"):
@@ -23,12 +24,12 @@ def flux_missing() -> str:
 
 @contextmanager
 def flux_instance(fake_cores: int = 0) -> Iterator[str]:
-    """Run a Flux instance for the block, and yield its URI.
+    """Run a Flux instance for the time of a ``with`` block, and yield its URI.
 
     Parameters
     ----------
     fake_cores : int
-        Let it believe that the node has so many cores; 0 leaves it as it is.
+        Number of cores that the instance assumes the node has; 0 for the cores that it has.
     """
     options = ["--conf=resource.noverify=true"] if fake_cores else []
     script = "echo $FLUX_URI; exec cat"
@@ -46,12 +47,12 @@ def flux_instance(fake_cores: int = 0) -> Iterator[str]:
     try:
         uri = process.stdout.readline().strip()
         if not uri:
-            raise RuntimeError(f"flux start ended with {process.wait(START_TIMEOUT)} and gave no URI")
+            raise RuntimeError(f"flux start ended with {process.wait(TIMEOUT)} and gave no URI")
         yield uri
     finally:
         process.stdin.close()
         try:
-            process.wait(60)
+            process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -1,11 +1,12 @@
-"""What is measured: each function is one measurement, made in a process of its own.
+"""Make one measurement of one executor; each measure is a function.
 
 ``python benchmarks/measures.py MEASURE EXECUTOR JSON`` prints one number, or one JSON object, as its last
-line. `JSON` holds the keyword arguments. Run by ``benchmarks/peers.py``.
+line. `JSON` holds the keyword arguments. ``benchmarks/peers.py`` runs each measurement as a process.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -26,7 +27,7 @@ MEGABYTE = 1_000_000
 
 @contextlib.contextmanager
 def loaded(name: str) -> Iterator[None]:
-    """Parsl, loaded with one executor."""
+    """Load Parsl with one executor for the time of a ``with`` block."""
     with parsl.load(parsl.Config(executors=[executors.parsl_executor(name)])):
         yield
 
@@ -59,7 +60,7 @@ def true() -> str:
 
 
 def warm_up(app: Callable[..., Any], *arguments: Any) -> None:
-    """Have both workers up, and acquainted with the app."""
+    """Wait until both workers have started and have run the app."""
     for _ in range(2):
         wait_all([app(*arguments) for _ in range(2 * executors.WORKERS)])
 
@@ -70,7 +71,7 @@ def wait_all(futures: list[Any]) -> None:
 
 
 def rate(app: Callable[..., Any], tasks: int, *arguments: Any) -> float:
-    """Tasks a second, from the first call to the last result."""
+    """Return the rate in tasks/s, from the first call to the last result."""
     warm_up(app, *arguments)
     began = time.perf_counter()
     wait_all([app(*arguments) for _ in range(tasks)])
@@ -81,7 +82,7 @@ def rate(app: Callable[..., Any], tasks: int, *arguments: Any) -> float:
 
 
 def perf(name: str, seconds: float) -> float:
-    """No-op tasks a second, by Parsl's own benchmark."""
+    """Return the rate of no-op tasks in tasks/s, by Parsl's own benchmark."""
     from parsl.benchmark.perf import cli_run
 
     os.environ["BENCHMARK_EXECUTOR"] = name
@@ -93,7 +94,7 @@ def perf(name: str, seconds: float) -> float:
 
 
 def chain(name: str, links: int) -> float:
-    """Milliseconds a link of a chain of dependent tasks."""
+    """Return the milliseconds for each link of a chain of dependent tasks."""
     with loaded(name):
         warm_up(nothing)
         began = time.perf_counter()
@@ -105,7 +106,7 @@ def chain(name: str, links: int) -> float:
 
 
 def first(name: str) -> float:
-    """Seconds from just before ``parsl.load`` to the first result."""
+    """Return the seconds from before ``parsl.load`` to the first result."""
     config = parsl.Config(executors=[executors.parsl_executor(name)])
     began = time.perf_counter()
     with parsl.load(config):
@@ -114,25 +115,25 @@ def first(name: str) -> float:
 
 
 def bash(name: str, tasks: int) -> float:
-    """Bash apps a second."""
+    """Return the rate of bash apps, in apps/s."""
     with loaded(name):
         return rate(true, tasks)
 
 
 def megabyte_arguments(name: str, tasks: int) -> float:
-    """Tasks a second, each with an argument of 1 MB."""
+    """Return the rate of tasks with an argument of 1 MB, in tasks/s."""
     with loaded(name):
         return rate(size_of, tasks, os.urandom(MEGABYTE))
 
 
 def megabyte_results(name: str, tasks: int) -> float:
-    """Tasks a second, each with a result of 1 MB."""
+    """Return the rate of tasks with a result of 1 MB, in tasks/s."""
     with loaded(name):
         return rate(make, tasks, MEGABYTE)
 
 
 def sleeps(name: str, tasks: int, seconds: float) -> float:
-    """Per cent of what the workers could do at best."""
+    """Return the rate of sleeping tasks as a percentage of the ideal rate."""
     with loaded(name):
         warm_up(sleep, 0.0)
         began = time.perf_counter()
@@ -148,7 +149,7 @@ def no_op() -> int:
 
 
 def hold(path: str) -> None:
-    """Return when `path` is there."""
+    """Return when `path` exists."""
     import os
     import time
 
@@ -158,7 +159,7 @@ def hold(path: str) -> None:
 
 @contextlib.contextmanager
 def alone(name: str) -> Iterator[Callable[..., Any]]:
-    """An executor without Parsl's DataFlowKernel; yields its submit."""
+    """Start an executor without Parsl's DataFlowKernel; yield its submit function."""
     if name == executors.PROCESSES:
         from concurrent.futures import ProcessPoolExecutor
 
@@ -184,18 +185,18 @@ def alone(name: str) -> Iterator[Callable[..., Any]]:
 
 
 def executor_alone(name: str, tasks: int) -> float:
-    """No-op tasks a second."""
+    """Return the rate of no-op tasks, in tasks/s."""
     with alone(name) as submit:
         return rate(lambda: submit(no_op), tasks)
 
 
 def memory(name: str, tasks: int) -> float:
-    """Bytes of this process's memory for each task that waits."""
+    """Return the bytes of this process's memory for each pending task."""
     with alone(name) as submit, tempfile.TemporaryDirectory() as directory:
         warm_up(lambda: submit(no_op))
         path = os.path.join(directory, "go")
         futures = [submit(hold, path) for _ in range(executors.WORKERS)]
-        # What the workers are given in advance, and the first growth of tables, is not counted.
+        # Not counted: tasks sent to workers ahead of time, and the first growth of tables.
         futures += [submit(no_op) for _ in range(1000)]
         time.sleep(0.5)
         before = resident()
@@ -207,7 +208,7 @@ def memory(name: str, tasks: int) -> float:
 
 
 def resident() -> int:
-    """Bytes of memory that this process has."""
+    """Return the resident memory of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -215,7 +216,7 @@ def resident() -> int:
 
 
 def meet(directory: str, parties: int) -> tuple[float, float, int]:
-    """Wait until so many of these run; say when this one began, its CPU time, and its parent."""
+    """Wait until `parties` calls run; return the start of this one, its CPU time, and its parent."""
     import os
     import time
 
@@ -231,8 +232,8 @@ def meet(directory: str, parties: int) -> tuple[float, float, int]:
 
 
 def workers_ready(name: str, workers: int) -> dict[str, float]:
-    """CPU and wall seconds until so many workers run a task each; the job's shell is counted too."""
-    # A pool starts as many workers as it sees CPUs to bind them to, unless it is told how many.
+    """Return CPU and wall seconds until each worker runs a task; the CPU time of the job shell included."""
+    # A manager starts one worker for each CPU that it can bind one to, unless this variable is set.
     os.environ["PARSL_FLUX_BULK_SLOTS"] = str(workers)
     with alone(name) as submit, tempfile.TemporaryDirectory() as directory:
         submitted = time.time()
@@ -252,12 +253,12 @@ def workers_ready(name: str, workers: int) -> dict[str, float]:
 
 
 def _parent(pid: int) -> int:
-    # The field before, the command, may contain anything: proc(5).
+    # The command, the field before, may contain any character: proc(5).
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def _cpu(pid: int) -> float:
-    """CPU seconds of all threads of a process; finer than the ticks of its stat."""
+    """Return the CPU seconds of all threads of a process, with a finer resolution than its ``stat``."""
     tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
 
@@ -280,5 +281,11 @@ MEASURES: dict[str, Callable[..., Any]] = {
 
 
 if __name__ == "__main__":
-    measured = MEASURES[sys.argv[1]](sys.argv[2], **json.loads(sys.argv[3]))
-    print(json.dumps(measured), flush=True)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("measure", choices=list(MEASURES))
+    parser.add_argument(
+        "executor", choices=[*executors.PARSL_EXECUTORS, executors.PROCESSES, executors.EXECUTORLIB]
+    )
+    parser.add_argument("arguments", type=json.loads, metavar="JSON", help="keyword arguments of the measure")
+    options = parser.parse_args()
+    print(json.dumps(MEASURES[options.measure](options.executor, **options.arguments)), flush=True)

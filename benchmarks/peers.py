@@ -1,14 +1,14 @@
-"""FluxBulkExecutor side by side with its peers: one command, one table.
+"""Compare FluxBulkExecutor with other executors in one table.
 
     python benchmarks/peers.py [--runs N] [--rows NAME ...] [--quick] [--json FILE]
 
-Every measurement is made in a process of its own, those on Flux each in a fresh instance on this
-machine, and the executors of a row take turns (A B C, A B C, …), so that what else the machine does
-meets all of them. Printed are medians, and the ratio of ours to each peer's beside what it is to reach.
-What is measured is in ``benchmarks/measures.py``, with what in ``benchmarks/executors.py``.
+Each measurement runs in a separate process, and those with Flux each in a fresh instance on this machine.
+The executors of a row alternate (A B C, A B C, …), so that other load on the machine affects all of them.
+Printed are medians, and the ratio of FluxBulkExecutor to each other executor beside its target.
+``benchmarks/measures.py`` defines the measures, ``benchmarks/executors.py`` the executors.
 
-Wants Flux, and ``pip install pandas executorlib`` for the rows with executorlib; what is missing is said,
-and its lines are left out. Exit status 1 if a target was missed, or a measurement failed.
+Needs Flux, and ``pip install pandas executorlib`` for the rows with executorlib. Rows of what is missing
+are left out, with the reason. The exit status is 1 if a target was missed or a measurement failed.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ HERE = Path(__file__).resolve().parent
 
 @dataclass
 class Series:
-    """One line of a row: a measure of one executor, or of one executor in one way.
+    """A line of a row: one measure of one executor.
 
-    `variant` tells apart what one executor does in two ways.
+    `variant` distinguishes two lines of the same executor.
     """
 
     executor: str
@@ -74,12 +74,12 @@ class Series:
 
 @dataclass(frozen=True)
 class Target:
-    """What ours must reach: a factor of another series, or a figure of its own.
+    """A limit for the median of a series: a factor of another series, or a figure.
 
-    `difference` compares with the figure what ours has above the other series.
+    With `difference`, the limit is for the difference to the other series.
     """
 
-    ours: str
+    key: str
     limit: float
     peer: str = ""
     at_least: bool = True
@@ -88,7 +88,7 @@ class Target:
 
 @dataclass
 class Row:
-    """A measure, the executors that it is made of, and the targets."""
+    """A measure, the executors to measure, and the targets."""
 
     name: str
     title: str
@@ -100,7 +100,7 @@ class Row:
 
 
 def rows(quick: bool) -> list[Row]:
-    """All rows; `quick` makes each short, for a look."""
+    """Return all rows, with a tenth of the tasks if `quick`."""
     fewer = 10 if quick else 1
     seconds = {"seconds": 3.0 if quick else 15.0}
     few, many = {"tasks": 10}, {"tasks": 2000 // fewer}
@@ -219,7 +219,7 @@ def rows(quick: bool) -> list[Row]:
 
 
 def missing_for(series: Series) -> str:
-    """Why a series cannot be measured here, or ""."""
+    """Return why a series cannot be measured here, or "" if it can."""
     if series.executor in NEED_FLUX and (why := flux_missing()):
         return why
     if series.executor == EXECUTORLIB and importlib.util.find_spec("executorlib") is None:
@@ -228,7 +228,7 @@ def missing_for(series: Series) -> str:
 
 
 def measure(row: Row, series: Series) -> None:
-    """Make one measurement, and note its value or why there is none."""
+    """Make one measurement, and record its value or its failure."""
     instance: Any = contextlib.nullcontext("")
     if series.executor in ATTACH:
         instance = flux_instance(series.fake_cores)
@@ -245,7 +245,7 @@ def measure(row: Row, series: Series) -> None:
 
 
 def run_measure(row: Row, series: Series, uri: str, directory: str) -> Any:
-    """Run one measurement in a process of its own, and return what it printed."""
+    """Run one measurement as a process, and return the value that it printed."""
     command = [sys.executable, str(HERE / "measures.py"), row.measure, series.executor]
     process = subprocess.Popen(
         [*command, json.dumps(series.arguments)],
@@ -257,20 +257,20 @@ def run_measure(row: Row, series: Series, uri: str, directory: str) -> Any:
     except subprocess.TimeoutExpired:
         raise TimeoutError(f"no result within {row.limit:g} s") from None
     finally:
-        # What it started, a peer's interchange for one, may outlive it.
+        # Its children, such as the interchange of HighThroughputExecutor, may outlive it.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     if process.returncode:
-        lines = err.strip().splitlines() or ["it said nothing"]
+        lines = err.strip().splitlines() or ["no output on stderr"]
         raise RuntimeError(f"exit status {process.returncode}: {lines[-1][:200]}")
     return json.loads(out.splitlines()[-1])
 
 
 def environment(series: Series, uri: str) -> dict[str, str]:
-    """The environment of a measurement."""
+    """Return the environment of a measurement."""
     given = {key: value for key, value in os.environ.items() if not key.startswith("FLUX_")}
-    # HighThroughputExecutor's worker, and the Python of Parsl's FluxExecutor, are looked up on PATH.
+    # HighThroughputExecutor's worker and the Python of Parsl's FluxExecutor must be on PATH.
     given["PATH"] = f"{os.path.dirname(sys.executable)}{os.pathsep}{given['PATH']}"
     given["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), given.get("PYTHONPATH", "")]))
     given["BENCHMARK_URI"] = uri
@@ -280,7 +280,7 @@ def environment(series: Series, uri: str) -> dict[str, str]:
 
 
 def measure_row(row: Row, runs: int) -> None:
-    """Measure a row, the executors taking turns."""
+    """Measure a row; the executors alternate."""
     for series in row.series:
         series.failure = missing_for(series)
     for run in range(runs):
@@ -301,44 +301,44 @@ def measure_row(row: Row, runs: int) -> None:
 
 
 @dataclass
-class Verdict:
-    """A target, and whether it was met; None if it could not be told."""
+class Comparison:
+    """A target, and whether it was met; None if a measurement failed."""
 
     text: str
     reached: float | None
     met: bool | None
 
 
-def judge(row: Row, target: Target) -> Verdict:
+def compare(row: Row, target: Target) -> Comparison:
     """Compare medians with a target."""
     by_key = {series.key: series.median for series in row.series}
-    ours = by_key[target.ours]
+    value = by_key[target.key]
     relation = "≥" if target.at_least else "≤"
     if not target.peer:
-        text, reached = f"{relation} {target.limit:g}", ours
+        text, reached = f"{relation} {target.limit:g}", value
     else:
         other = by_key[target.peer]
-        known = ours is not None and other is not None
+        known = value is not None and other is not None
         if target.difference:
             text = f"{relation} {target.limit:g} above"
-            reached = ours - other if known else None  # type: ignore[operator]
+            reached = value - other if known else None  # type: ignore[operator]
         else:
             text = f"{relation} {target.limit:g} ×"
-            reached = ours / other if known else None  # type: ignore[operator]
+            reached = value / other if known else None  # type: ignore[operator]
     if reached is None:
-        return Verdict(text, None, None)
-    return Verdict(text, reached, reached >= target.limit if target.at_least else reached <= target.limit)
+        return Comparison(text, None, None)
+    return Comparison(text, reached, reached >= target.limit if target.at_least else reached <= target.limit)
 
 
 def table(measured: list[Row]) -> Iterator[str]:
-    """The lines of a Markdown table: one for each executor of a row."""
-    yield "| measure | executor | median | lowest … highest | ours : this | must reach | met |"
+    """Yield the lines of a Markdown table: one for each executor of a row."""
+    yield "| measure | executor | median | lowest … highest | FluxBulkExecutor : this | must reach | met |"
     yield "|---|---|---:|---|---:|---|---|"
     for row in measured:
         title = row.title
         for series in row.series:
-            verdicts = [
-                judge(row, target) for target in row.targets if series.key == (target.peer or target.ours)
+            comparisons = [
+                compare(row, target) for target in row.targets if series.key == (target.peer or target.key)
             ]
             if series.median is None:
                 cells = ["", series.failure]
@@ -346,15 +346,15 @@ def table(measured: list[Row]) -> Iterator[str]:
                 spread = f"{min(series.values):.4g} … {max(series.values):.4g}"
                 notes = f" ({'; '.join(series.notes[-1:])})" if series.notes else ""
                 cells = [f"{series.median:.4g}", spread + notes]
-            reached = ["" if v.reached is None else f"{v.reached:.3g}" for v in verdicts]
-            met = ["?" if v.met is None else "yes" if v.met else "NO" for v in verdicts]
-            cells += ["<br>".join(column) for column in (reached, [v.text for v in verdicts], met)]
+            reached = ["" if c.reached is None else f"{c.reached:.3g}" for c in comparisons]
+            met = ["?" if c.met is None else "yes" if c.met else "NO" for c in comparisons]
+            cells += ["<br>".join(column) for column in (reached, [c.text for c in comparisons], met)]
             yield f"| {title} | {series.key} | {' | '.join(cells)} |"
             title = ""
 
 
 def machine() -> str:
-    """One line about what all this ran on."""
+    """Return one line that describes this machine and the versions."""
     versions = []
     for package in ("parsl", "flux-python", "executorlib"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -364,23 +364,25 @@ def machine() -> str:
 
 
 def main() -> int:
-    """Measure, print, judge."""
+    """Measure, print, compare with the targets."""
     names = [row.name for row in rows(False)]
-    parser = argparse.ArgumentParser(description="FluxBulkExecutor side by side with its peers.")
-    parser.add_argument("--runs", type=int, default=3, help="measurements of each executor (default 3)")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--runs", type=int, default=3, help="measurements of each executor (default: 3)")
     parser.add_argument("--rows", nargs="+", choices=names, metavar="NAME", help=f"of: {', '.join(names)}")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the tasks: a look, no judgement")
-    parser.add_argument("--only", nargs="+", default=[], metavar="EXECUTOR", help="leave out other executors")
-    parser.add_argument("--json", metavar="FILE", help="write every value there")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the tasks; targets do not count")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="EXECUTOR", help="measure only these executors"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write every value to FILE")
     options = parser.parse_args()
     measured = [row for row in rows(options.quick) if row.name in (options.rows or names)]
     if options.only:
         for row in measured:
             row.series = [s for s in row.series if any(name in s.key for name in options.only)]
             keys = {s.key for s in row.series}
-            row.targets = [t for t in row.targets if t.ours in keys and (not t.peer or t.peer in keys)]
+            row.targets = [t for t in row.targets if t.key in keys and (not t.peer or t.peer in keys)]
     if why := flux_missing():
-        print(f"Without Flux, nothing of ours is measured: {why}", file=sys.stderr)
+        print(f"FluxBulkExecutor is not measured, which needs Flux here: {why}", file=sys.stderr)
     for row in measured:
         measure_row(row, options.runs)
     print(f"\n{machine()}\nMedians of {options.runs} runs\n")
@@ -398,9 +400,9 @@ def main() -> int:
             },
         }
         Path(options.json).write_text(json.dumps(record, indent=1) + "\n")
-    verdicts = [judge(row, target) for row in measured for target in row.targets]
-    missed = sum(verdict.met is not True for verdict in verdicts)
-    print(f"\n{len(verdicts) - missed} of {len(verdicts)} targets met")
+    comparisons = [compare(row, target) for row in measured for target in row.targets]
+    missed = sum(c.met is not True for c in comparisons)
+    print(f"\n{len(comparisons) - missed} of {len(comparisons)} targets met")
     return 1 if missed else 0
 
 

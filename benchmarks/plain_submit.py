@@ -1,13 +1,13 @@
-"""What people write without bulksubmit: submit every jobspec, then wait for each.
+"""Submit every jobspec of a directory and wait for each, as a user without bulksubmit would.
 
     python benchmarks/plain_submit.py DIRECTORY
 
-Run inside a Flux instance. Prints how long it took, in seconds, and how many jobs failed.
+Runs inside a Flux instance. Prints the seconds that this took, and the number of failed jobs.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,10 @@ import flux.job
 
 
 def main() -> None:
+    """Submit, wait, and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("directory", type=Path, metavar="DIRECTORY")
+    directory: Path = parser.parse_args().directory
     began = time.perf_counter()
     handle = flux.Flux()
     ids: list[int] = []
@@ -24,7 +28,7 @@ def main() -> None:
     def submitted(future: Any) -> None:
         ids.append(future.get_id())
 
-    for path in sorted(Path(sys.argv[1]).iterdir()):
+    for path in sorted(directory.iterdir()):
         flux.job.submit_async(handle, path.read_text(), waitable=True).then(submitted)
     handle.reactor_run()
     failed = 0

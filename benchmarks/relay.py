@@ -1,11 +1,13 @@
-"""What a relayed block costs: round trip, rate and volume of the channel, beside the direct way.
+"""Compare the channel of a relayed block with that of a direct instance: round trip, rate and volume.
 
-Run with ``python benchmarks/relay.py [local|flux]...``; an echo in a job answers. Medians of a few
-alternating runs. Figures vary with the machine, ratios less so.
+    python benchmarks/relay.py [local|flux]...
+
+A job answers each message with the same message. Printed are medians of three alternating runs.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import sys
@@ -47,7 +49,7 @@ WAYS: dict[str, tuple[Callable[[], Instance], Callable[[], Instance]]] = {
 
 
 def measure(make: Callable[[], Instance]) -> dict[str, float]:
-    """Figures of one instance by what they measure."""
+    """Measure one instance; return its figures by their names."""
     instance = make()
     began = time.perf_counter()
     instance.start()
@@ -102,8 +104,12 @@ def measure(make: Callable[[], Instance]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print a table."""
-    for name in sys.argv[1:] or ["local", "flux"]:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "instances", nargs="*", choices=list(WAYS), default=list(WAYS), help="default: all of them"
+    )
+    for name in parser.parse_args().instances:
         direct, relayed = [], []
         for _ in range(3):
             direct.append(measure(WAYS[name][0]))
