@@ -46,7 +46,7 @@ from parsl_flux_bulk.scheduler.task import Canceled, CommandEnded, Outcome, Rank
 if TYPE_CHECKING:
     from parsl_flux_bulk.pipeline.pipeline import Pipeline
     from parsl_flux_bulk.scheduler.model import TaskJob, WorkerJob
-    from parsl_flux_bulk.scheduler.state_machine import Status
+    from parsl_flux_bulk.scheduler.status import Status
 
 logger = logging.getLogger(__name__)
 

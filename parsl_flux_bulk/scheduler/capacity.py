@@ -1,67 +1,65 @@
-"""What our jobs take of the instance, and what more would fit.
+"""What the executor's jobs hold of the instance, and what more would fit.
 
-Only our own jobs count: what others run there is not known, and a job that does not fit beside them
-waits inside the instance.
+Jobs of other users are unknown here: a job that does not fit beside them waits inside the instance.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from parsl_flux_bulk.instances.base import Capacity
 from parsl_flux_bulk.jobspec.resources import Resources, Shape
 
+_UNKNOWN = Capacity(1, 1, 0)
+
 
 class Allocation(NamedTuple):
-    """Cores and GPUs of a job, and how many nodes it needs for itself alone."""
+    """Cores and GPUs of a job, and the number of nodes that it needs exclusively."""
 
     cores: int
     gpus: int = 0
     nodes: int = 0
 
 
+@dataclass(slots=True)
 class Allocations:
     """Sums over the jobs that were submitted and have not ended.
 
     Attributes
     ----------
     capacity : Capacity or None
+        What the instance has; None until it is known, or if it has no cores.
+    total : Capacity
+        The same; at least one node and one core.
     cores, gpus : int
         Held by all jobs.
     leaving_cores, leaving_gpus : int
-        Held by worker jobs that will be gone before long.
+        Held by worker jobs that will end soon.
     task_cores, task_nodes, task_jobs : int
-        Cores, and whole nodes, held by task jobs; their number.
+        Cores, and exclusive nodes, held by task jobs; their number.
     """
 
-    __slots__ = (
-        "capacity",
-        "cores",
-        "gpus",
-        "leaving_cores",
-        "leaving_gpus",
-        "task_cores",
-        "task_jobs",
-        "task_nodes",
-    )
-
-    def __init__(self) -> None:
-        self.capacity: Capacity | None = None
-        self.cores = self.gpus = 0
-        self.leaving_cores = self.leaving_gpus = 0
-        self.task_cores = self.task_nodes = self.task_jobs = 0
+    capacity: Capacity | None = None
+    total: Capacity = _UNKNOWN
+    cores: int = 0
+    gpus: int = 0
+    leaving_cores: int = 0
+    leaving_gpus: int = 0
+    task_cores: int = 0
+    task_nodes: int = 0
+    task_jobs: int = 0
 
     # -- sizes -------------------------------------------------------------------------------------
 
-    @property
-    def total(self) -> Capacity:
-        """The capacity, never nothing."""
-        capacity = self.capacity or Capacity(1, 1, 0)
-        return Capacity(max(1, capacity.nodes), max(1, capacity.cores), capacity.gpus)
+    def set_capacity(self, capacity: Capacity) -> None:
+        """Note what the instance has."""
+        self.capacity = capacity if capacity.cores else None
+        self.total = Capacity(max(1, capacity.nodes), max(1, capacity.cores), capacity.gpus)
 
     def of_task(self, resources: Resources) -> Allocation:
-        """What a task's own job takes."""
+        """Return the allocation of a task job."""
         total = self.total
         nodes = resources.num_nodes or 1
         cores, gpus = resources.cores, resources.gpus
@@ -72,30 +70,23 @@ class Allocations:
         )
 
     def of_workers(self, shape: Shape, slots: int) -> Allocation:
-        """What a job of workers takes."""
+        """Return the allocation of a worker job."""
         return Allocation(shape.cores * slots, shape.gpus * slots)
 
     def slots_per_node(self, shape: Shape) -> int:
-        """Workers that fit a node; 1 if none does, which the instance will say in its own words."""
+        """Return the number of workers that fit a node; 1 if none does: the instance reports the error."""
         total = self.total
-        slots = total.cores // total.nodes // shape.cores
-        if shape.gpus:
-            slots = min(slots, total.gpus // total.nodes // shape.gpus)
-        return max(1, slots)
+        return max(1, _slots(shape, total.cores // total.nodes, total.gpus // total.nodes))
 
-    def slots_in_all(self, shape: Shape) -> int:
-        """Workers that fit the instance; at least 1."""
-        total = self.total
-        slots = total.cores // shape.cores
-        if shape.gpus:
-            slots = min(slots, total.gpus // shape.gpus)
-        return max(1, slots)
+    def slots_in_total(self, shape: Shape) -> int:
+        """Return the number of workers that fit the instance; at least 1."""
+        return max(1, _slots(shape, self.total.cores, self.total.gpus))
 
     # -- what would fit ----------------------------------------------------------------------------
 
     @property
     def room(self) -> Allocation:
-        """What is free, or will be before long; negative where more was promised than there is."""
+        """What is free or will be soon; negative where jobs hold more than the instance has."""
         total = self.total
         return Allocation(
             total.cores - self.cores + self.leaving_cores,
@@ -108,22 +99,18 @@ class Allocations:
         return self.cores - self.total.cores
 
     def possible(self, need: Allocation) -> bool:
-        """Whether it would fit if there were nothing else."""
+        """Tell whether an allocation would fit the empty instance."""
         total = self.total
         return need.cores <= total.cores and need.gpus <= total.gpus and need.nodes <= total.nodes
 
     def slots_that_fit(self, shape: Shape) -> int:
-        """Workers for which there is room."""
-        room = self.room
-        slots = room.cores // shape.cores
-        if shape.gpus:
-            slots = min(slots, room.gpus // shape.gpus)
-        return max(0, slots)
+        """Return the number of workers for which there is room."""
+        return max(0, _slots(shape, self.room.cores, self.room.gpus))
 
     def free_nodes(self, occupied: int) -> int:
-        """Whole nodes that are free, given how many the workers occupy."""
-        # Where in the instance a task job runs is not known: those that share nodes are taken to be
-        # packed well, and if they are not, the job in question waits inside the instance.
+        """Return the number of empty nodes, if workers occupy so many."""
+        # The nodes of a task job are unknown: those that share nodes are assumed to be packed well. If
+        # they are not, the job in question waits inside the instance.
         total = self.total
         node_cores = math.ceil(total.cores / total.nodes)
         shared = self.task_cores - self.task_nodes * node_cores
@@ -132,29 +119,32 @@ class Allocations:
     # -- bookkeeping -------------------------------------------------------------------------------
 
     def add(self, allocation: Allocation, *, task: bool) -> None:
-        """A job was submitted (or, with a negative allocation, ended)."""
-        self.cores += allocation.cores
-        self.gpus += allocation.gpus
-        if task:
-            self.task_cores += allocation.cores
-            self.task_nodes += allocation.nodes
-            self.task_jobs += 1
+        """Count a job that was submitted."""
+        self._count(allocation, 1, task)
 
     def remove(self, allocation: Allocation, *, task: bool) -> None:
-        """A job ended."""
-        self.cores -= allocation.cores
-        self.gpus -= allocation.gpus
+        """Stop counting a job that ended."""
+        self._count(allocation, -1, task)
+
+    def _count(self, allocation: Allocation, sign: int, task: bool) -> None:
+        self.cores += sign * allocation.cores
+        self.gpus += sign * allocation.gpus
         if task:
-            self.task_cores -= allocation.cores
-            self.task_nodes -= allocation.nodes
-            self.task_jobs -= 1
+            self.task_cores += sign * allocation.cores
+            self.task_nodes += sign * allocation.nodes
+            self.task_jobs += sign
 
     def leaves(self, allocation: Allocation) -> None:
-        """A worker job will be gone before long."""
+        """Count a worker job as one that will end soon."""
         self.leaving_cores += allocation.cores
         self.leaving_gpus += allocation.gpus
 
     def stays(self, allocation: Allocation) -> None:
-        """It will not after all, or it is gone."""
+        """Stop counting a worker job as one that will end soon: it serves again, or it ended."""
         self.leaving_cores -= allocation.cores
         self.leaving_gpus -= allocation.gpus
+
+
+def _slots(shape: Shape, cores: int, gpus: int) -> int:
+    slots = cores // shape.cores
+    return min(slots, gpus // shape.gpus) if shape.gpus else slots

@@ -1,79 +1,75 @@
-"""Whose turn it is, where task jobs and workers want the same cores.
+"""Fair shares of task jobs and workers, where both want the same cores.
 
-Task jobs go first. When that has kept tasks of a shape waiting for `QUANTUM`, it is the workers' turn,
-until they have had as much as the task jobs took meanwhile, and no less than `QUANTUM`. While nobody
-else wants the cores there are no turns.
+Task jobs have priority. When they have kept tasks of a shape waiting for `QUANTUM`, workers get priority,
+until they have used the cores for as long as the task jobs did meanwhile, and at least for `QUANTUM`.
+Without competition, nobody has priority.
 """
 
 from __future__ import annotations
 
 QUANTUM = 1.0
-"""Seconds; the shortest turn."""
+"""Seconds for which workers have priority, at least."""
 
 
 class FairShare:
-    """Keeps account of who has had how much.
+    """Decides who has priority.
 
     Attributes
     ----------
-    look_at : float or None
-        When the turn may change, in seconds, if nothing happens before.
+    check_at : float or None
+        When priority may change, in seconds, if nothing happens before.
     """
 
-    __slots__ = ("_ends", "_owed", "_pressing_since", "_workers", "look_at")
+    __slots__ = ("_contended_since", "_task_job_use", "_workers_first", "_workers_until", "check_at")
 
     def __init__(self) -> None:
-        self.look_at: float | None = None
-        self._pressing_since: float | None = None
-        self._workers = False
-        self._ends: float | None = None
-        self._owed = 0.0
+        self.reset()
 
-    def end(self) -> None:
-        """Nobody waits for anybody any more."""
-        self.look_at = None
-        self._pressing_since = None
-        self._workers = False
-        self._ends = None
-        self._owed = 0.0
+    def reset(self) -> None:
+        """Note that there is no competition."""
+        self.check_at: float | None = None
+        self._contended_since: float | None = None
+        self._workers_first = False
+        self._workers_until: float | None = None
+        self._task_job_use = 0.0
 
-    def pressing(self, now: float) -> None:
-        """A task job takes what tasks of some shape wait for."""
-        if self._pressing_since is None:
-            self._pressing_since = now
-            self.look_at = now + QUANTUM
+    def task_job_competes(self, now: float) -> None:
+        """Note that a task job gets cores for which tasks of some shape wait."""
+        if self._contended_since is None:
+            self._contended_since = now
+            self.check_at = now + QUANTUM
 
-    def had(self, seconds: float) -> None:
-        """A task job has had so many seconds of the whole instance while workers were wanted."""
-        self._owed += seconds
+    def task_job_used(self, seconds: float) -> None:
+        """Note that task jobs used the whole instance for so many seconds while tasks waited for workers."""
+        self._task_job_use += seconds
 
     def task_jobs_first(self, now: float, *, served: bool, deprived: bool) -> bool:
-        """Whether task jobs may take what workers have or want.
+        """Tell whether task jobs may take what workers have or want.
 
         Parameters
         ----------
         served : bool
-            Whether there are workers for some of the tasks that wait.
+            Whether some of the waiting tasks have workers.
         deprived : bool
-            Whether there would be more of them if there were no task jobs.
+            Whether they would have more workers without the task jobs.
         """
-        self.look_at = None
-        if not self._workers and self._pressing_since is not None:
-            end = self._pressing_since + QUANTUM
+        self.check_at = None
+        if not self._workers_first and self._contended_since is not None:
+            end = self._contended_since + QUANTUM
             if now < end:
-                self.look_at = end
+                self.check_at = end
             elif deprived:
-                self._workers = True
-        if not self._workers:
+                self._workers_first = True
+        if not self._workers_first:
             return True
-        if self._ends is None:
-            # It begins with the first worker: until then the cores are still being freed.
+        if self._workers_until is None:
+            # Their time begins with the first worker: until then, cores are still being freed.
             if not served:
                 return False
-            self._ends = now + max(QUANTUM, self._owed)
-            self._owed = 0.0
-        if now < self._ends:
-            self.look_at = self._ends
+            self._workers_until = now + max(QUANTUM, self._task_job_use)
+            self._task_job_use = 0.0
+        if now < self._workers_until:
+            self.check_at = self._workers_until
             return False
-        self.end()
+        self.reset()
         return True

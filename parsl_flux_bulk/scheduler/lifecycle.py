@@ -1,7 +1,8 @@
-"""Jobs and workers come, serve, leave: the acts; when they are due is decided elsewhere.
+"""Lifecycle of jobs, peers and workers: what each change of state entails.
 
-Everything here keeps four counts in step: what a group can count on (`WorkerGroup.slots`), who in it can be
-given tasks (`WorkerGroup.idle`, `WorkerGroup.busy`), who has any (`WorkerJob.busy`), and what the jobs hold.
+Other modules decide when. Each change here keeps four counts in step: the slots that a group can count on
+(`WorkerGroup.slots`), its workers that get tasks (`idle`, `busy`), the workers of a job that have tasks
+(`WorkerJob.busy`), and what the jobs hold (:class:`.Allocations`).
 """
 
 from __future__ import annotations
@@ -13,167 +14,191 @@ from parsl_flux_bulk.jobspec.resources import Shape
 from parsl_flux_bulk.scheduler.capacity import Allocations
 from parsl_flux_bulk.scheduler.messages import CancelJob, Instruction, RecallTasks, StopPeer, SubmitJob
 from parsl_flux_bulk.scheduler.model import Peer, TaskJob, Worker, WorkerGroup, WorkerJob
+from parsl_flux_bulk.scheduler.states import PeerState, TaskJobState, WorkerJobState, WorkerState
+from parsl_flux_bulk.scheduler.story import Story
 from parsl_flux_bulk.scheduler.task import Task
 from parsl_flux_bulk.scheduler.timers import Timers
 
-RETIRE_BOUND = 15.0
-"""Seconds after which a job that was told to end is canceled."""
+STOP_TIMEOUT = 15.0
+"""Seconds after which a job whose peers were told to exit is canceled."""
 
 
 class Lifecycle:
-    """All jobs that have not ended, and the groups.
+    """All jobs that have not ended, and the worker groups.
 
     Attributes
     ----------
     groups : dict of Shape to WorkerGroup
     held : deque of TaskJob
-        Not submitted yet.
+        Those that are not submitted.
     jobs : dict of int to WorkerJob or TaskJob
         Submitted and not ended, by token.
     task_jobs : dict of TaskJob to None
         Submitted and not ended.
     allocations : Allocations
-    idle_time : float
-        Seconds after which a worker job without tasks ends.
     changed : bool
-        Something happened that may call for other jobs than there are.
+        Something happened that may call for other jobs.
     """
 
-    def __init__(self, out: list[Instruction], timers: Timers, idle_time: float) -> None:
+    def __init__(self, out: list[Instruction], timers: Timers, story: Story, idle_time: float) -> None:
         self.groups: dict[Shape, WorkerGroup] = {}
         self.held: deque[TaskJob] = deque()
         self.jobs: dict[int, WorkerJob | TaskJob] = {}
         self.task_jobs: dict[TaskJob, None] = {}
         self.allocations = Allocations()
-        self.idle_time = idle_time
         self.changed = False
         self._out = out
         self._timers = timers
+        self._story = story
+        self._idle_time = idle_time
         self._last_token = 0
         self._ambiguous: set[object] = set()
 
     def group(self, shape: Shape) -> WorkerGroup:
-        """The group of a shape."""
+        """Return the group of a shape; create it if there is none."""
         group = self.groups.get(shape)
         if group is None:
             group = self.groups[shape] = WorkerGroup(shape)
         return group
 
-    # -- jobs come and go --------------------------------------------------------------------------
+    # -- jobs begin and end ------------------------------------------------------------------------
 
-    def hold(self, task: Task) -> None:
-        """Make a task job, to be submitted when there is room."""
+    def hold(self, task: Task, *, first: bool = False) -> None:
+        """Make a task job, to be submitted when there is room: after the others, or before them."""
         self._last_token += 1
         job = TaskJob(self._last_token, self.allocations.of_task(task.resources), task)
         task.place = job
-        self.held.append(job)
+        if first:
+            self.held.appendleft(job)
+        else:
+            self.held.append(job)
         self.changed = True
 
-    def hold_again(self, task: Task) -> None:
-        """Make another task job for a task whose job ended before the task began."""
-        self.hold(task)
-        self.held.appendleft(self.held.pop())
-
-    def launch_task(self, job: TaskJob) -> None:
+    def submit_task_job(self, job: TaskJob) -> None:
         """Submit a task job."""
-        # The capacity may have become known, or another one, since it was made.
+        # The capacity may have changed since the job was made.
         job.allocation = self.allocations.of_task(job.task.resources)
-        job.submitted = True
-        self.jobs[job.token] = job
+        job.move_to(TaskJobState.SUBMITTED)
         self.task_jobs[job] = None
-        self.allocations.add(job.allocation, task=True)
-        self._out.append(SubmitJob(job))
+        self._submit(job)
 
-    def launch_workers(self, group: WorkerGroup, slots: int) -> WorkerJob:
+    def submit_worker_job(self, group: WorkerGroup, slots: int) -> None:
         """Submit a job of so many workers."""
         self._last_token += 1
         allocation = self.allocations.of_workers(group.shape, slots)
         job = WorkerJob(self._last_token, allocation, group, slots, self._timers.now)
-        job.submitted = True
-        self.jobs[job.token] = job
         group.jobs[job] = None
         group.slots += slots
-        self.allocations.add(allocation, task=False)
+        self._submit(job)
+
+    def _submit(self, job: WorkerJob | TaskJob) -> None:
+        self.jobs[job.token] = job
+        self.allocations.add(job.allocation, task=isinstance(job, TaskJob))
         self._out.append(SubmitJob(job))
-        return job
+        self._story.job("submit", job, f"{job.allocation.cores} cores, {job.allocation.gpus} GPUs")
 
     def ended(self, job: WorkerJob | TaskJob, result: JobResult) -> None:
-        """A job has ended: it holds nothing any more, and its workers cannot be given anything."""
+        """Take a job that ended out of all counts; its workers get nothing any more."""
+        self._story.job("end", job, result.note or result.exception or result.status.value)
         job.result = result
         del self.jobs[job.token]
         self.allocations.remove(job.allocation, task=isinstance(job, TaskJob))
         if isinstance(job, TaskJob):
-            self.task_jobs.pop(job, None)
+            job.move_to(TaskJobState.ENDED)
+            del self.task_jobs[job]
         else:
-            self.leave(job)
+            self._enter(job, WorkerJobState.ENDED)
             self.allocations.stays(job.allocation)
-            for timer in (job.overdue, job.idle_timer):
+            for timer in (job.end_timer, job.idle_timer):
                 if timer is not None:
                     timer.cancel()
-            job.group.jobs.pop(job, None)
+            del job.group.jobs[job]
         for peer in job.peers.values():
-            self._dismiss(peer)
+            self._dismiss(peer, PeerState.JOB_ENDED)
         self.changed = True
 
     def cancel(self, job: WorkerJob | TaskJob, reason: str) -> None:
-        """Cancel a job, if it makes sense still."""
-        if not job.canceled and job.result is None:
-            job.canceled = True
-            self._out.append(CancelJob(job, reason))
+        """Cancel a submitted job, unless it ended or was canceled before."""
+        if isinstance(job, WorkerJob):
+            if job.state in (WorkerJobState.CANCELING, WorkerJobState.ENDED):
+                return
+            self._enter(job, WorkerJobState.CANCELING)
+        elif job.state is not TaskJobState.SUBMITTED:
+            return
+        else:
+            job.move_to(TaskJobState.CANCELING)
+        self._story.job("cancel", job, reason)
+        self._out.append(CancelJob(job, reason))
 
-    # -- peers come and go -------------------------------------------------------------------------
+    def _enter(self, job: WorkerJob, state: WorkerJobState) -> None:
+        """Move a worker job to a state; its group counts on it in some of them."""
+        before = job.available
+        job.move_to(state)
+        if before and not job.available:
+            job.group.slots -= job.live
+            self.allocations.leaves(job.allocation)
+        elif job.available and not before:
+            job.group.slots += job.live
+            self.allocations.stays(job.allocation)
+
+    # -- peers connect and disconnect --------------------------------------------------------------
 
     def join(self, peer: Peer, job: WorkerJob, slots: int) -> None:
-        """The pool of a worker job's node is there."""
+        """Take in a manager of a worker job."""
         now = self._timers.now
+        self._story.job("connect", job, f"manager {peer.rank} on {peer.host}")
         if job.starting:
             job.since = now
+            self._enter(job, WorkerJobState.SERVING)
         job.peers[peer.rank] = peer
         peer.workers = [Worker(peer, job, slot) for slot in range(slots)]
         self._note_node(peer.node)
         self.changed = True
-        if job.leaving:
+        if job.state is WorkerJobState.SERVING:
+            for worker in peer.workers:
+                self._serve(worker)
             if not job.busy:
-                self.retire(job)
-            return
-        for worker in peer.workers:
-            self._serve(worker)
-        if not job.busy:
-            self.note_idle(job, now)
+                self.note_idle(job, now)
+        elif job.state is WorkerJobState.STOPPING:
+            self._out.append(StopPeer(peer.peer_id))
+        elif not job.busy:
+            self.stop(job, "no tasks were left when its manager connected")
 
     def lost(self, peer: Peer) -> None:
-        """A peer is not connected any more."""
-        peer.lost = True
+        """Take out a peer whose connection closed."""
         self.changed = True
         job = peer.job
         was_busy = isinstance(job, WorkerJob) and job.busy
-        self._dismiss(peer)
-        if not isinstance(job, WorkerJob) or job.result is not None:
+        self._dismiss(peer, PeerState.LOST)
+        if isinstance(job, TaskJob) or job.state is WorkerJobState.ENDED:
             return
+        self._story.job("disconnect", job, f"manager {peer.rank} on {peer.host}")
         if not job.connected and len(job.peers) >= job.size:
-            self.leave(job)
-            self._end_by(job)
-        elif not job.leaving:
+            if WorkerJobState.STOPPING in job.state.successors:
+                self._enter(job, WorkerJobState.STOPPING)
+                self._cancel_later(job)
+        elif job.available:
             lost = min(job.live, len(peer.workers))
             job.live -= lost
             job.group.slots -= lost
         if was_busy and not job.busy and job.connected:
-            # All that it ran was here: its other pools have nothing to do, and nothing of theirs will end.
+            # The lost manager had all its tasks: no outcome of the others will tell that it is idle.
             self.note_idle(job, self._timers.now)
 
-    def _dismiss(self, peer: Peer) -> None:
-        """A peer, or its job, is gone: its workers serve no more; their queues stay as they are."""
-        peer.gone = True
+    def _dismiss(self, peer: Peer, state: PeerState) -> None:
+        """Withdraw the workers of a peer that was lost, or whose job ended; their queues stay as they are."""
+        if state in peer.state.successors:
+            peer.move_to(state)
         for worker in peer.workers:
-            self.bench(worker)
-            if worker.active:
-                worker.active = False
+            self._withdraw(worker)
+            if worker.state is WorkerState.DRAINING:
+                worker.move_to(WorkerState.OFFLINE)
                 worker.job.busy -= 1
 
-    # -- where they are ----------------------------------------------------------------------------
+    # -- nodes -------------------------------------------------------------------------------------
 
     def nodes_of(self, job: WorkerJob) -> list[object]:
-        """The nodes that a job occupies, at most; one that is not known yet counts as one of its own."""
+        """Return the nodes that a job occupies, at most; an unknown node counts as one that is not shared."""
         nodes: list[object] = []
         for peer in job.peers.values():
             if peer.node in self._ambiguous:
@@ -183,133 +208,119 @@ class Lifecycle:
         return nodes or [job]
 
     def _note_node(self, node: object) -> None:
-        """Nodes that call themselves the same, as several brokers of one machine do, cannot be told apart."""
+        """Detect nodes of the same name, as several brokers on one machine have."""
         total = self.allocations.total
         cores = sum(
             len(peer.workers) * job.shape.cores
             for group in self.groups.values()
             for job in group.jobs
-            for peer in job.peers.values()
-            if peer.node == node and not peer.lost
+            for peer in job.connected
+            if peer.node == node
         )
         if cores > -(-total.cores // total.nodes):
             self._ambiguous.add(node)
 
-    # -- workers serve, or do not ------------------------------------------------------------------
+    # -- workers -----------------------------------------------------------------------------------
 
     def _serve(self, worker: Worker) -> None:
-        if worker.serving or worker.peer.start_failures >= START_FAILURE_LIMIT or worker.peer.gone:
-            return
-        worker.serving = True
+        """Let a worker get tasks."""
+        if worker.state is WorkerState.OFFLINE:
+            worker.move_to(WorkerState.IDLE)
+            worker.group.idle[worker] = None
+        else:
+            worker.move_to(WorkerState.BUSY)
+            worker.group.busy[worker] = None
+
+    def _withdraw(self, worker: Worker) -> None:
+        """Let a worker get no more tasks."""
         group = worker.group
-        (group.busy if worker.queue else group.idle)[worker] = None
+        if worker.state is WorkerState.IDLE:
+            worker.move_to(WorkerState.OFFLINE)
+            del group.idle[worker]
+        elif worker.state is WorkerState.BUSY:
+            worker.move_to(WorkerState.DRAINING)
+            del group.busy[worker]
+            group.backlogged.pop(worker, None)
 
-    def bench(self, worker: Worker) -> None:
-        """AssignTasks a worker no more tasks, for now."""
-        if worker.serving:
-            worker.serving = False
-            group = worker.group
-            group.idle.pop(worker, None)
-            group.busy.pop(worker, None)
-            group.laden.pop(worker, None)
-
-    def recall(self, worker: Worker) -> None:
-        """Ask back what a worker has not started."""
+    def recall(self, worker: Worker, reason: str) -> None:
+        """Recall the tasks that a worker has not started."""
         worker.recalled = True
-        worker.group.laden.pop(worker, None)
+        worker.group.backlogged.pop(worker, None)
+        self._story.job("recall", worker.job, f"worker {worker.slot} on {worker.peer.host}: {reason}")
         self._out.append(RecallTasks(worker.peer.peer_id, worker.slot))
 
-    # -- worker jobs leave, or stay after all ------------------------------------------------------
+    # -- worker jobs leave, or stay ----------------------------------------------------------------
 
-    def leave(self, job: WorkerJob) -> None:
-        """A job will be gone before long: do not count on it."""
-        if not job.leaving:
-            job.leaving = True
-            job.group.slots -= job.live
-            self.allocations.leaves(job.allocation)
-
-    def drain(self, job: WorkerJob, reason: str) -> None:
-        """Let a job end as soon as what it runs has: now, if that is nothing."""
-        if job.leaving:
+    def drain(self, job: WorkerJob, reason: str, *, for_good: bool = False) -> None:
+        """Give a job no more tasks, and stop it when those that run have ended: now, if none runs."""
+        state = WorkerJobState.RETIRING if for_good else WorkerJobState.DRAINING
+        if not job.available:
+            if for_good and job.state is WorkerJobState.DRAINING:
+                self._enter(job, state)
             return
-        self.leave(job)
         self.changed = True
         if job.starting:
             self.cancel(job, reason)
             return
-        for peer in job.peers.values():
-            for worker in peer.workers:
-                self.bench(worker)
-                if len(worker.queue) > 1 and not worker.recalled and not peer.gone:
-                    self.recall(worker)
+        self._enter(job, state)
+        self._story.job("drain", job, reason)
+        for worker in job.workers:
+            self._withdraw(worker)
+            connected = worker.peer.state is PeerState.CONNECTED
+            if connected and len(worker.queue) > 1 and not worker.recalled:
+                self.recall(worker, "its job is to end")
         if not job.busy:
-            self.retire(job)
+            self.stop(job, reason)
 
     def keep(self, job: WorkerJob) -> None:
-        """A job that was drained is not needed elsewhere after all."""
-        job.leaving = False
-        job.group.slots += job.live
-        self.allocations.stays(job.allocation)
-        for peer in job.peers.values():
-            for worker in peer.workers:
+        """Let a draining job serve again."""
+        self._enter(job, WorkerJobState.SERVING)
+        self._story.job("keep", job, "its cores are not needed elsewhere any more")
+        for worker in job.workers:
+            if worker.peer.state is PeerState.CONNECTED:
                 self._serve(worker)
 
-    def can_keep(self, job: WorkerJob) -> bool:
-        """Whether it leaves, but could still stay."""
-        return (
-            job.leaving
-            and not (job.retired or job.canceled or job.ends_with_block)
-            and job.result is None
-            and any(not peer.gone for peer in job.peers.values())
-            and all(peer.start_failures < START_FAILURE_LIMIT for peer in job.peers.values())
-        )
-
-    def retire(self, job: WorkerJob) -> None:
-        """Tell a job without tasks to end."""
-        self.leave(job)
+    def stop(self, job: WorkerJob, reason: str) -> None:
+        """Tell the managers of a job without tasks to exit."""
+        if WorkerJobState.STOPPING not in job.state.successors:
+            return
         self.changed = True
         if not job.connected:
             self.cancel(job, "its workers are not needed any more")
+            return
+        self._enter(job, WorkerJobState.STOPPING)
+        self._story.job("stop", job, reason)
         for peer in job.connected:
             for worker in peer.workers:
-                self.bench(worker)
+                self._withdraw(worker)
             self._out.append(StopPeer(peer.peer_id))
-        job.retired = True
-        self._end_by(job)
+        self._cancel_later(job)
 
-    def _end_by(self, job: WorkerJob) -> None:
-        """Cancel a job if it does not end by itself before long."""
-        if job.overdue is None:
-            reason = "it was told to end, and has not"
-            job.overdue = self._timers.after(RETIRE_BOUND, lambda _: self.cancel(job, reason))
+    def _cancel_later(self, job: WorkerJob) -> None:
+        reason = f"its managers were told to exit, and the job has not ended within {STOP_TIMEOUT:g} s"
+        job.end_timer = self._timers.after(STOP_TIMEOUT, lambda _: self.cancel(job, reason))
 
     def note_idle(self, job: WorkerJob, now: float) -> None:
-        """The last task of a job has ended."""
-        if job.leaving:
-            if not (job.retired or job.canceled or job.starting) and job.result is None:
-                self.retire(job)
+        """Note that the last task of a job ended."""
+        if job.state in (WorkerJobState.DRAINING, WorkerJobState.RETIRING):
+            self.stop(job, "its last task ended")
+        if job.state is not WorkerJobState.SERVING:
             return
         job.idle_since = now
         if self.held or len(self.groups) > 1:
             self.changed = True
         if job.idle_timer is None:
             # One timer for each job, however often its workers become busy and idle.
-            job.idle_timer = self._timers.at(now + self.idle_time, lambda now: self._look_idle(job, now))
+            job.idle_timer = self._timers.at(now + self._idle_time, lambda now: self._check_idle(job, now))
 
-    def _look_idle(self, job: WorkerJob, now: float) -> None:
+    def _check_idle(self, job: WorkerJob, now: float) -> None:
         job.idle_timer = None
-        if job.busy or job.leaving:
+        if job.busy or job.state is not WorkerJobState.SERVING:
             return
-        due = job.idle_since + self.idle_time
-        if job.group.waiting and any(
-            worker.serving for peer in job.peers.values() for worker in peer.workers
-        ):
-            due = now + max(self.idle_time, 0.01)  # it is about to be fed
+        due = job.idle_since + self._idle_time
+        if job.group.waiting and any(worker.state is WorkerState.IDLE for worker in job.workers):
+            due = now + max(self._idle_time, 0.01)  # it gets tasks in this pass
         if now >= due:
-            self.retire(job)
+            self.stop(job, f"idle for {self._idle_time:g} s")
         else:
-            job.idle_timer = self._timers.at(due, lambda now: self._look_idle(job, now))
-
-
-START_FAILURE_LIMIT = 3
-"""Deaths of a pool's processes in a row, none while a task ran, after which the pool is given up."""
+            job.idle_timer = self._timers.at(due, lambda now: self._check_idle(job, now))

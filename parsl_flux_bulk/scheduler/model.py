@@ -1,17 +1,32 @@
-"""The scheduler's picture of jobs, and of the processes inside them that have connected.
+"""The scheduler's records of worker groups, jobs, peers and workers.
 
-Records; what is done with them is in :mod:`parsl_flux_bulk.scheduler.lifecycle`.
+::
+
+    WorkerGroup (a shape: its waiting tasks) ── WorkerJob ── Peer (a manager) ── Worker (a slot: its queue)
+                                                TaskJob   ── Peer (a rank)
+
+Their states are in :mod:`.states`, what changes them in :mod:`.lifecycle`, :mod:`.assignment` and
+:mod:`.outcomes`.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, field
 
 from parsl_flux_bulk.instances.base import PeerId
 from parsl_flux_bulk.jobspec.resources import Shape
 from parsl_flux_bulk.pipeline.job import Job
 from parsl_flux_bulk.scheduler.capacity import Allocation
 from parsl_flux_bulk.scheduler.service_time import ServiceTime
+from parsl_flux_bulk.scheduler.states import (
+    PeerState,
+    State,
+    Stateful,
+    TaskJobState,
+    WorkerJobState,
+    WorkerState,
+)
 from parsl_flux_bulk.scheduler.task import CallTask, Loss, Task
 from parsl_flux_bulk.scheduler.task_queue import TaskQueue
 from parsl_flux_bulk.scheduler.timers import Timer
@@ -19,31 +34,22 @@ from parsl_flux_bulk.scheduler.timers import Timer
 NO_LIMIT = 1 << 30
 
 
-class ExecutorJob(Job):
-    """What both kinds of job have in common.
+class ExecutorJob(Job, Stateful):
+    """A job of an executor.
 
     Attributes
     ----------
     token : int
-        Names the job to the processes inside it.
+        Identifies the job to the processes inside it.
     allocation : Allocation
         What it takes of the instance.
     peers : dict of int to Peer
-        Those that have said hello, by rank; lost ones included.
+        Those that have connected, by rank; lost ones included.
     size : int
-        How many peers there will be; 0 until one has said hello.
-    submitted, canceled : bool
-        Whether we said so.
+        Number of peers that will connect; 0 until one has.
     """
 
-    __slots__ = (
-        "allocation",
-        "canceled",
-        "peers",
-        "size",
-        "submitted",
-        "token",
-    )
+    __slots__ = ("allocation", "peers", "size", "token")
 
     def __init__(self, token: int, allocation: Allocation) -> None:
         super().__init__()
@@ -51,17 +57,10 @@ class ExecutorJob(Job):
         self.allocation = allocation
         self.peers: dict[int, Peer] = {}
         self.size = 0
-        self.submitted = False
-        self.canceled = False
-
-    @property
-    def connected(self) -> list[Peer]:
-        """The peers that are there."""
-        return [peer for peer in self.peers.values() if not peer.lost]
 
     @property
     def host(self) -> str:
-        """Where it runs, as far as is known."""
+        """Hosts of its peers, separated by commas; "" before one has connected."""
         return ", ".join(dict.fromkeys(peer.host for peer in self.peers.values()))
 
 
@@ -70,23 +69,25 @@ class TaskJob(ExecutorJob):
 
     Attributes
     ----------
+    state : TaskJobState
     task : Task
     value : bytes
         The outcome of rank 0.
     began : float or None
-        When it got its resources, as far as we can tell.
+        When it got its resources, as far as the scheduler can tell.
     """
 
-    __slots__ = ("began", "task", "value")
+    __slots__ = ("began", "state", "task", "value")
 
     def __init__(self, token: int, allocation: Allocation, task: Task) -> None:
         super().__init__(token, allocation)
+        self.state = TaskJobState.HELD
         self.task = task
         self.value = b""
         self.began: float | None = None
 
     def __repr__(self) -> str:
-        return f"<TaskJob {self.token} of {self.task}>"
+        return f"<TaskJob {self.token} {self.state} of {self.task}>"
 
 
 class WorkerJob(ExecutorJob):
@@ -94,199 +95,157 @@ class WorkerJob(ExecutorJob):
 
     Attributes
     ----------
+    state : WorkerJobState
     group : WorkerGroup
     slots : int
         Workers that it starts.
     live : int
-        Workers that the group may count on: `slots`, less those that were lost.
+        `slots`, less the workers of lost peers.
     busy : int
         Workers that have tasks.
-    leaving : bool
-        It gets no more tasks, and its cores will be free before long.
-    ends_with_block : bool
-        It leaves because its block does, so it cannot stay after all.
-    retired : bool
-        Its peers have been told to end.
     since : float
-        When it was submitted, and then when its first peer said hello.
+        When it was submitted, and then when its first peer connected.
     idle_since : float
         When its last task ended, if `busy` is 0.
     idle_timer : Timer or None
-        Looks at `idle_since`.
-    overdue : Timer or None
-        Cancels it if it has not ended by then.
+        Ends the job when it has been idle for long enough.
+    end_timer : Timer or None
+        Cancels the job if it does not end soon enough.
     """
 
-    __slots__ = (
-        "busy",
-        "ends_with_block",
-        "group",
-        "idle_since",
-        "idle_timer",
-        "leaving",
-        "live",
-        "overdue",
-        "retired",
-        "since",
-        "slots",
-    )
+    __slots__ = ("busy", "end_timer", "group", "idle_since", "idle_timer", "live", "since", "slots", "state")
 
     def __init__(
         self, token: int, allocation: Allocation, group: WorkerGroup, slots: int, now: float
     ) -> None:
         super().__init__(token, allocation)
+        self.state = WorkerJobState.STARTING
         self.group = group
         self.slots = slots
         self.live = slots
         self.busy = 0
-        self.leaving = False
-        self.ends_with_block = False
-        self.retired = False
         self.since = now
         self.idle_since = now
         self.idle_timer: Timer | None = None
-        self.overdue: Timer | None = None
+        self.end_timer: Timer | None = None
 
     def __repr__(self) -> str:
-        return f"<WorkerJob {self.token}: {self.slots} of {self.shape}>"
+        return f"<WorkerJob {self.token} {self.state}: {self.slots} of {self.shape}>"
 
     @property
     def shape(self) -> Shape:
-        """What each of its workers has."""
+        """Resources of each of its workers."""
         return self.group.shape
 
     @property
     def starting(self) -> bool:
-        """Whether nobody has said hello yet."""
-        return not self.peers
+        """Whether no peer has connected."""
+        return self.state is WorkerJobState.STARTING
+
+    @property
+    def available(self) -> bool:
+        """Whether its workers get tasks, now or when they have started."""
+        return self.state in (WorkerJobState.STARTING, WorkerJobState.SERVING)
+
+    @property
+    def connected(self) -> list[Peer]:
+        """Its managers that are connected."""
+        return [peer for peer in self.peers.values() if peer.state is not PeerState.LOST]
+
+    @property
+    def workers(self) -> list[Worker]:
+        """The workers of all its managers, lost ones included."""
+        return [worker for peer in self.peers.values() for worker in peer.workers]
 
 
-class Peer:
-    """A connected process of a job: a pool of workers, or a rank of a task job.
+@dataclass(slots=True, eq=False, repr=False)
+class Peer(Stateful):
+    """A process of a job that has connected: a manager, or a rank of a task job.
 
     Attributes
     ----------
+    state : PeerState
     peer_id : PeerId
     job : WorkerJob or TaskJob
-    rank, node, host, pid : what it said of itself
+    rank, host, node, pid
+        As it reported when it connected.
     workers : list of Worker
-        By slot; none for a rank.
+        By slot; empty for a rank.
     functions : dict of int to None
-        Functions that it has, the latest last.
-    lost : bool
-        It is not connected any more.
-    gone : bool
-        It, or its job, has ended: it can be given nothing.
-    finished : bool
-        A rank that has sent its outcome.
+        Ids of the functions that it has, the latest last.
     start_failures : int
         Deaths of its workers in a row, none while a task ran.
-    verdict : Loss or None
-        What tasks end with that it gives back.
+    pending_loss : Loss or None
+        The outcome of tasks that it returns, if they are not to be assigned again.
     """
 
-    __slots__ = (
-        "finished",
-        "functions",
-        "gone",
-        "host",
-        "job",
-        "lost",
-        "node",
-        "peer_id",
-        "pid",
-        "rank",
-        "start_failures",
-        "verdict",
-        "workers",
-    )
+    peer_id: PeerId
+    job: WorkerJob | TaskJob
+    rank: int
+    host: str
+    pid: int
+    node: object
+    state: State = PeerState.CONNECTED
+    workers: list[Worker] = field(default_factory=list)
+    functions: dict[int, None] = field(default_factory=dict)
+    start_failures: int = 0
+    pending_loss: Loss | None = None
 
-    def __init__(
-        self, peer_id: PeerId, job: WorkerJob | TaskJob, rank: int, host: str, pid: int, node: object
-    ) -> None:
-        self.peer_id = peer_id
-        self.job = job
-        self.rank = rank
-        self.host = host
-        self.node = node
-        self.pid = pid
-        self.workers: list[Worker] = []
-        self.functions: dict[int, None] = {}
-        self.lost = False
-        self.gone = False
-        self.finished = False
-        self.start_failures = 0
-        self.verdict: Loss | None = None
+    def __repr__(self) -> str:
+        return f"<Peer {self.rank} {self.state} of {self.job}>"
 
 
-class Worker:
-    """A slot of a pool.
+@dataclass(slots=True, eq=False, repr=False)
+class Worker(Stateful):
+    """A slot of a manager.
 
     Attributes
     ----------
+    state : WorkerState
+    peer, job, group, slot
+        Where it is.
     queue : deque of CallTask
-        Given and unanswered, in order: the first may be running, and, for all we know, the others.
+        Assigned and not ended, in order: the first may be running, and the others may be too if outcomes
+        are on their way.
     size : int
-        Bytes of their calls.
+        Bytes of the calls in `queue`.
     mark : float
         When it last ended a task, or became busy.
     ended, function_id : int
         Outcomes since `mark`, and the function of the last of them.
-    serving : bool
-        It may be given tasks.
-    active : bool
-        It is counted in its job's `busy`.
-    touched : bool
-        Something happened to it since the last look.
     recalled : bool
-        All that it has not started has been asked back, and nothing given since.
+        All tasks that it has not started were recalled, and none assigned since.
     watched : bool
-        A timer looks whether its queue stalls.
+        A timer checks whether its queue stalls.
     cancels : int
         Canceled tasks in its queue.
     killing : int
-        Id of the task that we asked to kill.
+        Id of the task whose process was to be killed last.
     """
 
-    __slots__ = (
-        "active",
-        "cancels",
-        "ended",
-        "function_id",
-        "group",
-        "job",
-        "killing",
-        "mark",
-        "peer",
-        "queue",
-        "recalled",
-        "serving",
-        "size",
-        "slot",
-        "touched",
-        "watched",
-    )
+    peer: Peer
+    job: WorkerJob
+    slot: int
+    group: WorkerGroup = field(init=False)
+    state: State = WorkerState.OFFLINE
+    queue: deque[CallTask] = field(default_factory=deque)
+    size: int = 0
+    mark: float = 0.0
+    ended: int = 0
+    function_id: int = 0
+    recalled: bool = False
+    watched: bool = False
+    cancels: int = 0
+    killing: int = 0
 
-    def __init__(self, peer: Peer, job: WorkerJob, slot: int) -> None:
-        self.peer = peer
-        self.job = job
-        self.group = job.group
-        self.slot = slot
-        self.queue: deque[CallTask] = deque()
-        self.size = 0
-        self.mark = 0.0
-        self.ended = 0
-        self.function_id = 0
-        self.serving = False
-        self.active = False
-        self.touched = False
-        self.recalled = False
-        self.watched = False
-        self.cancels = 0
-        self.killing = 0
+    def __post_init__(self) -> None:
+        self.group = self.job.group
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.slot} {self.state} of {self.peer}>"
 
     def remove(self, task_id: int) -> CallTask | None:
-        """Take a task out of the queue, wherever in it; None if it is not there."""
+        """Remove a task from the queue, wherever in it; None if it is not there."""
         for task in self.queue:
             if task.task_id == task_id:
                 self.queue.remove(task)
@@ -296,6 +255,7 @@ class Worker:
         return None
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class WorkerGroup:
     """All workers of one shape, and the tasks that wait for them.
 
@@ -303,67 +263,47 @@ class WorkerGroup:
     ----------
     shape : Shape
     queue : TaskQueue
-    given : int
+        Tasks that no worker has.
+    assigned : int
         Tasks that workers have.
     jobs : dict of WorkerJob to None
-        That have not ended.
+        Those that have not ended.
     slots : int
-        Workers to count on, whether there or starting: those of jobs that are not leaving.
-    workers : int
-        Workers that serve.
+        Workers, connected or starting, of jobs that are available.
     idle, busy : dict of Worker to None
-        The workers that serve, by whether they have tasks; ordered.
-    laden : dict of Worker to None
-        Workers that had more than one task when last given any.
-    ready : list of Worker
-        Busy ones with an outcome since the last look.
+        Its workers in these states; ordered.
+    backlogged : dict of Worker to None
+        Workers that had more than one task when last assigned any.
+    refillable : list of Worker
+        Busy workers with an outcome since the last pass of the assigner.
     service_time : ServiceTime
     start_failures : int
-        Jobs in a row that ended before there was a worker.
+        Jobs in a row that ended before a worker started.
     slot_limit : int
-        Largest number of slots for a job; the instance has refused more.
+        Largest number of slots for a job; the instance refused more.
     stopped : bool
-        It cannot have more workers than it has.
-    wished : float or None
-        Since when it has wanted more workers.
+        No further workers can be started.
+    short_since : float or None
+        Since when it has had fewer workers than it should.
     steal_at : float or None
-        When `steal` is due.
+        When its idle workers may take what waits in the queues of others.
     """
 
-    __slots__ = (
-        "busy",
-        "given",
-        "idle",
-        "jobs",
-        "laden",
-        "queue",
-        "ready",
-        "service_time",
-        "shape",
-        "slot_limit",
-        "slots",
-        "start_failures",
-        "steal_at",
-        "stopped",
-        "wished",
-    )
-
-    def __init__(self, shape: Shape) -> None:
-        self.shape = shape
-        self.queue = TaskQueue()
-        self.given = 0
-        self.jobs: dict[WorkerJob, None] = {}
-        self.slots = 0
-        self.idle: dict[Worker, None] = {}
-        self.busy: dict[Worker, None] = {}
-        self.laden: dict[Worker, None] = {}
-        self.ready: list[Worker] = []
-        self.service_time = ServiceTime()
-        self.start_failures = 0
-        self.slot_limit = NO_LIMIT
-        self.stopped = False
-        self.wished: float | None = None
-        self.steal_at: float | None = None
+    shape: Shape
+    queue: TaskQueue = field(default_factory=TaskQueue)
+    assigned: int = 0
+    jobs: dict[WorkerJob, None] = field(default_factory=dict)
+    slots: int = 0
+    idle: dict[Worker, None] = field(default_factory=dict)
+    busy: dict[Worker, None] = field(default_factory=dict)
+    backlogged: dict[Worker, None] = field(default_factory=dict)
+    refillable: list[Worker] = field(default_factory=list)
+    service_time: ServiceTime = field(default_factory=ServiceTime)
+    start_failures: int = 0
+    slot_limit: int = NO_LIMIT
+    stopped: bool = False
+    short_since: float | None = None
+    steal_at: float | None = None
 
     @property
     def waiting(self) -> int:
@@ -372,10 +312,10 @@ class WorkerGroup:
 
     @property
     def workers(self) -> int:
-        """Workers that serve."""
+        """Workers that get tasks."""
         return len(self.idle) + len(self.busy)
 
     @property
     def outstanding(self) -> int:
         """Tasks that have not ended."""
-        return self.waiting + self.given
+        return self.queue.waiting + self.assigned

@@ -1,9 +1,9 @@
-"""What tasks end with, and what is blamed for it.
+"""Outcomes of tasks: what a task ends with, and which loss is blamed.
 
-An outcome that came, a loss, or a cancellation: whatever it is, it goes through :meth:`Outcomes.resolve`,
-once. A peer's end and its job's end are two events, in either order: the first takes the peer out of
-service, and `GRACE` may pass until the second, because the peer's tells that nothing more will be heard
-from it, and the job's how it ended.
+Every task ends once, through :meth:`Outcomes.resolve`: with an outcome that arrived, a loss, or canceled.
+The end of a peer and the end of its job are two events, in either order. The first takes the peer out of
+service; the scheduler waits up to `GRACE` for the second, because only the peer's end tells that no outcome
+can arrive any more, and only the job's tells how it ended.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from parsl_flux_bulk.instances.base import EndCause, JobResult, PeerId
 from parsl_flux_bulk.scheduler.lifecycle import Lifecycle
 from parsl_flux_bulk.scheduler.messages import Instruction, ResolveTask
 from parsl_flux_bulk.scheduler.model import Peer, TaskJob, WorkerGroup, WorkerJob
+from parsl_flux_bulk.scheduler.states import PeerState, TaskJobState, TaskState
+from parsl_flux_bulk.scheduler.story import Story
 from parsl_flux_bulk.scheduler.task import (
     CANCELED,
     CommandEnded,
@@ -24,15 +26,14 @@ from parsl_flux_bulk.scheduler.task import (
     Outcome,
     RankFailed,
     Task,
-    TaskState,
 )
 from parsl_flux_bulk.scheduler.timers import Timers
 
 GRACE = 2.0
-"""Seconds for which a peer's end waits for its job's, or the other way round."""
+"""Seconds for which the end of a peer waits for that of its job, or the other way round."""
 
 START_LIMIT = 3
-"""Worker jobs in a row that may end before there was a worker, before their tasks fail."""
+"""Attempts in a row to start workers that may fail before the waiting tasks fail."""
 
 
 class Outcomes:
@@ -41,17 +42,18 @@ class Outcomes:
     Attributes
     ----------
     peers : dict of PeerId to Peer
-        Those that may still say something.
+        Those from which messages may still arrive.
     done, failed, canceled : int
-        Tasks that have ended.
+        Tasks that ended.
     parked : dict of TaskJob to None
-        Those whose tasks wait for other blocks than there are.
+        Those whose tasks wait for other blocks.
     """
 
     def __init__(
         self,
         out: list[Instruction],
         timers: Timers,
+        story: Story,
         lifecycle: Lifecycle,
         is_failure: Callable[[bytes], bool],
     ) -> None:
@@ -60,20 +62,28 @@ class Outcomes:
         self.parked: dict[TaskJob, None] = {}
         self._out = out
         self._timers = timers
+        self._story = story
         self._lifecycle = lifecycle
         self._is_failure = is_failure
 
     def resolve(self, task: Task, outcome: Outcome) -> None:
-        """End a task. Scheduler.outcome has a faster one of its own."""
-        task.state = TaskState.DONE
+        """End a task. `Scheduler` has a faster way for the outcomes of workers."""
+        task.move_to(TaskState.DONE)
         task.place = None
         if outcome is CANCELED:
             self.canceled += 1
+            self._story.task("end", task, "canceled")
         elif self._is_good(outcome):
             self.done += 1
         else:
             self.failed += 1
+            if isinstance(outcome, Loss):
+                self._story.task("end", task, outcome.reason.value, outcome.job)
         self._out.append(ResolveTask(task, outcome))
+
+    def _lose(self, task: Task, loss: Loss) -> None:
+        """End a task with a loss, or as canceled if that was requested."""
+        self.resolve(task, CANCELED if task.canceled else loss)
 
     def _is_good(self, outcome: Outcome) -> bool:
         if isinstance(outcome, bytes):
@@ -83,95 +93,99 @@ class Outcomes:
     # -- task jobs ---------------------------------------------------------------------------------
 
     def rank_outcome(self, peer_id: PeerId, task_id: int, body: bytes) -> None:
-        """A rank's task has ended: rank 0's outcome is the task's, unless another one fails."""
+        """Take the outcome of a rank: that of rank 0 is the task's, unless another rank fails."""
         peer = self.peers.get(peer_id)
-        if peer is None or not isinstance(peer.job, TaskJob) or peer.finished:
+        if peer is None or not isinstance(peer.job, TaskJob) or peer.state is PeerState.FINISHED:
             return
         job, task = peer.job, peer.job.task
-        if task.task_id != task_id or task.state == TaskState.DONE:
+        if task.task_id != task_id or task.state is TaskState.DONE:
             return
-        peer.finished = True
+        peer.move_to(PeerState.FINISHED)
         if peer.rank == 0:
             job.value = body
         if job.size > 1 and self._is_failure(body):
             self.resolve(task, RankFailed(peer.rank, body))
             self._lifecycle.cancel(job, f"rank {peer.rank} failed")
-        elif len(job.peers) == job.size and all(other.finished for other in job.peers.values()):
+        elif len(job.peers) == job.size and all(
+            other.state is PeerState.FINISHED for other in job.peers.values()
+        ):
             self.resolve(task, job.value)
 
     def task_job_ended(self, job: TaskJob) -> None:
-        """A task job has ended; its ranks' outcomes may still be on their way."""
-        if all(peer.lost or peer.finished for peer in job.peers.values()):
+        """Conclude a task job that ended, when the outcomes of its ranks have arrived."""
+        if all(peer.state in (PeerState.LOST, PeerState.FINISHED) for peer in job.peers.values()):
             self._conclude_task_job(job)
         else:
             self._timers.after(GRACE, lambda _: self._conclude_task_job(job))
 
     def peer_lost(self, peer: Peer) -> None:
-        """A peer has gone."""
+        """Blame the loss of a peer, when the end of its job is known."""
         job = peer.job
         if isinstance(job, WorkerJob):
-            self._await_fate(peer)
-        elif job.task.state != TaskState.DONE and not peer.finished:
+            self._await_both_ends(peer)
+        elif job.task.state is not TaskState.DONE and peer.state is not PeerState.FINISHED:
             if job.result is not None:
                 self.task_job_ended(job)
             else:
                 self._timers.after(GRACE, lambda _: self._conclude_rank(job, peer))
 
     def _conclude_rank(self, job: TaskJob, peer: Peer) -> None:
-        """A rank was lost, and its job goes on: not for long."""
-        if job.task.state == TaskState.DONE or job.result is not None:
+        """End a task that lost a rank while its job runs on."""
+        if job.task.state is TaskState.DONE or job.result is not None:
             return
-        loss = Loss(LossReason.WORKER_LOST, host=peer.host, rank=peer.rank, job=job)
-        self.resolve(job.task, CANCELED if job.task.canceled else loss)
+        self._lose(job.task, Loss(LossReason.WORKER_LOST, host=peer.host, rank=peer.rank, job=job))
         self._lifecycle.cancel(job, f"rank {peer.rank} was lost")
 
     def _conclude_task_job(self, job: TaskJob) -> None:
-        """A task job has ended, and nothing more will be heard from its ranks."""
+        """End the task of a job that ended, or let it wait for another job."""
         for peer in job.peers.values():
             self._forget(peer)
         task, result = job.task, job.result
-        if task.state == TaskState.DONE or result is None:
+        if task.place is not job or result is None:
             return
         if task.canceled:
             self.resolve(task, CANCELED)
         elif result.cause is EndCause.BLOCK_LOST and _not_begun(job, result):
-            self._lifecycle.hold_again(task)
+            self._lifecycle.hold(task, first=True)
         elif result.cause is EndCause.NO_BLOCK:
+            job.move_to(TaskJobState.PARKED)
             self.parked[job] = None
+            self._story.job("park", job, "no block has the time for it")
         elif isinstance(task, CommandTask):
             self.resolve(task, CommandEnded(task.command, job, result))
         else:
-            lost = [peer for peer in job.peers.values() if not peer.finished]
+            lost = [peer for peer in job.peers.values() if peer.state is not PeerState.FINISHED]
             host = lost[0].host if lost else job.host
             reason = LossReason.REFUSED if _refused(result) else LossReason.JOB_ENDED
             rank = lost[0].rank if len(lost) == 1 else None
             self.resolve(task, _loss(reason, job, host=host, rank=rank))
 
     def unpark(self) -> None:
-        """There are other blocks than before."""
+        """Make new jobs for the tasks that wait for other blocks."""
         for job in self.parked:
-            if job.task.state != TaskState.DONE:
+            if job.task.state is not TaskState.DONE:
                 self._lifecycle.hold(job.task)
         self.parked.clear()
 
     # -- losses of workers -------------------------------------------------------------------------
 
-    def worker_job_ended(self, job: WorkerJob, result: JobResult) -> None:
-        """A worker job has ended."""
-        if job.starting and not job.canceled:
-            self._had_no_worker(job, result)
+    def worker_job_ended(self, job: WorkerJob, result: JobResult, *, started: bool) -> None:
+        """Blame the end of a worker job; `started`: a manager connected, or the job was canceled."""
+        if not started:
+            self._start_failed(job, result)
         for peer in job.peers.values():
-            self._await_fate(peer)
+            self._await_both_ends(peer)
 
-    def _await_fate(self, peer: Peer) -> None:
-        """A peer, or its job, has ended: blame when both have, or after a while."""
-        if peer.lost and peer.job.result is not None:
+    def _await_both_ends(self, peer: Peer) -> None:
+        """Conclude a manager that ended, or whose job ended, when both have, or after `GRACE`."""
+        lost = peer.state is PeerState.LOST
+        if lost and peer.job.result is not None:
             self._conclude(peer)
-        elif not peer.lost or any(worker.queue for worker in peer.workers):
+        elif not lost or any(worker.queue for worker in peer.workers):
             self._timers.after(GRACE, lambda _: self._conclude(peer))
 
     def _conclude(self, peer: Peer) -> None:
-        """Nothing more will be heard from a pool."""
+        """End the tasks of a manager from which no message can arrive any more."""
         self._forget(peer)
         first = _loss(LossReason.WORKER_LOST, peer.job, host=peer.host)
         self.lose_queues(peer, first, replace(first, reason=LossReason.MAYBE_STARTED))
@@ -181,43 +195,45 @@ class Outcomes:
             del self.peers[peer.peer_id]
 
     def lose_queues(self, peer: Peer, first: Loss, others: Loss) -> None:
-        """End all that a pool has: the first of each worker's tasks, and those behind it."""
+        """End all tasks of a manager: the first of each worker with one loss, the others with another."""
         for worker in peer.workers:
             loss = first
-            worker.group.given -= len(worker.queue)
+            worker.group.assigned -= len(worker.queue)
             for task in worker.queue:
-                self.resolve(task, CANCELED if task.canceled else loss)
+                self._lose(task, loss)
                 loss = others
             worker.queue.clear()
             worker.size = worker.cancels = 0
 
-    def _had_no_worker(self, job: WorkerJob, result: JobResult) -> None:
-        """A worker job ended, or was refused, before anyone said hello."""
+    def _start_failed(self, job: WorkerJob, result: JobResult) -> None:
+        """Evaluate that a worker job ended, or was refused, before a manager connected."""
         group = job.group
         if result.cause is EndCause.BLOCK_LOST:
-            return  # no fault of the shape's: other blocks are as good as before
+            return  # says nothing about the shape: other blocks are as good as before
         if not _refused(result):
-            self._strike(group, _loss(LossReason.NO_WORKER, job))
+            self._count_failure(group, _loss(LossReason.NO_WORKER, job))
         elif group.slots:
             group.stopped = True
         elif job.slots > 1 and result.cause is not EndCause.INSTANCE_LOST:
-            # What was too large may be possible in part.
+            # A smaller job may be possible.
             group.slot_limit = job.slots // 2
+            self._story.group("limit", group, f"the instance refused a job of {job.slots} workers")
         else:
             self._fail_waiting(group, _loss(LossReason.REFUSED, job))
 
     def give_up(self, peer: Peer, loss: Loss) -> None:
-        """The processes of a pool end before they have run anything."""
+        """Retire the job of a manager whose workers end before they run anything."""
         job = peer.job
         if isinstance(job, WorkerJob):
-            self._lifecycle.drain(job, "its workers cannot start")
-            if self._strike(job.group, loss):
-                # What it still has to give back has had its chances as well.
-                peer.verdict = loss
+            self._lifecycle.drain(job, "its workers cannot start", for_good=True)
+            if self._count_failure(job.group, loss):
+                # What the manager still has to return has had its attempts as well.
+                peer.pending_loss = loss
 
-    def _strike(self, group: WorkerGroup, loss: Loss) -> bool:
-        """One more attempt to get a worker has failed; whether it was the last."""
+    def _count_failure(self, group: WorkerGroup, loss: Loss) -> bool:
+        """Count a failed attempt to start workers; return whether the waiting tasks failed with it."""
         group.start_failures += 1
+        self._story.group("start-failure", group, f"{group.start_failures} in a row, {START_LIMIT} allowed")
         if group.start_failures < START_LIMIT:
             return False
         group.start_failures = 0
@@ -237,7 +253,7 @@ def _refused(result: JobResult) -> bool:
 
 
 def _not_begun(job: TaskJob, result: JobResult) -> bool:
-    # A bare job says nothing when it begins.
+    # The job of a command has no peer that reports its start.
     return not result.started or not (job.peers or isinstance(job.task, CommandTask))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from parsl_flux_bulk.instances.base import JobResult
+from parsl_flux_bulk.scheduler.states import Stateful, TaskState
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -67,30 +68,19 @@ class Command:
     walltime: float | None = None
 
 
-class TaskState(enum.IntEnum):
-    """Where a task is. The scheduler relies on PENDING alone being false."""
-
-    PENDING = 0
-    """Held by the scheduler."""
-    ASSIGNED = 1
-    """With a worker, or in a task job: it runs, or may do so at any moment."""
-    DONE = 2
-    """Ended, with an outcome."""
-
-
-class _Task:
+class _Task(Stateful):
     __slots__ = ("__weakref__", "canceled", "future", "place", "resources", "state", "task_id")
 
     def __init__(self, task_id: int, resources: Resources, new_future: Callable[[Any], Future[Any]]) -> None:
         self.task_id = task_id
         self.resources = resources
-        self.state: int = TaskState.PENDING
+        self.state = TaskState.PENDING
         self.place: Any = None
         self.canceled = False
         self.future = new_future(self)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.task_id} {TaskState(self.state).name.lower()}>"
+        return f"<{type(self).__name__} {self.task_id} {self.state}>"
 
 
 class CallTask(_Task):

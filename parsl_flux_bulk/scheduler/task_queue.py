@@ -6,7 +6,8 @@ import heapq
 from collections import deque
 from collections.abc import Iterator
 
-from parsl_flux_bulk.scheduler.task import CallTask, TaskState
+from parsl_flux_bulk.scheduler.states import TaskState
+from parsl_flux_bulk.scheduler.task import CallTask
 
 
 class TaskQueue:

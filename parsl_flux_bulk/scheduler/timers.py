@@ -1,4 +1,4 @@
-"""Things to do later, in somebody else's time: nothing here reads a clock."""
+"""Calls that are due later, by a clock that others read: nothing here knows the time by itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Timer:
         self.call: Callable[[float], None] | None = call
 
     def cancel(self) -> None:
-        """It need not be made."""
+        """Drop the call."""
         self.call = None
 
 
@@ -26,31 +26,35 @@ class Timers:
     Attributes
     ----------
     now : float
-        The time that it was said to be, in seconds.
+        The time passed to the latest `advance`, in seconds.
     """
 
-    __slots__ = ("_heap", "_order", "_soon", "now")
+    __slots__ = ("_heap", "_order", "_relative", "now")
 
     def __init__(self) -> None:
         self.now = 0.0
         self._heap: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
-        self._soon: list[tuple[float, Timer]] = []
+        self._relative: list[tuple[float, Timer]] = []
 
     def at(self, when: float, call: Callable[[float], None]) -> Timer:
-        """Call ``call(now)`` at `when`, in seconds, or as soon after as `run` is."""
+        """Call ``call(now)`` in the first `run` at or after `when`, in seconds."""
         timer = Timer(call)
         heapq.heappush(self._heap, (when, next(self._order), timer))
         return timer
 
     def after(self, delay: float, call: Callable[[float], None]) -> Timer:
-        """Call ``call(now)`` so many seconds after the next `advance`; for events, which have no time."""
+        """Call ``call(now)`` so many seconds after the next `advance`: events carry no time."""
         timer = Timer(call)
-        self._soon.append((delay, timer))
+        self._relative.append((delay, timer))
         return timer
 
+    def wake(self, when: float) -> None:
+        """Make `deadline` no later than `when`: a pass of the scheduler is all that is wanted then."""
+        self.at(when, lambda _: None)
+
     def advance(self, now: float) -> float:
-        """Say what time it is; return it, never earlier than before."""
+        """Set the time; return it, never earlier than before."""
         # Time that went backwards would make durations negative.
         self.now = max(now, self.now)
         self.settle()
@@ -64,13 +68,13 @@ class Timers:
                 call(self.now)
 
     def settle(self) -> None:
-        """Fix the time of what was asked for with `after`."""
-        for delay, timer in self._soon:
+        """Fix the time of the calls that were requested with `after`."""
+        for delay, timer in self._relative:
             heapq.heappush(self._heap, (self.now + delay, next(self._order), timer))
-        self._soon.clear()
+        self._relative.clear()
 
     def deadline(self) -> float | None:
-        """When `run` is wanted next; None if never."""
+        """Return when `run` has something to do; None if never."""
         heap = self._heap
         while heap and heap[0][2].call is None:
             heapq.heappop(heap)

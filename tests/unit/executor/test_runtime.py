@@ -126,7 +126,7 @@ def test_a_turn_that_did_much_was_worth_its_price(runtime):
 
 def test_workers_of_long_tasks_are_not_kept_waiting(runtime):
     submit(runtime, 3)
-    (group,) = runtime._scheduler._lifecycle.groups.values()
+    (group,) = runtime._scheduler.lifecycle.groups.values()
     group.service_time.observe(1, 2 * GATHER_TIME, 1)
     assert runtime.patience(CONTENDED) == 0
     runtime.close()

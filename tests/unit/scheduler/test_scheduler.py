@@ -39,6 +39,7 @@ from parsl_flux_bulk.scheduler.model import TaskJob
 from parsl_flux_bulk.scheduler.outcomes import GRACE, START_LIMIT
 from parsl_flux_bulk.scheduler.service_time import BYTES_LIMIT, TARGET
 from parsl_flux_bulk.scheduler.state_machine import Scheduler
+from parsl_flux_bulk.scheduler.states import TaskJobState, WorkerJobState
 from parsl_flux_bulk.scheduler.task import CANCELED, CommandEnded, Loss, LossReason, RankFailed
 
 EXCLUSIVE = Resources(num_nodes=2, num_tasks=2, exclusive=True)
@@ -699,7 +700,7 @@ def test_cancelling_a_task_job(when):
     tasks = world.submit(10, TWO_RANKS, Function(0.5))
     world.run(for_=0.1)
     task = {"running": world.tasks[0], "pending": tasks[0], "held": tasks[-1]}[when]
-    assert task.place.submitted == (when != "held")
+    assert (task.place.state is TaskJobState.SUBMITTED) == (when != "held")
     cancel(world, task)
     world.run_all()
     assert world.outcomes[task] is CANCELED
@@ -950,10 +951,10 @@ def test_a_drain_that_is_not_needed_any_more_is_taken_back():
     world.submit(100, function=Function(0.01))
     (big,) = world.submit(1, Resources(num_nodes=1, num_tasks=1, exclusive=True), Function(0.1))
     world.run(for_=5.0)
-    assert all(job.leaving for job in world.worker_jobs())
+    assert not any(job.available for job in world.worker_jobs())
     cancel(world, big)
     world.run(for_=0.1)
-    assert not any(job.leaving for job in world.worker_jobs())
+    assert all(job.available for job in world.worker_jobs())
     world.run_all()
     assert len(slots(world)) == 1
 
@@ -972,7 +973,7 @@ def test_shutdown_ends_every_task_and_every_job():
     assert len(world.outcomes) == len(world.tasks)
     assert LossReason.SHUT_DOWN in losses(world, world.tasks)
     for model in world.jobs.values():
-        assert model.state == "ended" or model.cancel or model.job.retired
+        assert model.state == "ended" or model.cancel or model.job.state is WorkerJobState.STOPPING
     world.submit(1)
     world.run()
     assert losses(world, world.tasks[-1:]) == [LossReason.SHUT_DOWN]

@@ -29,7 +29,7 @@ from parsl_flux_bulk.scheduler.messages import (
     WorkerDied,
 )
 from parsl_flux_bulk.scheduler.model import TaskJob, WorkerJob
-from parsl_flux_bulk.scheduler.task import TaskState
+from parsl_flux_bulk.scheduler.states import TaskState
 
 RESOURCES = [
     SMALL,
@@ -117,7 +117,7 @@ class Chaos(RuleBasedStateMachine):
         wanted = [
             task
             for task in self.world.tasks
-            if task not in self.world.outcomes and (not given or task.state == TaskState.ASSIGNED)
+            if task not in self.world.outcomes and (not given or task.state is TaskState.ASSIGNED)
         ]
         if wanted:
             task = wanted[index % len(wanted)]
@@ -296,7 +296,7 @@ class Chaos(RuleBasedStateMachine):
     @invariant()
     def books_are_right(self):
         if hasattr(self, "world"):
-            check_books(self.world.scheduler)
+            check_books(self.world)
 
     @invariant()
     def never_more_workers_than_tasks(self):
@@ -369,10 +369,10 @@ class Chaos(RuleBasedStateMachine):
 
     def nobody_idles(self):
         """Every message has arrived: then no worker that may have tasks is without, while tasks wait."""
-        waiting = {task.resources.shape for task in self.world.tasks if task.state == TaskState.PENDING}
+        waiting = {task.resources.shape for task in self.world.tasks if task.state is TaskState.PENDING}
         for model in self.world.active():
             job = model.job
-            if isinstance(job, TaskJob) or job.leaving or job.shape not in waiting:
+            if isinstance(job, TaskJob) or not job.available or job.shape not in waiting:
                 continue
             for pool in model.pools:
                 assert pool.ended or all(slot.running or slot.queue for slot in pool.slots), "one idles"
@@ -388,7 +388,7 @@ class Stranger:
 
 TestChaos = Chaos.TestCase
 TestChaos.settings = settings(
-    max_examples=int(os.environ.get("DISPATCHER_EXAMPLES", "150")),
+    max_examples=int(os.environ.get("SCHEDULER_EXAMPLES", "150")),
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=list(HealthCheck),

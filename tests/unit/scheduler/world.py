@@ -28,9 +28,10 @@ from parsl_flux_bulk.scheduler.messages import (
     TaskReturned,
     WorkerDied,
 )
-from parsl_flux_bulk.scheduler.model import Peer, TaskJob, WorkerJob
+from parsl_flux_bulk.scheduler.model import TaskJob, WorkerJob
 from parsl_flux_bulk.scheduler.state_machine import Scheduler
-from parsl_flux_bulk.scheduler.task import CANCELED, CallTask, CommandTask, Loss, LossReason, TaskState
+from parsl_flux_bulk.scheduler.states import PeerState, TaskState, WorkerState
+from parsl_flux_bulk.scheduler.task import CANCELED, CallTask, CommandTask, Loss, LossReason
 
 
 def make_task(task_id, resources, function, call=b"", *, bare=False):
@@ -468,7 +469,7 @@ class Simulation(World):
     def run(self, until=None, for_=None, limit=3_000_000):
         """Let time pass until a condition holds, for so many seconds, or until nothing is left to happen."""
         self._run(until, for_, limit)
-        check_books(self.scheduler)
+        check_books(self)
 
     def _run(self, until, for_, limit):
         end = None if for_ is None else self.now + for_
@@ -613,54 +614,43 @@ class Simulation(World):
         return len(self.free) * self.node_cores - total
 
 
-def check_books(scheduler):
+def check_books(world):
     """Count everything again that the scheduler keeps count of."""
-    lifecycle, assigner = scheduler._lifecycle, scheduler._assigner
-    allocations = lifecycle.allocations
+    scheduler = world.scheduler
+    lifecycle, allocations = scheduler.lifecycle, scheduler.lifecycle.allocations
     jobs = list(lifecycle.jobs.values())
-    workers = [job for job in jobs if isinstance(job, WorkerJob)]
-    alone = [job for job in jobs if isinstance(job, TaskJob)]
+    worker_jobs = [job for job in jobs if isinstance(job, WorkerJob)]
+    task_jobs = [job for job in jobs if isinstance(job, TaskJob)]
+    leaving = [job for job in worker_jobs if not job.available]
     assert allocations.cores == sum(job.allocation.cores for job in jobs)
     assert allocations.gpus == sum(job.allocation.gpus for job in jobs)
-    assert allocations.leaving_cores == sum(job.allocation.cores for job in workers if job.leaving)
-    assert allocations.leaving_gpus == sum(job.allocation.gpus for job in workers if job.leaving)
-    assert allocations.task_cores == sum(job.allocation.cores for job in alone)
-    assert allocations.task_jobs == len(alone) == len(lifecycle.task_jobs)
-    unsettled = set(assigner.touched)
+    assert allocations.leaving_cores == sum(job.allocation.cores for job in leaving)
+    assert allocations.leaving_gpus == sum(job.allocation.gpus for job in leaving)
+    assert allocations.task_cores == sum(job.allocation.cores for job in task_jobs)
+    assert allocations.task_jobs == len(task_jobs) == len(lifecycle.task_jobs)
+    waiting = Counter(
+        task.resources.shape for task in world.tasks if task.state is TaskState.PENDING and task.place is None
+    )
+    workers = [w for job in world.jobs if isinstance(job, WorkerJob) for w in job.workers]
     for group in lifecycle.groups.values():
-        own = [job for job in workers if job.group is group]
+        own = [job for job in worker_jobs if job.group is group]
         assert set(group.jobs) == set(own)
-        assert group.slots == sum(job.live for job in own if not job.leaving)
-        tasks = {id(t): t for t in (*group.queue._new, *(t for _, t in group.queue._returned)) if not t.state}
-        assert group.waiting == len(tasks)
-        queued = [w for p in known_peers(scheduler, group) for w in p.workers]
-        assert group.given == sum(len(w.queue) + w.ended for w in queued)
-        serving = [w for w in queued if w.serving]
-        assert set(serving) == set(group.idle) | set(group.busy)
-        assert not set(group.idle) & set(group.busy)
-        for worker in queued:
-            assert worker.size == sum(len(task.call) for task in worker.queue)
-            assert worker.cancels == sum(task.canceled for task in worker.queue)
-            assert all(task.place is worker and task.state == TaskState.ASSIGNED for task in worker.queue)
-            if worker not in unsettled and not worker.peer.gone and not scheduler._closed:
-                assert worker.active == bool(worker.queue)
+        assert group.slots == sum(job.live for job in own if job.available)
+        assert group.waiting == waiting[group.shape]
+        mine = [worker for worker in workers if worker.group is group]
+        assert group.assigned == sum(len(worker.queue) + worker.ended for worker in mine)
+        assert set(group.idle) == {worker for worker in mine if worker.state is WorkerState.IDLE}
+        assert set(group.busy) == {worker for worker in mine if worker.state is WorkerState.BUSY}
+        for worker in mine:
+            check_worker(scheduler, worker)
         for job in own:
-            assert job.busy == sum(w.active for p in job.peers.values() for w in p.workers)
+            assert job.busy == sum(w.state in (WorkerState.BUSY, WorkerState.DRAINING) for w in job.workers)
 
 
-def known_peers(scheduler, group):
-    """All pools of a group that may still hold tasks: known, or waiting to be blamed."""
-    peers = {id(peer): peer for peer in scheduler._peers.values()}
-    for job in scheduler._lifecycle.jobs.values():
-        peers.update({id(peer): peer for peer in job.peers.values()})
-    for timer in scheduler._timers._heap:
-        for cell in getattr(timer[2].call, "__closure__", None) or ():
-            if isinstance(cell.cell_contents, Peer):
-                peers[id(cell.cell_contents)] = cell.cell_contents
-    for _, timer in scheduler._timers._soon:
-        for cell in getattr(timer.call, "__closure__", None) or ():
-            if isinstance(cell.cell_contents, Peer):
-                peers[id(cell.cell_contents)] = cell.cell_contents
-    for worker in scheduler._assigner.touched:
-        peers[id(worker.peer)] = worker.peer
-    return [peer for peer in peers.values() if isinstance(peer.job, WorkerJob) and peer.job.group is group]
+def check_worker(scheduler, worker):
+    assert worker.size == sum(len(task.call) for task in worker.queue)
+    assert worker.cancels == sum(task.canceled for task in worker.queue)
+    assert all(task.place is worker and task.state is TaskState.ASSIGNED for task in worker.queue)
+    settled = worker not in scheduler.assigner.unsettled
+    if settled and worker.peer.state is PeerState.CONNECTED and not scheduler.closed:
+        assert bool(worker.queue) == (worker.state in (WorkerState.BUSY, WorkerState.DRAINING))

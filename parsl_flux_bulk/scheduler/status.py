@@ -1,0 +1,61 @@
+"""Counts of tasks, workers and jobs at one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from parsl_flux_bulk.jobspec.resources import Shape
+from parsl_flux_bulk.scheduler.assignment import Assigner
+from parsl_flux_bulk.scheduler.lifecycle import Lifecycle
+from parsl_flux_bulk.scheduler.outcomes import Outcomes
+from parsl_flux_bulk.scheduler.states import TaskState
+
+
+@dataclass(frozen=True)
+class Status:
+    """Counts at one moment.
+
+    Attributes
+    ----------
+    pending, running, done, failed, canceled : int
+        Tasks: not started as far as is known; started; ended with a value; ended with an exception or a
+        loss; canceled.
+    workers, busy_workers, cores : dict of Shape to int
+        Connected workers, those of them with tasks, and cores that their jobs hold.
+    worker_jobs, task_jobs : int
+        Jobs that were submitted and have not ended.
+    """
+
+    pending: int
+    running: int
+    done: int
+    failed: int
+    canceled: int
+    workers: dict[Shape, int]
+    busy_workers: dict[Shape, int]
+    cores: dict[Shape, int]
+    worker_jobs: int
+    task_jobs: int
+
+
+def count(lifecycle: Lifecycle, assigner: Assigner, outcomes: Outcomes) -> Status:
+    """Count what a scheduler has."""
+    groups = [group for group in lifecycle.groups.values() if group.jobs]
+    jobs = [job for group in groups for job in group.jobs]
+    running = sum(job.busy for job in jobs)
+    task_jobs = [job for job in lifecycle.task_jobs if job.task.state is not TaskState.DONE]
+    waiting = [job for job in (*lifecycle.held, *outcomes.parked) if job.task.state is not TaskState.DONE]
+    in_groups = sum(group.outstanding for group in lifecycle.groups.values())
+    in_groups -= sum(worker.ended for worker in assigner.unsettled)
+    return Status(
+        pending=in_groups - running + len(waiting),
+        running=running + len(task_jobs),
+        done=outcomes.done,
+        failed=outcomes.failed,
+        canceled=outcomes.canceled,
+        workers={group.shape: group.workers for group in groups},
+        busy_workers={group.shape: len(group.busy) for group in groups},
+        cores={group.shape: sum(job.allocation.cores for job in group.jobs) for group in groups},
+        worker_jobs=len(jobs),
+        task_jobs=len(lifecycle.task_jobs),
+    )
