@@ -8,15 +8,18 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from helpers import wait_until
 from parsl.curvezmq import create_certificates
 
-from parsl_flux_bulk.blocks.relay_server import RelayedInstance, RelayServer
+from parsl_flux_bulk.blocks.relay.instance import RelayedInstance
+from parsl_flux_bulk.blocks.relay.server import RelayServer
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
-from parsl_flux_bulk.instances.base import Completion, Connection, JobId
+from parsl_flux_bulk.instances.base import ChannelAddress, Completion, Connection, Event, JobId, PeerId
+from parsl_flux_bulk.instances.events import EventQueue, EventSource
 
 BLOCK = Path(__file__).resolve().parent.parent / "parsl_flux_bulk" / "blocks" / "main.py"
 JOIN_BOUND = 60.0
@@ -26,6 +29,48 @@ END_BOUND = 30.0
 def without_flux() -> dict[str, str]:
     """This process's environment, less what says that it is inside of a Flux instance."""
     return {name: value for name, value in os.environ.items() if not name.startswith("FLUX_")}
+
+
+class BlockCompletion:
+    """A completion of one block alone: what it pushes is queued here."""
+
+    def __init__(self, block: RelayedInstance) -> None:
+        self._queue = EventQueue()
+        self._ended = ""
+        self._channel: ChannelAddress | None = None
+        self._source = block.subscribe(self, 0)
+
+    def push(self, source: EventSource, events: Sequence[Event]) -> None:
+        self._queue.put(events)
+
+    def lost(self, source: EventSource, why: str) -> None:
+        self._ended = self._ended or why
+        self._queue.wake()
+
+    def watch(self, job_id: JobId) -> None:
+        self._source.watch(job_id)
+
+    def poll(self, timeout: float | None) -> list[Event]:
+        events = self._queue.get(0 if self._ended else timeout)
+        if not events and self._ended:
+            raise InstanceLost(self._ended)
+        return events
+
+    def send(self, peer: PeerId, body: bytes) -> None:
+        self._source.send(peer, body)
+
+    def channel(self) -> ChannelAddress:
+        if self._channel is None:
+            self._channel = self._source.channel()
+        return self._channel
+
+    def wake(self) -> None:
+        self._queue.wake()
+
+    def close(self) -> None:
+        self._ended = self._ended or "the completion is closed"
+        self._queue.wake()
+        self._source.close()
 
 
 class BlockInstance:
@@ -57,7 +102,6 @@ class BlockInstance:
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._joined = threading.Event()
         self._closed = False
-        self.left: list[str] = []
         self.process: subprocess.Popen[bytes] | None = None
         self.stderr: IO[bytes] | None = None
         self.server: RelayServer | None = None
@@ -80,11 +124,9 @@ class BlockInstance:
         self.server = RelayServer(
             self.certificates,
             self._on_join,
-            on_leave=lambda _, why: self.left.append(why),
             host="127.0.0.1",
             **self._relay,
         )
-        self.server.start()
         self.start_block()
         assert self.process is not None
         wait_until(
@@ -127,7 +169,7 @@ class BlockInstance:
         return self._started().connect()
 
     def completion(self) -> Completion:
-        return self._started().completion()
+        return BlockCompletion(self._started())
 
     def job_name(self, job_id: JobId) -> str:
         return self._started().job_name(job_id)

@@ -1,4 +1,4 @@
-"""Instances launched through a Parsl provider: their manager, the program in each, and the relay between.
+"""Blocks, instances that a Parsl provider launches: their manager, the program in each, the relay between.
 
-May import `instances` and what is below it.
+May import `instances`, `providers`, and what is below them.
 """

@@ -2,13 +2,13 @@
 
 ::
 
-    provider ── launch command ──> block.py (in the allocation) ── connects out ──> RelayServer
-                                                                                        │
-                                                           Federation <── add, remove ──┘
+    provider ── launch command ──> blocks/main.py (in the allocation) ── connects out ──> RelayServer
+                                                                                              │
+                                                                 Federation <── add, remove <─┘
 
-A block is asked for with a command line that holds no secret, and joins whenever the batch system lets
-it; from then on it is a member of the federation that the executor's pipeline runs jobs on. Nothing of
-ours listens on the block's side, and no ssh is needed; why that way was taken is in ``docs/blocks.md``.
+The launch command holds no secret. A block joins when the batch system has started it, and is then a member
+of the federation that the executor's pipeline submits to. Nothing listens on the block's side, and ssh is not
+needed; ``docs/blocks.md`` says why.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from parsl_flux_bulk.blocks.relay_server import RelayedInstance, RelayServer
+from parsl_flux_bulk.blocks.relay.instance import RelayedInstance
+from parsl_flux_bulk.blocks.relay.server import RelayServer
 from parsl_flux_bulk.instances.base import JobId
 from parsl_flux_bulk.instances.federation.federation import Federation
 from parsl_flux_bulk.instances.federation.members import Member
@@ -33,17 +34,17 @@ from parsl_flux_bulk.providers import OncePerBlock
 logger = logging.getLogger(__name__)
 
 DRAIN_TIMEOUT = 120.0
-"""Seconds that a block that is scaled in may take to end what it runs."""
+"""Seconds until a block that is scaled in ends although it has jobs."""
 
 DRAIN_PERIOD = 2.0
-"""Seconds after which its jobs are told to end once more: one may have been on its way to it."""
+"""Seconds between two calls of `drain` for such a block: a job may have been on its way there."""
 
 _BLOCK_PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "main.py")
 
 
 @dataclass(frozen=True, slots=True)
 class BlockSettings:
-    """What all blocks of an executor have in common.
+    """Settings that all blocks of an executor share.
 
     Attributes
     ----------
@@ -51,20 +52,20 @@ class BlockSettings:
         For the certificates and settings; on a file system that the blocks share.
     python : str
     addresses : list of str
-        Of this host, as the blocks may try them.
+        Addresses of this host that the blocks try.
     listen : str
-        Network interface to listen on; ``*`` is all.
+        Address of the network interface to listen on; ``*`` is all.
     launch : str
-        What starts a Flux instance, before the block's program; "" where the block needs none.
+        Command that starts a Flux instance, before the block's program; "" for none.
     once : bool
-        The provider has started Flux already: the program runs once a block.
+        The provider itself starts Flux: the program runs once a block.
     walltime : float or None
-        Seconds that a block lives, if the provider says so.
+        Seconds that a block lives, if the provider has a limit.
     node_init : str
-        Shell command that runs once on each node, before there are workers.
+        Shell command to run once on each node, before the block joins.
     unreachable_timeout : float
-        Seconds after which a block that cannot reach us ends; until that is noticed, a heartbeat's
-        time passes as well, and then the block has to end: all in all less than two minutes.
+        Seconds after which a block that cannot reach the executor ends. With the heartbeat's time before
+        that, and the block's own end, less than two minutes pass.
     """
 
     directory: str
@@ -79,13 +80,21 @@ class BlockSettings:
 
 
 class Blocks:
-    """The blocks of one executor.
+    """The blocks of one executor; listens for them from the constructor on.
+
+    A block is known here from when its program joins; the state of the federation's member is then its state.
 
     Parameters
     ----------
+    settings : BlockSettings
+    federation : Federation
     drain : callable
-        Called with a function that tells whether a job is one of a block's: those are to get no
-        more tasks.
+        Called with a function that tells whether a job is in a given block: such jobs must get no more tasks.
+
+    Raises
+    ------
+    InstanceUnavailable
+        Says why it cannot listen.
     """
 
     def __init__(
@@ -95,6 +104,8 @@ class Blocks:
         *,
         drain: Callable[[Callable[[JobId], bool]], None],
     ) -> None:
+        from parsl.curvezmq import create_certificates
+
         self._settings = settings
         self._federation = federation
         self._drain = drain
@@ -102,27 +113,11 @@ class Blocks:
         self._members: dict[str, Member] = {}
         self._joined: set[str] = set()
         self._threads: list[threading.Thread] = []
-        self._server: RelayServer | None = None
-        self._certificates = ""
-
-    def start(self) -> None:
-        """Listen for blocks.
-
-        Raises
-        ------
-        InstanceUnavailable
-            Says why we cannot.
-        """
-        from parsl.curvezmq import create_certificates
-
-        self._certificates = os.fspath(create_certificates(self._settings.directory))
-        server = RelayServer(self._certificates, self._join, host=self._settings.listen)
-        server.start()
-        self._server = server
+        self._certificates = os.fspath(create_certificates(settings.directory))
+        self._server = RelayServer(self._certificates, self._join, host=settings.listen)
 
     def command(self, block_id: str) -> str:
-        """The command line that makes a block, for a Parsl provider."""
-        assert self._server is not None
+        """Return the command line with which a Parsl provider launches a block."""
         settings = self._settings
         path = os.path.join(self._certificates, f"block-{block_id}.json")
         with open(path, "w") as file:
@@ -138,20 +133,20 @@ class Blocks:
                 },
                 file,
             )
-        # Plain words only: Parsl's launchers put them through a shell once more.
+        # Without quotes and variables: Parsl's launchers pass the line through one more shell.
         program = shlex.join([settings.python, _BLOCK_PROGRAM, path])
         if settings.once:
             return OncePerBlock(program)
         return f"{settings.launch} {program}".strip()
 
-    # -- how they stand -------------------------------------------------------------------------
+    # -- state ----------------------------------------------------------------------------------
 
     def joined(self, block_id: str) -> bool:
         """Whether a block has ever joined."""
         return block_id in self._joined
 
     def idle_time(self, block_id: str) -> float:
-        """Seconds since a block had a job; infinite for one that has not joined, 0 for a busy one."""
+        """Return the seconds since a block had a job: infinite before it joined, 0 while it has one."""
         member = self._members.get(block_id)
         if member is None:
             return float("inf")
@@ -159,58 +154,53 @@ class Blocks:
 
     @property
     def slots_per_node(self) -> int | None:
-        """Cores of a node, by what has joined; None if nothing has."""
-        for member in self._federation.members:
+        """Cores of a node of some joined block; None without one."""
+        for member in self._federation.registry.members:
             if member.capacity.nodes:
                 return max(1, member.capacity.cores // member.capacity.nodes)
         return None
 
-    # -- their end ------------------------------------------------------------------------------
+    # -- scale-in -------------------------------------------------------------------------------
 
     def retire(self, block_id: str, then: Callable[[], Any]) -> None:
-        """End a block once what runs there has ended, and call `then`; returns at once."""
+        """End a block when its jobs have ended, and call `then`; returns at once."""
         member = self._members.get(block_id)
         if member is None or not member.jobs:
-            self._let_go(block_id)
+            self._remove(block_id)
             then()
             return
-        self._federation.close_member(member)
-        thread = threading.Thread(
-            target=self._drain_and_end,
-            args=(block_id, member, then),
-            name=f"block-{block_id}-drain",
-            daemon=True,
-        )
-        self._threads.append(thread)
-        thread.start()
+        self._federation.registry.drain(member)
+        self._start_thread(f"block-{block_id}-drain", self._drain_and_remove, block_id, member, then)
 
-    def _drain_and_end(self, block_id: str, member: Member, then: Callable[[], Any]) -> None:
+    def _drain_and_remove(self, block_id: str, member: Member, then: Callable[[], Any]) -> None:
         deadline = time.monotonic() + DRAIN_TIMEOUT
         self._drain(member.has_job)
-        while not self._federation.wait_empty(member, DRAIN_PERIOD):
+        while not self._federation.registry.wait_empty(member, DRAIN_PERIOD):
             if time.monotonic() > deadline:
-                logger.warning(
-                    "block %s still has jobs after %g s: they end with it", block_id, DRAIN_TIMEOUT
-                )
+                logger.warning("block drain timeout id=%s jobs=%d: they end", block_id, len(member.jobs))
                 break
             self._drain(member.has_job)
-        self._let_go(block_id)
+        self._remove(block_id)
         then()
 
-    def _let_go(self, block_id: str) -> None:
+    def _remove(self, block_id: str) -> None:
         member = self._members.get(block_id)
         if member is not None:
-            self._federation.remove(member, "it was scaled in")
+            self._federation.registry.remove(member, "it was scaled in")
 
     def close(self) -> None:
-        """End all blocks that are there, and listen no more; bounded in time."""
+        """End all blocks, and stop listening; bounded in time; may be called twice."""
         for block_id in list(self._members):
-            self._let_go(block_id)
-        server, self._server = self._server, None
-        if server is not None:
-            server.close()
+            self._remove(block_id)
+        self._server.close()
         for thread in self._threads:
             thread.join(5.0)
+
+    def _start_thread(self, name: str, target: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
+        self._threads = [other for other in self._threads if other.is_alive()]
+        self._threads.append(thread)
+        thread.start()
 
     # -- in the relay's thread --------------------------------------------------------------------
 
@@ -220,56 +210,42 @@ class Blocks:
             self._joined.add(block.block_id)
         if twice:
             logger.error(
-                "block %s: a second program of the same block has come, from %s: its nodes have not become "
-                "one Flux instance. The launcher must give Flux a PMI, such as "
+                "block refused id=%s: a second program of the same block has come, from %s: its nodes have "
+                "not become one Flux instance. The launcher must give Flux a PMI, such as "
                 "SrunLauncher(overrides='--mpi=pmi2'); see docs/blocks.md",
                 block.block_id,
                 block.host,
             )
             block.close()
             return
-        # Opening it takes answers that come through the thread that we are in.
-        thread = threading.Thread(
-            target=self._add, args=(block,), name=f"block-{block.block_id}-join", daemon=True
-        )
-        self._threads = [other for other in self._threads if other.is_alive()]
-        self._threads.append(thread)
-        thread.start()
+        # `add` waits for replies, which come through the relay's thread.
+        self._start_thread(f"block-{block.block_id}-join", self._add, block)
 
     def _add(self, block: RelayedInstance) -> None:
-        left = block.walltime_left()
         try:
             self._members[block.block_id] = self._federation.add(
-                block.block_id,
-                block,
-                ends_at=None if left is None else time.time() + left,
-                environment=block.environment,
+                block.block_id, block, ends_at=block.ends_at, environment=block.environment
             )
         except Exception as error:
-            logger.error("block %s joined, and was lost at once: %s", block.block_id, error)
+            logger.error("block not usable id=%s: %s", block.block_id, error)
 
 
 def seconds_of(walltime: str | None) -> float | None:
-    """Read a Parsl provider's walltime, ``[DD:]HH:MM:SS`` or ``MM``; None if it is none."""
-    if not walltime:
-        return None
+    """Return the seconds of a Parsl provider's walltime, ``[DD:]HH:MM:SS`` or ``MM``; None for others."""
     try:
-        numbers = [int(part) for part in walltime.replace("-", ":").split(":")]
+        numbers = [int(part) for part in (walltime or "").replace("-", ":").split(":")]
     except ValueError:
         return None
     if len(numbers) == 1:
         return numbers[0] * 60.0
-    seconds = 0
-    for number, weight in zip(reversed(numbers), (1, 60, 3600, 86400), strict=False):
-        seconds += number * weight
-    return float(seconds)
+    return float(sum(n * weight for n, weight in zip(reversed(numbers), (1, 60, 3600, 86400), strict=False)))
 
 
 def addresses_of_this_host() -> list[str]:
-    """Numbers under which others may know this host: those of its network interfaces (IPv4).
+    """Return the IPv4 addresses of this host's network interfaces, without loopback if there are others.
 
-    Nobody is asked: Parsl's ``get_all_addresses`` also asks a web service how it sees us, which takes
-    30 s where there is no way out, and gives an address that compute nodes seldom reach.
+    Parsl's ``get_all_addresses`` also asks a web service, which takes 30 s without internet access, and
+    returns an address that compute nodes can seldom reach.
     """
     import psutil  # type: ignore[import-untyped]
 
@@ -279,5 +255,4 @@ def addresses_of_this_host() -> list[str]:
         for address in interface
         if address.family is socket.AF_INET
     ]
-    others = [address for address in found if not address.startswith("127.")]
-    return others or found
+    return [address for address in found if not address.startswith("127.")] or found

@@ -31,7 +31,7 @@ from typing import Any
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.instances.base import Instance, JobRequest, JobResult
 from parsl_flux_bulk.instances.factory import choose_instance
-from parsl_flux_bulk.instances.federation.inner import nest
+from parsl_flux_bulk.instances.federation.inner_instances import nest
 from parsl_flux_bulk.instances.federation.members import own_id
 from parsl_flux_bulk.jobspec import Jobspec, build
 from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY
@@ -143,8 +143,8 @@ class BulkSubmitter:
         costs nothing. None chooses one by the instance's size.
     instances : int
         Flux instances to start inside a Flux instance for its small jobs, where there are that many cores;
-        see `parsl_flux_bulk.instances.federation.inner`. 1 starts none. The output that an inner instance
-        kept is gone when that ends.
+        see `parsl_flux_bulk.instances.federation.inner_instances`. 1 starts none. The output that an inner
+        instance kept is gone when that ends.
 
     Raises
     ------

@@ -27,7 +27,7 @@ from parsl_flux_bulk.cli.work import Item, Work, refuse_invalid
 from parsl_flux_bulk.errors import InstanceError, JobspecError
 from parsl_flux_bulk.instances.base import JobResult
 from parsl_flux_bulk.instances.factory import choose_instance
-from parsl_flux_bulk.instances.federation.inner import automatic
+from parsl_flux_bulk.instances.federation.inner_instances import automatic
 
 EXIT_OK, EXIT_FAILED, EXIT_UNUSABLE = 0, 1, 2
 

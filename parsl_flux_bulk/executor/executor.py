@@ -201,7 +201,6 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
             node_init=self.node_init,
         )
         blocks = Blocks(settings, federation, drain=runtime.drain)
-        blocks.start()
         self._blocks = blocks
         return federation
 

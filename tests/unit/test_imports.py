@@ -41,7 +41,6 @@ KNOWN_UPWARDS = {"errors uses instances.base"}
 """Uses that are about to be removed; to end empty."""
 
 KNOWN_CIRCLES: list[set[str]] = [
-    {"instances.federation.completion", "instances.federation.federation"},
     {"worker.channel", "worker.channel_flux"},
 ]
 """Circles that are about to be removed; to end empty."""

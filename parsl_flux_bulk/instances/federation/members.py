@@ -1,15 +1,39 @@
-"""The members of a federation: what they have, which jobs they run, and whether one more would fit."""
+"""A member of a federation: one instance, its state, and the jobs that were placed in it.
+
+::
+
+    STARTING ──> READY ──> DRAINING        STARTING: its channels are being opened
+        └──────────┴──────────┴──> REMOVED
+
+READY members get jobs; DRAINING ones finish theirs. Any other transition raises ValueError.
+"""
 
 from __future__ import annotations
 
+import enum
 import time
 from collections.abc import Mapping
 
-from parsl_flux_bulk.instances.base import Capacity, EndCause, Instance, JobId, JobResult, JobStatus
+from parsl_flux_bulk.instances.base import Capacity, JobId
+from parsl_flux_bulk.instances.events import OWN_ID, SCOPE_BITS, MemberInstance
 from parsl_flux_bulk.jobspec.jobspec import Demand
 
-MEMBER_SHIFT = 64
-"""A member's own ids have 64 bits at most."""
+
+class MemberState(enum.Enum):
+    """See the module."""
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    REMOVED = "removed"
+
+
+_NEXT = {
+    MemberState.STARTING: {MemberState.READY, MemberState.REMOVED},
+    MemberState.READY: {MemberState.DRAINING, MemberState.REMOVED},
+    MemberState.DRAINING: {MemberState.REMOVED},
+    MemberState.REMOVED: set(),
+}
 
 
 class Member:
@@ -17,28 +41,31 @@ class Member:
 
     Attributes
     ----------
+    number : int
+        Scope of the member's job ids; see :mod:`.instances.events`.
     name : str
-    instance : Instance
+    instance : Instance or PushInstance
     capacity : Capacity
     ends_at : float or None
         When its allocation ends, in ``time.time()`` seconds.
-    lifetime : float or None
-        Seconds that were left of its allocation when it came; about what another one would have.
     environment : mapping
-        Of its jobs, below what each jobspec says.
+        Defaults for the environment of its jobs.
+    state : MemberState
+    removed_because : str
+        Set with the state REMOVED.
     jobs : dict of int to Demand
-        By its own job ids, those that have not ended.
+        Jobs that have not ended, by scoped id.
+    cores_used : int
+        Cores of `jobs`, and of jobs that are being submitted.
     idle_since : float
-        In ``time.monotonic()`` seconds; counts if it has no jobs.
-    closing : bool
-        It is given no more jobs.
+        In ``time.monotonic()`` seconds; valid without jobs.
     """
 
     def __init__(
         self,
         number: int,
         name: str,
-        instance: Instance,
+        instance: MemberInstance,
         capacity: Capacity,
         ends_at: float | None,
         environment: Mapping[str, str],
@@ -48,24 +75,36 @@ class Member:
         self.instance = instance
         self.capacity = capacity
         self.ends_at = ends_at
-        self.lifetime = None if ends_at is None else ends_at - time.time()
+        self._lifetime = None if ends_at is None else ends_at - time.time()
         self.environment = environment
+        self.state = MemberState.STARTING
+        self.removed_because = ""
         self.jobs: dict[JobId, Demand] = {}
         self.cores_used = 0
         self.idle_since = time.monotonic()
-        self.closing = False
-        self.lost = ""
+
+    def advance(self, state: MemberState) -> None:
+        """Change the state.
+
+        Raises
+        ------
+        ValueError
+            The module's table has no such transition.
+        """
+        if state not in _NEXT[self.state]:
+            raise ValueError(f"member {self.name}: no transition from {self.state.name} to {state.name}")
+        self.state = state
 
     def has_time(self, demand: Demand) -> bool:
-        """Whether such a job would end before it does."""
+        """Whether such a job would end before the allocation does."""
         return self.ends_at is None or demand.duration <= self.ends_at - time.time()
 
     def had_time(self, demand: Demand) -> bool:
-        """Whether such a job would have, when it was new."""
-        return self.lifetime is None or demand.duration <= self.lifetime
+        """Whether such a job would have ended in time when the allocation was new."""
+        return self._lifetime is None or demand.duration <= self._lifetime
 
     def has_room(self, demand: Demand) -> bool:
-        """Whether it could run such a job, were it empty."""
+        """Whether such a job would fit the empty member."""
         capacity = self.capacity
         return (
             demand.nodes <= capacity.nodes
@@ -75,21 +114,21 @@ class Member:
 
     @property
     def free_cores(self) -> int:
-        """Cores that our jobs have left; negative where some wait."""
+        """Cores that no job of the federation has; negative while jobs wait."""
         return self.capacity.cores - self.cores_used
 
     def cores_of(self, demand: Demand) -> int:
-        """Cores that such a job takes here."""
+        """Cores that such a job occupies here."""
         if not demand.exclusive or not self.capacity.nodes:
             return demand.cores
         return max(demand.cores, demand.nodes * (self.capacity.cores // self.capacity.nodes))
 
     def has_job(self, job_id: JobId) -> bool:
-        """Whether a job of the federation is here."""
-        return job_id >> MEMBER_SHIFT == self.number
+        """Whether a scoped job id is one of this member's."""
+        return job_id >> SCOPE_BITS == self.number
 
     def remove_job(self, job_id: JobId) -> None:
-        """A job ended."""
+        """Free the cores of a job that ended."""
         demand = self.jobs.pop(job_id, None)
         if demand is not None:
             self.cores_used -= self.cores_of(demand)
@@ -97,23 +136,6 @@ class Member:
                 self.idle_since = time.monotonic()
 
 
-def lost_result(why: str, cause: EndCause = EndCause.BLOCK_LOST, *, started: bool = True) -> JobResult:
-    """How a job ends whose member is gone, or that has none to go to."""
-    return JobResult(JobStatus.FAILED, exception=cause.value, note=why, started=started)
-
-
 def own_id(job_id: JobId) -> JobId:
-    """The id that a job of the federation has in its member."""
-    return job_id & ((1 << MEMBER_SHIFT) - 1)
-
-
-def no_room(demand: Demand, members: list[Member]) -> str:
-    """Say what a job asks for that no member has."""
-    largest = max(members, key=lambda m: m.capacity.cores).capacity
-    wanted = f"{demand.nodes} node(s), {demand.cores} core(s), {demand.gpus} GPU(s)"
-    if demand.duration:
-        wanted += f" for {demand.duration:g} s"
-    return (
-        f"unsatisfiable request: no instance has {wanted}; the largest has {largest.nodes} node(s), "
-        f"{largest.cores} core(s), {largest.gpus} GPU(s)"
-    )
+    """Return the id that a job of the federation has in its member."""
+    return job_id & OWN_ID

@@ -13,7 +13,7 @@ from test_bulksubmit import bulksubmit, in_tmp_path  # noqa: F401
 
 from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
 from parsl_flux_bulk.errors import BlockLost, JobFailed
-from parsl_flux_bulk.instances.federation import inner
+from parsl_flux_bulk.instances.federation import instance_launcher
 
 pytestmark = pytest.mark.flux
 
@@ -90,7 +90,7 @@ def test_a_job_that_is_too_large_has_them_dissolved(flux_uri: str) -> None:
 def test_those_that_come_late_are_done_without(
     flux_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inner, "START_TIMEOUT", 0.2)
+    monkeypatch.setattr(instance_launcher, "START_TIMEOUT", 0.2)
     os.mkfifo(tmp_path / "fifo")
     with BulkSubmitter(flux_uri) as others:
         busy = others.submit_command(

@@ -193,7 +193,7 @@ def test_a_provider_that_fails_to_cancel_is_in_the_log_and_raises_nothing(
     executor.blocks_to_job_id = {}
 
 
-def test_closing_blocks_that_were_never_started_is_fine(tmp_path: Path) -> None:
+def test_closing_blocks_twice_is_fine(tmp_path: Path) -> None:
     settings = BlockSettings(str(tmp_path), sys.executable, ["127.0.0.1"], listen="127.0.0.1")
     blocks = Blocks(settings, Federation(), drain=lambda _: None)
     blocks.close()
@@ -206,4 +206,5 @@ def test_a_block_that_never_joined_is_let_go_at_once(tmp_path: Path) -> None:
     blocks = Blocks(settings, Federation(), drain=lambda _: None)
     told: list[str] = []
     blocks.retire("5", then=lambda: told.append("5"))
+    blocks.close()
     assert told == ["5"]

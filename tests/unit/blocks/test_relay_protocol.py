@@ -8,50 +8,51 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parsl_flux_bulk.blocks import protocol as wire
+from parsl_flux_bulk.blocks.relay import protocol
 from parsl_flux_bulk.instances.base import JobResult, JobStatus
 
+ENDS = st.integers(min_value=0, max_value=2**32 - 1)
 NUMBERS = st.integers(min_value=0, max_value=2**64 - 1)
 EDGES = [
     0,
     1,
-    wire._INLINE - 1,
-    wire._INLINE,
-    wire._INLINE + 1,
-    wire._PIECE,
-    wire._PIECE + 1,
-    3 * wire._PIECE,
+    protocol.INLINE - 1,
+    protocol.INLINE,
+    protocol.INLINE + 1,
+    protocol.PIECE,
+    protocol.PIECE + 1,
+    3 * protocol.PIECE,
 ]
-RECORDS = st.tuples(st.integers(0, 255), NUMBERS, NUMBERS, st.sampled_from(EDGES))
+RECORDS = st.tuples(st.integers(0, 255), ENDS, NUMBERS, st.sampled_from(EDGES))
 
 
 @given(st.lists(RECORDS, max_size=8))
 def test_what_is_packed_is_unpacked(shapes: list[tuple[int, int, int, int]]) -> None:
     stuff = os.urandom(64) * (max(EDGES) // 64 + 1)
     records = [(kind, end, what, stuff[n : n + length]) for n, (kind, end, what, length) in enumerate(shapes)]
-    assert wire.unpack([bytes(frame) for frame in wire.pack(records)]) == records
+    assert protocol.unpack([bytes(frame) for frame in protocol.pack(records)]) == records
 
 
 def test_no_frame_is_long() -> None:
-    frames = wire.pack([(wire.SEND, 1, 2, bytes(10 * wire._PIECE))])
-    assert max(len(frame) for frame in frames) <= wire._PIECE
+    frames = protocol.pack([(protocol.SEND, 1, 2, bytes(10 * protocol.PIECE))])
+    assert max(len(frame) for frame in frames) <= protocol.PIECE
 
 
 @given(st.lists(st.binary(max_size=60), min_size=1, max_size=3))
 def test_garbage_is_a_value_error_or_records(frames: list[bytes]) -> None:
     try:
-        wire.unpack(frames)
+        protocol.unpack(frames)
     except ValueError:
         pass
 
 
 def test_a_body_that_is_cut_short_is_refused() -> None:
-    long = [bytes(frame) for frame in wire.pack([(wire.SEND, 1, 2, bytes(3 * wire._PIECE))])]
+    long = [bytes(frame) for frame in protocol.pack([(protocol.SEND, 1, 2, bytes(3 * protocol.PIECE))])]
     with pytest.raises(ValueError, match="a body of"):
-        wire.unpack(long[:-1])
-    short = wire.pack([(wire.SEND, 1, 2, b"abc")])
+        protocol.unpack(long[:-1])
+    short = protocol.pack([(protocol.SEND, 1, 2, b"abc")])
     with pytest.raises(ValueError, match="a body of"):
-        wire.unpack([bytes(short[0][:-1])])
+        protocol.unpack([bytes(short[0][:-1])])
 
 
 @pytest.mark.parametrize(
@@ -63,8 +64,8 @@ def test_a_body_that_is_cut_short_is_refused() -> None:
     ],
 )
 def test_results_travel(result: JobResult) -> None:
-    assert wire.decode_result(wire.encode_result(result)) == result
+    assert protocol.decode_result(protocol.encode_result(result)) == result
 
 
 def test_plain_success_is_nothing() -> None:
-    assert wire.encode_result(JobResult(JobStatus.COMPLETED, exit_code=0)) == b""
+    assert protocol.encode_result(JobResult(JobStatus.COMPLETED, exit_code=0)) == b""

@@ -23,8 +23,9 @@ from parsl_flux_bulk.instances.base import (
     Refusal,
 )
 from parsl_flux_bulk.instances.federation.federation import Federation
-from parsl_flux_bulk.instances.federation.members import Demand
+from parsl_flux_bulk.instances.federation.members import Member, MemberState
 from parsl_flux_bulk.jobspec import Jobspec
+from parsl_flux_bulk.jobspec.jobspec import Demand
 
 DONE = JobResult(JobStatus.COMPLETED, exit_code=0)
 BOUND = 10.0
@@ -69,7 +70,7 @@ class FakeInstance:
     def connect(self):
         return FakeConnection(self)
 
-    def completion(self):
+    def completion(self, *, guarded=True):
         return FakeCompletion(self)
 
     def job_name(self, job_id):
@@ -183,7 +184,7 @@ class Bench:
         return found
 
     def where(self, job_id):
-        member = self.federation.member_of(job_id)
+        member = self.federation.registry.member_of(job_id)
         return member and member.name
 
 
@@ -240,7 +241,7 @@ def test_room_that_a_job_leaves_is_used_again(bench):
     a.tell(JobEnded(1, DONE))
     assert bench.events(JobEnded) == [JobEnded(first, DONE)]
     assert (member.free_cores, member.jobs) == (2, {})
-    assert bench.federation.wait_empty(member, 0)
+    assert bench.federation.registry.wait_empty(member, 0)
 
 
 def test_a_refusal_of_the_member_leaves_its_room_free(bench):
@@ -319,8 +320,8 @@ def test_capacity_follows_the_members(bench):
     assert bench.connection.capacity() == Capacity(0, 0, 0)
     _, a = bench.add("a", cores=2, nodes=2, gpus=1)
     bench.add("b", cores=4)
-    bench.federation.close_member(a)
-    bench.federation.remove(a, "scaled in")
+    bench.federation.registry.drain(a)
+    bench.federation.registry.remove(a, "scaled in")
     told = [event.capacity for event in bench.events(CapacityChanged, 4)]
     assert told == [Capacity(2, 4, 2), Capacity(3, 8, 2), Capacity(1, 4, 0), Capacity(1, 4, 0)]
     assert bench.connection.capacity() == Capacity(1, 4, 0)
@@ -329,10 +330,10 @@ def test_capacity_follows_the_members(bench):
 def test_a_member_that_closes_gets_no_jobs_and_ends_those_that_it_has(bench):
     a, member = bench.add("a")
     (job_id,) = bench.submit(request())
-    bench.federation.close_member(member)
+    bench.federation.registry.drain(member)
     bench.add("b")
     assert bench.where(bench.submit(request())[0]) == "b"
-    assert not bench.federation.wait_empty(member, 0)
+    assert not bench.federation.registry.wait_empty(member, 0)
     a.tell(JobEnded(1, DONE))
     assert bench.events(JobEnded) == [JobEnded(job_id, DONE)]
 
@@ -349,12 +350,12 @@ def test_a_lost_member_ends_its_jobs_and_peers_and_nobody_elses(bench):
     b, _ = bench.add("b", cores=1)
     first, second = bench.submit(request(), request())
     in_a, in_b = (first, second) if bench.where(first) == "a" else (second, first)
-    a.tell(PeerMessage("p", b"hello"))
-    b.tell(PeerMessage("p", b"hello"))
-    peers = {message.peer[0].name: message.peer for message in bench.events(PeerMessage, 2)}
+    a.tell(PeerMessage("p", b"a"))
+    b.tell(PeerMessage("p", b"b"))
+    peers = {message.body: message.peer for message in bench.events(PeerMessage, 2)}
     a.lose()
     (lost,) = bench.events(PeerLost)
-    assert lost.peer == peers["a"]
+    assert lost.peer == peers[b"a"]
     b.tell(JobEnded(1, DONE))
     assert bench.events(JobEnded) == [JobEnded(in_b, DONE)]
     assert bench.where(in_a) is None
@@ -378,13 +379,13 @@ def test_a_member_that_is_lost_while_jobs_are_submitted_takes_none_of_them(bench
     (ended,) = bench.events(JobEnded)
     assert ended.job_id == job_id
     assert (ended.result.exception, ended.result.started) == (EndCause.BLOCK_LOST, False)
-    assert bench.federation.members == []
+    assert bench.federation.registry.members == []
 
 
 def test_a_job_whose_member_is_lost_before_it_is_watched_ends(bench):
     _, member = bench.add()
     (job_id,) = bench.connection.submit([request()])
-    bench.federation.remove(member, "gone")
+    bench.federation.registry.remove(member, "gone")
     bench.completion.watch(job_id)
     (ended,) = bench.events(JobEnded)
     assert (ended.job_id, ended.result.exception) == (job_id, EndCause.BLOCK_LOST)
@@ -394,13 +395,34 @@ def test_removing_twice_is_fine_and_wakes_who_waits_for_the_end(bench):
     _, member = bench.add()
     bench.submit(request())
     empty = []
-    waiting = threading.Thread(target=lambda: empty.append(bench.federation.wait_empty(member, BOUND)))
+    waiting = threading.Thread(
+        target=lambda: empty.append(bench.federation.registry.wait_empty(member, BOUND))
+    )
     waiting.start()
-    bench.federation.remove(member, "first")
-    bench.federation.remove(member, "second")
+    bench.federation.registry.remove(member, "first")
+    bench.federation.registry.remove(member, "second")
     waiting.join(BOUND)
     assert empty == [True]
-    assert member.lost == "first"
+    assert (member.state, member.removed_because) == (MemberState.REMOVED, "first")
+
+
+def test_a_members_state_changes_only_as_its_table_says():
+    member = Member(1, "a", FakeInstance(), Capacity(1, 2, 0), None, {})
+    with pytest.raises(ValueError, match="member a: no transition from STARTING to DRAINING"):
+        member.advance(MemberState.DRAINING)
+    for state in (MemberState.READY, MemberState.DRAINING, MemberState.REMOVED):
+        member.advance(state)
+    with pytest.raises(ValueError, match="from REMOVED to READY"):
+        member.advance(MemberState.READY)
+
+
+def test_an_instance_that_is_lost_while_it_is_added_is_no_member(bench):
+    lost = FakeInstance()
+    lost.completion = lambda: (_ for _ in ()).throw(InstanceLost("its host died"))
+    with pytest.raises(InstanceLost, match="its host died"):
+        bench.federation.add("a", lost)
+    assert bench.federation.registry.members == []
+    assert lost.closed
 
 
 # -- ids, cancel, output, environment, channel -----------------------------------------------------------
@@ -419,13 +441,16 @@ def test_the_same_id_in_two_members_is_two_ids_here(bench):
 
 
 def test_what_is_gone_is_passed_over(bench):
-    _, member = bench.add()
+    instance, member = bench.add()
     (job_id,) = bench.submit(request())
-    bench.federation.remove(member, "gone")
+    instance.tell(PeerMessage("p", b"hello"))
+    (message,) = bench.events(PeerMessage)
+    bench.federation.registry.remove(member, "gone")
     bench.connection.cancel([job_id, 7], "not wanted")
     assert bench.connection.output(job_id) == ("", "")
     assert bench.federation.job_name(job_id) == "1"
-    bench.completion.send((member, "p"), b"nobody hears this")
+    bench.completion.send(message.peer, b"nobody hears this")
+    assert instance.sent == []
 
 
 def test_a_member_says_which_jobs_are_its(bench):
@@ -446,7 +471,7 @@ def test_workers_get_the_address_of_the_channel_in_their_member(bench):
     for name in "ab":
         bench.add(name, cores=1)
     bench.submit(request(environment=key), request(environment=key))
-    for member in bench.federation.members:
+    for member in bench.federation.registry.members:
         address = member.instance.environment(1)["PARSL_FLUX_BULK_CHANNEL"]
         assert address == f"to {id(member.instance)}"
 

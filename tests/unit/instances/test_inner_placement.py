@@ -1,21 +1,34 @@
-"""How an instance is shared out, and which jobs its inner instances get; the inner ones are made up."""
+"""How an instance is divided, and which jobs its inner instances get; the instances are fakes."""
 
 from __future__ import annotations
 
-import pytest
-from test_federation import FakeInstance, request
+import json
+from collections.abc import Iterator
 
-from parsl_flux_bulk.instances.base import Capacity, JobEnded, JobRequest, JobResult, JobStatus, Refusal
-from parsl_flux_bulk.instances.federation import inner
-from parsl_flux_bulk.instances.federation.inner import (
-    InnerInstances,
-    InstanceLauncher,
-    automatic,
-    divide,
-    nest,
+import helpers
+import pytest
+from test_federation import FakeCompletion, FakeConnection, FakeInstance, request
+
+from parsl_flux_bulk.errors import InstanceLost
+from parsl_flux_bulk.instances.base import (
+    Capacity,
+    JobEnded,
+    JobRequest,
+    JobResult,
+    JobStatus,
+    PeerLost,
+    PeerMessage,
+    Refusal,
 )
+from parsl_flux_bulk.instances.federation.inner_instances import InnerInstances, automatic, nest
+from parsl_flux_bulk.instances.federation.placement import divide
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
 from parsl_flux_bulk.instances.local.client import LocalInstance
+from parsl_flux_bulk.protocol import frames
+
+BOUND = 10.0
+DONE = JobResult(JobStatus.COMPLETED, exit_code=0)
+RETIRE = frames.encode(frames.RETIRE)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +49,7 @@ def test_shares(nodes: int, cores: int, most: int, shares: list[tuple[int, int]]
     assert divide(Capacity(nodes, nodes * cores, 0), most) == shares
 
 
-def test_how_many_are_worth_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_many_are_worth_while() -> None:
     own = FluxInstance.own()
     assert [automatic(own, jobs) for jobs in (1, 199, 200, 1025, 10**6)] == [0, 1, 2, 10, 16]
     assert automatic(FluxInstance.attach("local:///x"), 10**6) == 0
@@ -50,45 +63,93 @@ def test_only_flux_has_instances_inside() -> None:
         nest(local, 2)
 
 
-class FakeLauncher:
-    """Stands in for what starts and ends inner instances."""
+class Outer(FakeInstance):
+    """An outer instance of four cores, in which each inner instance is ready when its job is submitted.
+
+    The first two jobs are those of the inner instances.
+    """
 
     def __init__(self) -> None:
-        self.retired: list[str] = []
+        super().__init__(4)
+        self.late = False
+        self.launched = FakeInstance()
+        """The side that the launcher's completion sees."""
 
-    def retire(self, name: str) -> None:
-        self.retired.append(name)
+    def connect(self) -> FakeConnection:
+        return OuterConnection(self)
 
-    def stop(self) -> None:
-        pass
+    def completion(self, *, guarded: bool = True) -> FakeCompletion:
+        return FakeCompletion(self if guarded else self.launched)
 
-    def enough(self) -> None:
-        pass
+    def say_hello(self, job_id: int) -> None:
+        payload = json.dumps({"node": f"local:///{job_id}", "host": "here"}).encode()
+        self.launched.tell(PeerMessage(job_id, frames.encode(frames.HELLO, 0, job_id - 1, payload)))
+
+    @property
+    def retired(self) -> list[int]:
+        return sorted(peer for peer, body in self.launched.sent if body == RETIRE)
+
+
+class OuterConnection(FakeConnection):
+    def submit(self, requests: list[JobRequest]) -> list[int | Refusal]:
+        answers = super().submit(requests)
+        for answer in answers:
+            if not isinstance(answer, Refusal) and answer <= 2 and not self.instance.late:
+                self.instance.say_hello(answer)
+        return answers
+
+
+class Bench:
+    """An outer instance of four cores, two inner ones of two, and a connection and a completion of all."""
+
+    def __init__(self, *, late: bool = False) -> None:
+        self.outer = Outer()
+        self.outer.late = late
+        self.a, self.b = FakeInstance(2), FakeInstance(2)
+        inner = {"local:///1": self.a, "local:///2": self.b}
+        self.nested = InnerInstances(self.outer, 2, lambda uri, host: inner[uri])  # type: ignore[arg-type]
+
+    def start(self) -> None:
+        self.nested.start()
+        self.connection, self.completion = self.nested.connect(), self.nested.completion()
+
+    def counts(self) -> list[int]:
+        """Jobs of the user's in the outer instance and in the inner ones."""
+        return [len(self.outer.requests) - 2, len(self.a.requests), len(self.b.requests)]
+
+    def submit(self, *requests: JobRequest) -> list[int]:
+        answers = self.connection.submit(list(requests))
+        for answer in answers:
+            self.completion.watch(answer)
+        return answers
+
+    def end(self, *instances: FakeInstance) -> None:
+        """End all jobs of instances."""
+        for instance in instances:
+            instance.tell(*(JobEnded(job_id, DONE) for job_id in instance.requests))
+
+    def wait_retired(self, *job_ids: int) -> None:
+        helpers.wait_until(lambda: self.outer.retired == list(job_ids), BOUND, f"{job_ids} are told to end")
+
+    def close(self) -> None:
+        self.outer.launched.tell(JobEnded(1, DONE), JobEnded(2, DONE))
+        self.completion.close()
+        self.nested.close()
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch):
-    """An outer instance of four cores, two inner ones of two, and a connection to all."""
-    monkeypatch.setattr(inner, "divide", lambda capacity, most: [])
-    outer, a, b = FakeInstance(4), FakeInstance(2), FakeInstance(2)
-    instances = InnerInstances(outer, 2)  # type: ignore[arg-type]
-    instances.start()
-    instances._launcher = FakeLauncher()  # type: ignore[assignment]
-    instances.add("a", a)
-    instances.add("b", b)
-    return instances, instances.connect(), (outer, a, b)
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    bench.start()
+    yield bench
+    bench.close()
 
 
-def counts(instances) -> list[int]:
-    return [len(instance.requests) for instance in instances]
-
-
-def test_small_jobs_go_inside_and_are_spread(made) -> None:
-    federation, connection, there = made
-    ids = connection.submit([request() for _ in range(8)])
-    assert counts(there) == [0, 4, 4]
+def test_small_jobs_go_inside_and_are_spread(bench: Bench) -> None:
+    ids = bench.submit(*(request() for _ in range(8)))
+    assert bench.counts() == [0, 4, 4]
     assert len(set(ids)) == 8
-    assert federation.total() == Capacity(1, 4, 0)  # the inner ones' cores are the outer one's
+    assert bench.connection.capacity() == Capacity(1, 4, 0)  # includes the inner ones' cores
 
 
 def particular(**system: object) -> JobRequest:
@@ -106,80 +167,77 @@ def particular(**system: object) -> JobRequest:
     ],
     ids=["large", "queue", "dependency"],
 )
-def test_what_does_not_fit_dissolves_them(made, misfit: JobRequest) -> None:
-    federation, connection, there = made
-    first = connection.submit([request(), request(), request()])
-    connection.submit([misfit, request()])
-    assert counts(there) == [2, 2, 1]
-    assert federation._launcher.retired == []  # they still have work
-    for job_id in first:
-        federation.job_ended(federation.member_of(job_id), job_id & (2**64 - 1))
-    assert sorted(federation._launcher.retired) == ["a", "b"]
+def test_what_does_not_fit_dissolves_them(bench: Bench, misfit: JobRequest) -> None:
+    bench.submit(request(), request(), request())
+    bench.submit(misfit, request())
+    assert bench.counts() == [2, 2, 1]
+    assert bench.outer.retired == []  # they have jobs
+    bench.end(bench.a, bench.b)
+    bench.wait_retired(1, 2)
 
 
-def test_one_with_a_job_on_its_way_is_not_ended(made) -> None:
-    federation, connection, there = made
-    ids = connection.submit([request(), request(cores=3)])  # one batch
-    assert counts(there) == [1, 1, 0] or counts(there) == [1, 0, 1]
-    busy = federation.member_of(ids[0])
-    assert federation._launcher.retired == [{"a": "b", "b": "a"}[busy.name]]
-    federation.job_ended(busy, ids[0] & (2**64 - 1))
-    assert sorted(federation._launcher.retired) == ["a", "b"]
+def test_one_with_a_job_being_submitted_is_not_ended(bench: Bench) -> None:
+    bench.submit(request(), request(cores=3))  # one batch
+    assert bench.counts() in ([1, 1, 0], [1, 0, 1])
+    busy, idle = (bench.a, 2) if bench.a.requests else (bench.b, 1)
+    bench.wait_retired(idle)
+    bench.end(busy)
+    bench.wait_retired(1, 2)
 
 
-def test_a_refusal_can_be_the_end_of_one(made) -> None:
-    federation, connection, _ = made
-    connection.submit([request(note="refuse"), request(cores=3)])
-    assert sorted(federation._launcher.retired) == ["a", "b"]
+def test_a_refusal_can_be_the_end_of_one(bench: Bench) -> None:
+    bench.connection.submit([request(note="refuse"), request(cores=3)])
+    bench.wait_retired(1, 2)
 
 
-def test_one_that_comes_late_is_not_used(made) -> None:
-    federation, connection, there = made
-    connection.submit([request(cores=3)])
-    late = FakeInstance(2)
-    federation.add_inner("late", late)  # type: ignore[arg-type]
-    connection.submit([request()])
-    assert counts([*there, late]) == [2, 0, 0, 0]
-    assert "late" in federation._launcher.retired
+def test_those_that_are_late_are_canceled_at_the_first_misfit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("parsl_flux_bulk.instances.federation.instance_launcher.START_TIMEOUT", 0.05)
+    bench = Bench(late=True)
+    bench.start()
+    bench.outer.say_hello(1)
+    helpers.wait_until(lambda: "1 instances" in bench.nested.description, BOUND, "one is ready after all")
+    bench.submit(request())
+    assert bench.counts() == [0, 1, 0]
+    bench.submit(request(cores=3))
+    helpers.wait_until(lambda: bench.outer.cancelled == [2], BOUND, "the other is canceled")
+    bench.outer.say_hello(2)
+    bench.submit(request())
+    assert bench.counts() == [2, 1, 0]
+    bench.close()
 
 
-@pytest.fixture
-def forkserver(made):
-    """One that has started the two inner instances as jobs 1 and 2."""
-    federation, _, (outer, *_) = made
-    forkserver = InstanceLauncher(federation, outer, [])
-    for name, member in zip("ab", federation.members[1:], strict=True):
-        forkserver._members[name], forkserver._up[name] = member, f"keeper of {name}"
-    return forkserver
+def test_one_whose_initial_program_ended_gets_no_more_jobs(bench: Bench) -> None:
+    bench.outer.launched.tell(PeerLost(1))
+    bench.wait_retired(1)
+    bench.submit(*(request() for _ in range(4)))
+    assert bench.counts() == [0, 0, 4]
 
 
-def test_one_whose_keeper_is_gone_gets_no_more_jobs(made, forkserver: InstanceLauncher) -> None:
-    _, connection, there = made
-    forkserver._ending("keeper of a")
-    connection.submit([request() for _ in range(4)])
-    assert counts(there) == [0, 0, 4]
+def test_one_whose_job_has_ended_is_removed(bench: Bench) -> None:
+    """Although its own connection has not failed."""
+    bench.outer.launched.tell(JobEnded(1, JobResult(JobStatus.FAILED, exit_code=1)))
+    helpers.wait_until(lambda: bench.a.closed, BOUND, "it is removed")
+    bench.submit(*(request() for _ in range(4)))
+    assert bench.counts() == [0, 0, 4]
 
 
-def test_one_whose_job_has_ended_is_gone(made, forkserver: InstanceLauncher) -> None:
-    """Though a broken connection to another node may not tell."""
-    federation, connection, there = made
-    forkserver._ended("a", JobEnded(1, JobResult(JobStatus.FAILED, exit_code=1)))
-    assert [member.name for member in federation.members] == ["outside", "b"]
-    connection.submit([request() for _ in range(4)])
-    assert counts(there) == [0, 0, 4]
-
-
-def test_what_fits_nowhere_is_refused_and_changes_nothing(made) -> None:
-    _, connection, there = made
-    (answer,) = connection.submit([request(cores=10_000)])
+def test_what_fits_nowhere_is_refused_and_changes_nothing(bench: Bench) -> None:
+    (answer,) = bench.connection.submit([request(cores=10_000)])
     assert isinstance(answer, Refusal) and "4 core(s)" in answer.reason
-    connection.submit([request()])
-    assert counts(there) == [0, 1, 0]
+    bench.submit(request())
+    assert bench.counts() == [0, 1, 0]
 
 
-def test_without_inner_instances_the_outer_one_does_it_all(made) -> None:
-    federation, connection, there = made
-    for member in federation.members[1:]:
-        federation.remove(member, "it died")
-    connection.submit([request()])
-    assert counts(there) == [1, 0, 0]
+def test_without_inner_instances_the_outer_one_gets_all_jobs(bench: Bench) -> None:
+    for inner in (bench.a, bench.b):
+        inner.lose()
+    helpers.wait_until(lambda: bench.a.closed and bench.b.closed, BOUND, "both are removed")
+    bench.submit(request())
+    assert bench.counts() == [1, 0, 0]
+
+
+def test_nothing_can_be_submitted_without_the_outer_one(bench: Bench) -> None:
+    bench.outer.lose()
+    helpers.wait_until(lambda: bench.outer.closed, BOUND, "it is removed")
+    with pytest.raises(InstanceLost, match="its host died"):
+        bench.submit(request())

@@ -1,9 +1,9 @@
-"""Run by ``flux modprobe rc1`` as an instance inside another starts: a range of job ids of its own.
+"""Give an inner instance a range of job ids of its own; ``flux modprobe rc1`` runs this as it starts.
 
-See flux-modprobe(1), and `instances.federation.inner`. Flux's own Python runs this, of any version that reads
-``FLUX_MODPROBE_PATH_APPEND`` (0.77 and later); nothing of this package is imported. Job ids (RFC 19) begin
-with a time since the instance's start, in milliseconds, that goes on from the largest id which the job
-manager finds when it is loaded. So instances that are told to be of different ages never give the same id.
+See flux-modprobe(1), and `instances.federation.inner_instances`. Flux's own Python runs this, from version
+0.77 on, which reads ``FLUX_MODPROBE_PATH_APPEND``; nothing of this package is imported. A job id (RFC 19)
+begins with the milliseconds since the instance's start, continued from the largest id that the job manager
+finds when it is loaded. Instances with different such ids never issue the same one.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from flux.job import JobID
 from flux.modprobe import task
 
 RANGE_BITS = 56
-"""A range lasts for as long as the time in an id fits below this bit: 49 days."""
+"""Lowest bit of a range's number: an instance leaves its range after 49 days."""
 
 
 @task("parsl-flux-bulk-first-jobid", ranks="0", after=["kvs"], before=["job-manager"])
 def first_jobid(context: Any) -> None:
-    """Leave the id behind which this instance's are to begin."""
+    """Store the id after which this instance's ids begin."""
     outer_job = int(JobID(os.environ["PARSL_FLUX_BULK_OUTER_JOB"]))
     number = (outer_job >> RANGE_BITS) + 1 + int(os.environ["PARSL_FLUX_BULK_TOKEN"])
     kvs = flux.kvs.KVSDir(context.handle)

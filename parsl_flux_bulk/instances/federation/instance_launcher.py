@@ -1,0 +1,317 @@
+"""The launcher of inner instances: submits them as jobs of the outer instance, and follows their lives.
+
+::
+
+    outer instance ── job: `flux start` ──> worker/inner_instance.py: HELLO with its URI, over the channel
+                                                   │
+                        attach, Federation.add <───┘
+
+The state of an inner instance (any other transition raises ValueError)::
+
+    SUBMITTED ──> READY ──> RETIRING      RETIRING: it was told to end
+        └───────────┴──────────┴──> CANCELED      and from any state it leaves the table when its job ends
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
+from parsl_flux_bulk.instances.base import (
+    Completion,
+    Instance,
+    JobEnded,
+    JobId,
+    JobRequest,
+    PeerId,
+    PeerLost,
+    PeerMessage,
+    Refusal,
+)
+from parsl_flux_bulk.instances.federation.members import Member
+from parsl_flux_bulk.instances.federation.registry import MemberRegistry
+from parsl_flux_bulk.instances.flux.broker import KEPT_FINISHED_JOBS
+from parsl_flux_bulk.instances.flux.instance import FluxInstance
+from parsl_flux_bulk.jobspec import Jobspec, build
+from parsl_flux_bulk.jobspec.job_environment import base_environment
+from parsl_flux_bulk.jobspec.resources import Resources
+from parsl_flux_bulk.protocol import frames, variables
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT = 30.0
+"""Seconds that `start` waits for the inner instances; later ones are used when they are ready."""
+
+STOP_TIMEOUT = 15.0
+"""Seconds until inner instances that were told to end are canceled."""
+
+PING_PERIOD = 2.0
+"""Seconds within which an inner instance notices the end of this process."""
+
+PING_TIMEOUT = 86400.0
+"""Seconds for which this process may not answer, stopped by Ctrl-Z for example."""
+
+_HERE = Path(__file__).resolve().parent
+_PROGRAM = str(_HERE.parents[1] / "worker" / "main.py")
+_MODPROBE = str(_HERE / "modprobe")
+
+
+class InnerState(enum.Enum):
+    """See the module."""
+
+    SUBMITTED = "submitted"
+    READY = "ready"
+    RETIRING = "retiring"
+    CANCELED = "canceled"
+
+
+_NEXT = {
+    InnerState.SUBMITTED: {InnerState.READY, InnerState.CANCELED},
+    InnerState.READY: {InnerState.RETIRING, InnerState.CANCELED},
+    InnerState.RETIRING: {InnerState.CANCELED},
+    InnerState.CANCELED: set(),
+}
+
+
+class _Inner:
+    """An inner instance."""
+
+    __slots__ = ("job_id", "member", "name", "peer", "state")
+
+    def __init__(self, job_id: JobId, name: str) -> None:
+        self.job_id = job_id
+        self.name = name
+        self.state = InnerState.SUBMITTED
+        self.peer: PeerId = None
+        self.member: Member | None = None
+
+    def advance(self, state: InnerState) -> None:
+        if state not in _NEXT[self.state]:
+            raise ValueError(f"instance {self.name}: no transition from {self.state.name} to {state.name}")
+        self.state = state
+
+
+class InstanceLauncher(threading.Thread):
+    """Starts and ends inner instances.
+
+    Parameters
+    ----------
+    outer : FluxInstance
+        Started.
+    shares : list of (int, int)
+        Nodes, and cores on each, of the instances to start.
+    add : callable
+        Adds a ready instance to the federation by its name.
+    registry : MemberRegistry
+        From which ended ones are removed.
+    attach : callable
+        Returns the instance at a URI on a host, started.
+    """
+
+    def __init__(
+        self,
+        outer: FluxInstance,
+        shares: Sequence[tuple[int, int]],
+        add: Callable[[str, Instance], Member],
+        registry: MemberRegistry,
+        attach: Callable[[str, str], Instance],
+    ) -> None:
+        super().__init__(name="flux-bulk-nested", daemon=True)
+        self._outer = outer
+        self._shares = shares
+        self._add = add
+        self._registry = registry
+        self._attach = attach
+        self._completion: Completion | None = None
+        self._settled = threading.Event()
+        self._calls: deque[Callable[[Completion], None]] = deque()
+        self._inner: dict[int, _Inner] = {}
+        self._stopping = False
+
+    def start(self) -> None:
+        """Start the thread, and wait up to `START_TIMEOUT` until each instance is ready or has failed."""
+        super().start()
+        if not self._settled.wait(START_TIMEOUT):
+            logger.warning("inner instances late timeout=%gs: continuing without them", START_TIMEOUT)
+
+    def cancel_late(self) -> None:
+        """Cancel those that are not ready; returns at once."""
+        self._call(lambda _: self._cancel(self._in_state(InnerState.SUBMITTED)))
+
+    def retire(self, name: str) -> None:
+        """End an instance that has no jobs; returns at once. Without effect for one that is not ready."""
+        self._call(lambda completion: self._retire(completion, name))
+
+    def stop(self) -> None:
+        """End all instances, and the thread; bounded in time."""
+        self._stopping = True
+        self.cancel_late()
+        self.join(2 * STOP_TIMEOUT)
+
+    def _call(self, function: Callable[[Completion], None]) -> None:
+        self._calls.append(function)
+        completion = self._completion
+        if completion is not None:
+            completion.wake()
+
+    # -- the thread -------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        try:
+            # Without a cancel guard: the inner instances notice the end of this process themselves, and then
+            # have time to end their jobs.
+            self._completion = completion = self._outer.completion(guarded=False)
+            try:
+                self._submit(completion)
+                while self._inner and not self._stopping:
+                    self._step(completion, None)
+                self._end_all(completion)
+            finally:
+                self._completion = None
+                completion.close()
+        except InstanceLost as error:
+            logger.error("inner instances lost: %s", error)
+        except Exception:
+            logger.exception("thread failed name=%s", self.name)
+        finally:
+            self._settled.set()
+
+    def _submit(self, completion: Completion) -> None:
+        environment = completion.channel().environment
+        requests = [
+            JobRequest(_jobspec(nodes, cores, token, environment))
+            for token, (nodes, cores) in enumerate(self._shares)
+        ]
+        connection = self._outer.connect()
+        try:
+            answers = connection.submit(requests)
+        finally:
+            connection.close()
+        for token, answer in enumerate(answers):
+            if isinstance(answer, Refusal):
+                logger.warning("inner instance refused: %s", answer.reason)
+            else:
+                self._inner[token] = _Inner(answer, self._outer.job_name(answer))
+                completion.watch(answer)
+
+    def _step(self, completion: Completion, timeout: float | None) -> None:
+        while self._calls:
+            self._calls.popleft()(completion)
+        for event in completion.poll(timeout):
+            if isinstance(event, PeerMessage):
+                self._on_hello(completion, event)
+            elif isinstance(event, PeerLost):
+                self._on_peer_lost(event.peer)
+            elif isinstance(event, JobEnded):
+                self._on_ended(event)
+        if not self._in_state(InnerState.SUBMITTED):
+            self._settled.set()
+
+    def _on_hello(self, completion: Completion, message: PeerMessage) -> None:
+        for _, _, token, payload in frames.decode(message.body):
+            inner = self._inner[token]
+            if inner.state is not InnerState.SUBMITTED:
+                continue  # It was canceled meanwhile.
+            inner.advance(InnerState.READY)
+            inner.peer = message.peer
+            about = frames.decode_json(payload)
+            try:
+                inner.member = self._add(inner.name, self._attach(about["node"], about["host"]))
+            except Exception as error:
+                logger.warning("inner instance not usable job=%s: %s", inner.name, error)
+                self._retire(completion, inner.name)
+
+    def _on_peer_lost(self, peer: PeerId) -> None:
+        """Drain an instance whose initial program has ended: it is ending, and can start nothing."""
+        for inner in self._inner.values():
+            if inner.peer == peer and inner.member is not None:
+                self._registry.drain(inner.member)
+
+    def _on_ended(self, event: JobEnded) -> None:
+        token = next(token for token, inner in self._inner.items() if inner.job_id == event.job_id)
+        inner = self._inner.pop(token)
+        result = event.result
+        why = result.stderr or result.note or result.status.value
+        if not result.ok and inner.state is not InnerState.CANCELED:
+            logger.warning("inner instance ended job=%s: %s", inner.name, why)
+        if inner.member is not None:
+            # Not by its connection alone: a broken one to another node may stay silent.
+            self._registry.remove(inner.member, why)
+
+    def _end_all(self, completion: Completion) -> None:
+        for inner in self._in_state(InnerState.READY):
+            self._retire(completion, inner.name)
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while self._inner and (left := deadline - time.monotonic()) > 0:
+            self._step(completion, left)
+        self._cancel(self._in_state(InnerState.SUBMITTED, InnerState.RETIRING))
+
+    def _in_state(self, *states: InnerState) -> list[_Inner]:
+        return [inner for inner in self._inner.values() if inner.state in states]
+
+    def _retire(self, completion: Completion, name: str) -> None:
+        for inner in self._in_state(InnerState.READY):
+            if inner.name == name:
+                inner.advance(InnerState.RETIRING)
+                completion.send(inner.peer, frames.encode(frames.RETIRE))
+
+    def _cancel(self, inner: Iterable[_Inner]) -> None:
+        job_ids = []
+        for each in inner:
+            each.advance(InnerState.CANCELED)
+            job_ids.append(each.job_id)
+        if job_ids:
+            connection = self._outer.connect()
+            connection.cancel(job_ids, "it is not needed any more")
+            connection.close()
+
+
+def attach(uri: str, host: str) -> Instance:
+    """Attach to the inner instance at a URI that is valid on `host`.
+
+    Raises
+    ------
+    InstanceUnavailable
+        Says why the instance cannot be used.
+    """
+    path = uri.partition("://")[2]
+    instance = FluxInstance.attach(uri if os.path.exists(path) else f"ssh://{host}{path}", guarded=False)
+    instance.start()
+    if not instance.largest_job_id():
+        raise InstanceUnavailable(
+            "its job ids would repeat those of other inner instances; flux-core 0.77 or later avoids that"
+        )
+    return instance
+
+
+def _jobspec(nodes: int, cores: int, token: int, channel: Mapping[str, str]) -> Jobspec:
+    """Return the jobspec of an inner instance, as ``flux alloc`` would build it."""
+    request = {"num_nodes": nodes, "num_tasks": nodes, "cores_per_task": cores}
+    # The initial program's channel leads through the outer instance, and `flux start` replaces FLUX_URI.
+    keep = f'export {variables.OUTER_URI}="$FLUX_URI" {variables.OUTER_JOB}="$FLUX_JOB_ID"; exec "$@"'
+    modprobe = [os.environ.get("FLUX_MODPROBE_PATH_APPEND"), _MODPROBE]
+    conf = f"--conf=job-manager.inactive-num-limit={KEPT_FINISHED_JOBS}"
+    return build(
+        Resources.from_specification(request),
+        ["sh", "-c", keep, "sh", "flux", "start", conf, sys.executable, _PROGRAM],
+        environment=base_environment(os.environ),
+        cwd=os.getcwd(),
+        name="bulksubmit",
+        shell_options={"mpi": "none"},
+        own_environment={
+            **channel,
+            variables.MODE: "inner_instance",
+            variables.TOKEN: str(token),
+            variables.PING: str(PING_PERIOD),
+            variables.PING_TIMEOUT: str(PING_TIMEOUT),
+            "FLUX_MODPROBE_PATH_APPEND": os.pathsep.join(filter(None, modprobe)),
+        },
+    )
