@@ -187,9 +187,10 @@ def peer_job(source: str, directory: Path, completion: Completion, **keywords: o
 
 _PEER = """\
 import os, signal, sys, time
-from parsl_flux_bulk.worker import channel as channel_module
+from parsl_flux_bulk.worker import handshake
+from parsl_flux_bulk.worker.channel import ChannelLost
 
-channel = channel_module.connect(os.environ)
+channel = handshake.connect(os.environ)
 inbox = []
 
 def say(body):

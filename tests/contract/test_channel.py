@@ -152,7 +152,7 @@ def test_closing_the_completion_ends_peers(seam: Seam, tmp_path: Path) -> None:
 say(b"here")
 try:
     hear()
-except channel_module.ChannelLost:
+except ChannelLost:
     open({str(tmp_path / "told")!r}, "w").write("lost")
 """
     start_peer(seam, source, tmp_path)

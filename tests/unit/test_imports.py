@@ -40,13 +40,11 @@ LEVEL = {name: level for level, line in enumerate(ORDER) for name in line.split(
 KNOWN_UPWARDS = {"errors uses instances.base"}
 """Uses that are about to be removed; to end empty."""
 
-KNOWN_CIRCLES: list[set[str]] = [
-    {"worker.channel", "worker.channel_flux"},
-]
+KNOWN_CIRCLES: list[set[str]] = []
 """Circles that are about to be removed; to end empty."""
 
 MOST_LINES = 450
-KNOWN_LONG = {"protocol.serialize"}
+KNOWN_LONG: set[str] = set()
 """Modules that are about to be split; to end empty."""
 
 

@@ -233,7 +233,7 @@ def test_a_block_that_is_closed_ends_well_and_its_jobs_with_it() -> None:
 
 @pytest.mark.flux
 def test_a_block_of_several_nodes_is_one_block(tmp_path: Path) -> None:
-    ready = "from parsl_flux_bulk.worker import channel; import os; c = channel.connect(os.environ); "
+    ready = "from parsl_flux_bulk.worker import handshake; import os; c = handshake.connect(os.environ); "
     source = (
         ready + 'c.send(os.environ["FLUX_TASK_RANK"].encode()); c.wait(30); c.send(c.receive()[0] + b"!")'
     )
