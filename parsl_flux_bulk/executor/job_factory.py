@@ -14,14 +14,12 @@ from parsl_flux_bulk.instances.base import JobRequest, JobResult
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.pipeline.job_errors import refused
 from parsl_flux_bulk.protocol import variables
+from parsl_flux_bulk.protocol.stderr_tail import read_tail
 from parsl_flux_bulk.scheduler.model import WorkerJob
 from parsl_flux_bulk.scheduler.task import CommandTask
 
 if TYPE_CHECKING:
     from parsl_flux_bulk.scheduler.model import TaskJob
-
-STDERR_TAIL_BYTES = 4096
-STDERR_TAIL_LINES = 20
 
 _WORKER = str(Path(__file__).resolve().parents[1] / "worker" / "main.py")
 
@@ -156,7 +154,7 @@ class JobFactory:
     def collect_output(self, job: WorkerJob | TaskJob, *, failed: bool) -> str:
         """Return the last lines of a failed job's standard error; remove files that are empty."""
         stdout, stderr = self.output_paths(job)
-        tail = _tail(stderr) if failed else ""
+        tail = read_tail(stderr) if failed else ""
         for path in (stdout, stderr):
             try:
                 # A file that the user named stays.
@@ -170,13 +168,3 @@ class JobFactory:
     def refusal(error: Exception) -> JobResult:
         """The result of a job whose request could not even be made."""
         return refused(str(error))
-
-
-def _tail(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.path.getsize(path) - STDERR_TAIL_BYTES))
-            text = file.read().decode(errors="replace")
-    except OSError:
-        return ""
-    return "\n".join(text.splitlines()[-STDERR_TAIL_LINES:])

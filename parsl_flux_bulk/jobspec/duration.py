@@ -1,4 +1,4 @@
-"""Flux standard durations (RFC 23), and nothing else.
+"""Parse Flux standard durations (RFC 23).
 
 A duration is a number with one of the units ``ms``, ``s``, ``m``, ``h``, ``d``; without a unit it
 means seconds. Note that ``flux run --time-limit`` alone reads a bare number as *minutes*; jobspecs
@@ -18,7 +18,7 @@ _ADVICE = "must be seconds as a number, or a Flux standard duration such as '30s
 
 
 def parse_duration(value: object) -> float:
-    """Read a duration.
+    """Return a duration in seconds.
 
     Parameters
     ----------
@@ -64,21 +64,3 @@ def _number(value: object) -> float:
     except (TypeError, OverflowError):
         pass
     raise ValueError(_ADVICE)
-
-
-def format_duration(seconds: float) -> str:
-    """Write seconds as the Flux standard duration with the largest unit that is at most its size.
-
-    Examples
-    --------
-    >>> format_duration(5400)
-    '1.5h'
-    >>> format_duration(0.25)
-    '250ms'
-    """
-    if seconds == 0:
-        return "0s"
-    for unit in ("d", "h", "m", "s"):
-        if seconds >= _UNITS[unit]:
-            return f"{seconds / _UNITS[unit]:.6g}{unit}"
-    return f"{seconds * 1000:.6g}ms"

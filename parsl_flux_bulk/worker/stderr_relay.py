@@ -10,11 +10,12 @@ import os
 import select
 from functools import partial
 
+from parsl_flux_bulk.protocol.stderr_tail import last_lines
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from parsl_flux_bulk.worker.event_loop import EventLoop
 
-TAIL_LINES = 20
 _TAIL_BYTES = 8192
 _READ_SIZE = 1 << 16
 _READS_AT_END = 4  # more than a pipe holds; a process that has left the group may go on writing
@@ -55,8 +56,7 @@ class StderrRelay:
             if not self._read(key):
                 break
         self._close(key)
-        lines = self._tails.pop(key).decode(errors="replace").splitlines()
-        return "\n".join(lines[-TAIL_LINES:])
+        return last_lines(self._tails.pop(key).decode(errors="replace"))
 
     def write(self, line: str) -> None:
         """Write a line of the manager's own; drop it while the target accepts nothing."""

@@ -1,10 +1,10 @@
-"""The channel of the embedded instance: a Unix stream socket, messages as in `protocol.framed_socket`."""
+"""The channel of the embedded instance: a Unix stream socket, messages as in `protocol.framing`."""
 
 from __future__ import annotations
 
 import socket
 
-from parsl_flux_bulk.protocol.framed_socket import LENGTH, frame, take_messages
+from parsl_flux_bulk.protocol.framing import LENGTH, frame, take_messages
 from parsl_flux_bulk.worker.channel import Channel, ChannelLost
 
 _READ_SIZE = 1 << 18

@@ -18,10 +18,11 @@ from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
 from parsl_flux_bulk.instances.base import JobRequest, JobStatus, Refusal
 from parsl_flux_bulk.instances.local import kept_output, server
 from parsl_flux_bulk.instances.local.client import LocalInstance
-from parsl_flux_bulk.instances.local.machine import physical_cores
 from parsl_flux_bulk.jobspec import Jobspec
+from parsl_flux_bulk.worker.affinity import physical_cores
 
-CORES = len(physical_cores())
+PHYSICAL_CORES = physical_cores()
+CORES = len(PHYSICAL_CORES)
 AFFINITY = [sys.executable, "-c", "import os; print(*sorted(os.sched_getaffinity(0)))"]
 two_cores = pytest.mark.skipif(CORES < 2, reason="needs two cores")
 
@@ -60,12 +61,12 @@ def private_directory(seam: Seam) -> Path:
 # -- cores -------------------------------------------------------------------------------------------
 
 
-def cpus(cores: list[list[int]]) -> str:
+def cpus(cores: list[tuple[int, ...]]) -> str:
     return " ".join(str(cpu) for cpu in sorted(cpu for core in cores for cpu in core))
 
 
 def test_a_job_is_pinned_to_its_core(seam: Seam) -> None:
-    assert output_of(seam, jobspec(AFFINITY)) == [cpus(physical_cores()[:1])]
+    assert output_of(seam, jobspec(AFFINITY)) == [cpus(PHYSICAL_CORES[:1])]
 
 
 @two_cores
@@ -78,19 +79,19 @@ def test_jobs_at_the_same_time_have_different_cores(seam: Seam, tmp_path: Path) 
     (tmp_path / "go").touch()
     assert all(result.ok for result in seam.wait(ids))
     seen = {(tmp_path / name).read_text().split("\n")[0] for name in "ab"}
-    assert seen == {cpus([core]) for core in physical_cores()[:2]}
+    assert seen == {cpus([core]) for core in PHYSICAL_CORES[:2]}
 
 
 @two_cores
 def test_affinity_options(seam: Seam) -> None:
     all_of_them, first, second = (
-        cpus(physical_cores()[:2]),
-        cpus(physical_cores()[:1]),
-        cpus(physical_cores()[1:2]),
+        cpus(PHYSICAL_CORES[:2]),
+        cpus(PHYSICAL_CORES[:1]),
+        cpus(PHYSICAL_CORES[1:2]),
     )
     assert output_of(seam, jobspec(AFFINITY, tasks=2)) == [all_of_them] * 2
     assert output_of(seam, jobspec(AFFINITY, tasks=2, cpu_affinity="per-task")) == sorted([first, second])
-    everything = cpus(physical_cores())
+    everything = cpus(PHYSICAL_CORES)
     assert output_of(seam, jobspec(AFFINITY, cpu_affinity="off")) == [everything]
 
 
@@ -125,7 +126,7 @@ def test_exclusive_gets_every_core() -> None:
     with embedded() as seam:
         spec = jobspec(AFFINITY, nodes=1)
         spec.data["resources"][0]["exclusive"] = True
-        assert output_of(seam, spec) == [cpus(physical_cores())]
+        assert output_of(seam, spec) == [cpus(PHYSICAL_CORES)]
 
 
 def test_fewer_cores_than_there_are() -> None:

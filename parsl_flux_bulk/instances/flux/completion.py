@@ -29,8 +29,7 @@ from parsl_flux_bulk.instances.flux.cancel_guard import CancelGuard
 from parsl_flux_bulk.instances.flux.channel_service import ChannelService
 from parsl_flux_bulk.instances.flux.handle import LOST_HINT
 from parsl_flux_bulk.instances.flux.results import first_exit, read_output, read_result
-
-STDERR_TAIL_LINES = 20
+from parsl_flux_bulk.protocol.stderr_tail import last_lines
 
 EVENT_LIMIT = 512
 """Events after which one `poll` returns, although more may have arrived."""
@@ -122,8 +121,7 @@ class FluxCompletion:
             _, stderr = read_output(future.get()["guest.output"])
         except OSError:
             stderr = ""
-        tail = "\n".join(stderr.splitlines()[-STDERR_TAIL_LINES:])
-        self._end(job_id, replace(result, stderr=tail))
+        self._end(job_id, replace(result, stderr=last_lines(stderr)))
 
     def _end(self, job_id: JobId, result: JobResult) -> None:
         del self._waits[job_id]

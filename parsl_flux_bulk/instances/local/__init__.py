@@ -1,24 +1,20 @@
 """The embedded instance: this machine's own cores, run by a server process.
 
-May import `instances.base`, `jobspec` and `protocol`.
+In the user's process: `client`, `server_process`, `channel_server`; `jobspec` and `options` translate
+a jobspec into a `job_plan`. In the server: `server`, `allocator`, `job`, `pinning`, `output`,
+`kept_output`, `processes`. May import `instances.base`, `jobspec`, `worker.affinity` and `protocol`.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from parsl_flux_bulk.instances.local.client import LocalInstance
+from typing import Any
 
 __all__ = ["LocalInstance"]
 
-_MODULES = {
-    "LocalInstance": "parsl_flux_bulk.instances.local.client",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(_MODULES[name]), name)
+    if name == "LocalInstance":
+        from parsl_flux_bulk.instances.local.client import LocalInstance
+
+        return LocalInstance
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

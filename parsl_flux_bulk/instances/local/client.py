@@ -1,15 +1,15 @@
 """The embedded instance: jobspecs as processes on this machine, without Flux.
 
 A laptop, or a login node without Flux, runs the same pipeline with it. Jobs get whole cores, first
-come first served within one urgency, and are pinned to them; what this machine cannot satisfy is
-refused in words. A core is a physical one with all its hardware threads, of those CPUs that this
-process may use.
+come, first served within one urgency, and are pinned to them; a request that this machine cannot
+satisfy is refused in words. A core is a physical one with all its hardware threads, of those CPUs
+that this process may use.
 
-This module is the user's end. Queue and processes belong to a small separate process, the broker
-(:mod:`.local_broker`), which ends, and takes every process of every job with it, when this process
-ends. The workers' channel is served here, in the completion thread (:mod:`.local_peers`).
+This module is the user's end. Queue and processes belong to a small separate process, the server
+(:mod:`.server`), which ends, and kills every process of every job, when this process ends. The
+workers' channel is served here, in the completion thread (:mod:`.channel_server`).
 
-What differs from Flux: no PMI (an MPI program of several tasks runs as so many single ones), no
+Differences from Flux: no PMI (an MPI program of several tasks runs as so many single ones), no
 queues, dependencies or properties, ids are small decimal numbers, and what a task leaves behind in
 the background is killed when its job ends. Linux only, as Flux.
 """
@@ -42,12 +42,14 @@ from parsl_flux_bulk.instances.base import (
     PeerId,
     Refusal,
 )
-from parsl_flux_bulk.instances.local.channel_server import PeerServer
-from parsl_flux_bulk.instances.local.jobspec import Machine, Unsatisfiable, plan_job
-from parsl_flux_bulk.instances.local.machine import gpu_names, physical_cores
+from parsl_flux_bulk.instances.local.channel_server import ChannelServer
+from parsl_flux_bulk.instances.local.framed_socket import LONGEST_WAIT, FramedSocket
+from parsl_flux_bulk.instances.local.jobspec import Unsatisfiable, plan_job
+from parsl_flux_bulk.instances.local.machine import Machine, gpu_names
 from parsl_flux_bulk.instances.local.output import spool_paths
 from parsl_flux_bulk.instances.local.server_process import ServerProcess
-from parsl_flux_bulk.protocol.framed_socket import LONGEST_WAIT, FramedSocket, frame
+from parsl_flux_bulk.protocol.framing import frame
+from parsl_flux_bulk.worker.affinity import physical_cores
 
 _COMPLETED = JobResult(JobStatus.COMPLETED, exit_code=0)
 
@@ -62,11 +64,11 @@ class LocalInstance:
     working_dir : str or os.PathLike, optional
         Where jobs run whose jobspec names no directory; by default the current one at `start`.
     gpus : int
-        How many GPUs jobs may ask for: the first of those in ``CUDA_VISIBLE_DEVICES``, or 0, 1, …
-        where that is not set. With 0, the default, a job that asks for a GPU is refused, and that
+        How many GPUs jobs may request: the first of those in ``CUDA_VISIBLE_DEVICES``, or 0, 1, …
+        where that is not set. With 0, the default, a job that requests a GPU is refused, and that
         variable is left alone.
     oversubscribe : bool
-        Allow more `cores` than there are; several then share one.
+        Allow more `cores` than the machine has; several then share one.
     """
 
     def __init__(
@@ -77,20 +79,18 @@ class LocalInstance:
         gpus: int = 0,
         oversubscribe: bool = False,
     ) -> None:
-        there = physical_cores()
-        if cores is not None and (cores < 1 or (cores > len(there) and not oversubscribe)):
+        usable = physical_cores()
+        if cores is not None and (cores < 1 or (cores > len(usable) and not oversubscribe)):
             raise ValueError(
-                f"cores={cores}: this process may use {len(there)}; "
-                f"give 1 to {len(there)}, or oversubscribe=True"
+                f"cores={cores}: this process may use {len(usable)}; "
+                f"give 1 to {len(usable)}, or oversubscribe=True"
             )
         if gpus < 0:
             raise ValueError(f"gpus={gpus}: give 0 or more")
-        wanted = len(there) if cores is None else cores
-        self._cores = [there[number % len(there)] for number in range(wanted)]
+        self._cores = [usable[number % len(usable)] for number in range(cores or len(usable))]
         self._gpus = gpus
         self._working_dir = working_dir
-        self._broker: ServerProcess | None = None
-        self._machine: Machine | None = None
+        self._server: ServerProcess | None = None
         self._channels = itertools.count()
         self._lock = threading.Lock()
 
@@ -102,63 +102,59 @@ class LocalInstance:
         return f"embedded instance: {count} core{'s' * (count != 1)}{gpus} of {socket.gethostname()}"
 
     def start(self) -> None:
-        """Start the broker.
+        """Start the server.
 
         Raises
         ------
         InstanceUnavailable
-            It did not come up; says why.
+            The server did not start; says why.
         """
         with self._lock:
-            if self._broker is not None:
-                return
-            working_dir = os.path.abspath(self._working_dir or os.getcwd())
-            self._machine = Machine(socket.gethostname(), len(self._cores), self._gpus, working_dir)
-            self._broker = ServerProcess(self._cores, gpu_names(self._gpus))
+            if self._server is None:
+                working_dir = os.path.abspath(self._working_dir or os.getcwd())
+                machine = Machine(socket.gethostname(), len(self._cores), self._gpus, working_dir)
+                self._server = ServerProcess(machine, self._cores, gpu_names(self._gpus))
 
     def connect(self) -> LocalConnection:
         """Open a connection."""
-        broker, machine = self._started()
-        return LocalConnection(broker, machine)
+        return LocalConnection(self._started())
 
     def completion(self) -> LocalCompletion:
         """Open a completion."""
-        broker, _ = self._started()
-        return LocalCompletion(broker, f"{broker.directory}/channel-{next(self._channels)}")
+        server = self._started()
+        return LocalCompletion(server, f"{server.directory}/channel-{next(self._channels)}")
 
-    def _started(self) -> tuple[ServerProcess, Machine]:
-        if self._broker is None or self._machine is None:
+    def _started(self) -> ServerProcess:
+        if self._server is None:
             raise InstanceLost(f"{self.description}: not started, or closed")
-        return self._broker, self._machine
+        return self._server
 
     def job_name(self, job_id: JobId) -> str:
-        """The id as people write it."""
+        """Return the id as people write it."""
         return str(job_id)
 
     def close(self) -> None:
-        """Kill what still runs and end the broker."""
+        """Kill what still runs and end the server."""
         with self._lock:
-            broker, self._broker = self._broker, None
-        if broker is not None:
-            broker.close()
+            server, self._server = self._server, None
+        if server is not None:
+            server.close()
 
 
 class LocalConnection:
     """Submits and cancels; see :class:`parsl_flux_bulk.instances.base.Connection`."""
 
-    def __init__(self, broker: ServerProcess, machine: Machine) -> None:
-        self._broker = broker
-        self._machine = machine
-        self._sock = broker.connect()
-        self._received = b""
+    def __init__(self, server: ServerProcess) -> None:
+        self._server = server
+        self._sock = server.connect()
 
     def submit(self, requests: Sequence[JobRequest]) -> list[JobId | Refusal]:
-        """Submit all; those that are invalid or can never be satisfied are refused."""
+        """Submit all; those that can never be satisfied are refused."""
         answers: list[JobId | Refusal] = []
         plans: list[dict[str, Any]] = []
         for request in requests:
             try:
-                plans.append(vars(plan_job(request.jobspec, self._machine, request.urgency)))
+                plans.append(vars(plan_job(request.jobspec, self._server.machine, request.urgency)))
                 answers.append(0)
             except (JobspecError, Unsatisfiable) as error:
                 answers.append(Refusal(str(error)))
@@ -175,14 +171,14 @@ class LocalConnection:
 
         Kept until `close`: the output of the last 10,000 jobs that wrote any, 256 MiB at most.
         """
-        self._broker.check()
-        out, err = (_read_text(path) for path in spool_paths(self._broker.directory, job_id))
+        self._server.check()
+        out, err = (_read_text(path) for path in spool_paths(self._server.directory, job_id))
         return out, err
 
     def capacity(self) -> Capacity:
-        """Say what there is."""
-        self._broker.check()
-        return Capacity(nodes=1, cores=self._machine.cores, gpus=self._machine.gpus)
+        """Return what the machine has for jobs."""
+        self._server.check()
+        return Capacity(nodes=1, cores=self._server.machine.cores, gpus=self._server.machine.gpus)
 
     def close(self) -> None:
         """Close."""
@@ -192,7 +188,7 @@ class LocalConnection:
         try:
             self._sock.sendall(frame(json.dumps(message).encode()))
         except OSError as error:
-            raise self._broker.lost() from error
+            raise self._server.lost() from error
 
     def _receive(self) -> dict[str, Any]:
         """Wait for the one answer that is outstanding."""
@@ -200,7 +196,7 @@ class LocalConnection:
             length = int.from_bytes(self._exactly(8), "little")
             answer: dict[str, Any] = json.loads(self._exactly(length))
         except OSError as error:
-            raise self._broker.lost() from error
+            raise self._server.lost() from error
         return answer
 
     def _exactly(self, length: int) -> bytes:
@@ -208,25 +204,23 @@ class LocalConnection:
         while length:
             data = self._sock.recv(min(length, 1 << 20))
             if not data:
-                raise self._broker.lost()
+                raise self._server.lost()
             parts.append(data)
             length -= len(data)
         return b"".join(parts)
 
 
 class LocalCompletion:
-    """Hears how jobs ended, and serves their processes; see :class:`.base.Completion`."""
+    """Reports how jobs ended, and serves their processes; see :class:`.base.Completion`."""
 
-    def __init__(self, broker: ServerProcess, channel_path: str) -> None:
-        self._broker = broker
+    def __init__(self, server: ServerProcess, channel_path: str) -> None:
+        self._server = server
         self._channel_path = channel_path
-        self._peers: PeerServer | None = None
+        self._channel: ChannelServer | None = None
         self._unwatched: list[JobId] = []
         self._events: list[Event] = []
         self._selector = selectors.DefaultSelector()
-        self._link = FramedSocket(broker.connect())
-        self._writing = False
-        self._selector.register(self._link.sock, selectors.EVENT_READ, self._from_broker)
+        self._link = FramedSocket(server.connect(), self._selector, self._from_server)
         self._wake_lock = threading.Lock()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._woken = False
@@ -241,7 +235,9 @@ class LocalCompletion:
     def poll(self, timeout: float | None) -> list[Event]:
         """Wait for events; see :meth:`.base.Completion.poll`."""
         self._check()
-        self._send_watches()
+        if self._unwatched:
+            self._link.send(json.dumps({"op": "watch", "ids": self._unwatched}).encode())
+            self._unwatched = []
         deadline = None if timeout is None else time.monotonic() + min(timeout, LONGEST_WAIT)
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -250,23 +246,23 @@ class LocalCompletion:
             if self._events or self._woken or (left is not None and left <= 0):
                 break
             if self._link.closed:
-                raise self._broker.lost()
+                raise self._server.lost()
         self._woken = False
-        # In place: the peers' server appends to this very list.
+        # In place: the channel's server appends to this very list.
         events = self._events[:]
         self._events.clear()
         return events
 
     def send(self, peer: PeerId, body: bytes) -> None:
         """Send a message to a peer; see :meth:`.base.Completion.send`."""
-        if self._peers is not None:
-            self._peers.send(peer, body)
+        if self._channel is not None:
+            self._channel.send(peer, body)
 
     def channel(self) -> ChannelAddress:
-        """Open the channel, and say how to reach it."""
+        """Open the channel, and return its address."""
         self._check()
-        if self._peers is None:
-            self._peers = PeerServer(self._channel_path, self._selector, self._events)
+        if self._channel is None:
+            self._channel = ChannelServer(self._channel_path, self._selector, self._events)
         return ChannelAddress({CHANNEL_VARIABLE: f"unix:{self._channel_path}"})
 
     def wake(self) -> None:
@@ -282,9 +278,9 @@ class LocalCompletion:
                 return
             self._closed = True
             os.close(self._wake_fd)
-        if self._peers is not None:
-            self._peers.close()
-            self._peers = None
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._channel_path)
         self._link.close()
@@ -292,29 +288,12 @@ class LocalCompletion:
 
     def _check(self) -> None:
         if self._closed or (self._link.closed and not self._events):
-            raise self._broker.lost()
+            raise self._server.lost()
 
-    def _send_watches(self) -> None:
-        if self._unwatched:
-            self._link.send(json.dumps({"op": "watch", "ids": self._unwatched}).encode())
-            self._unwatched = []
-            self._watch_writing()
-
-    def _from_broker(self) -> None:
-        self._link.flush()
+    def _from_server(self) -> None:
         for message in self._link.receive():
             for job_id, fields in json.loads(message)["ended"]:
                 self._events.append(JobEnded(job_id, _result(fields)))
-        if self._link.closed:
-            self._selector.unregister(self._link.sock)
-        else:
-            self._watch_writing()
-
-    def _watch_writing(self) -> None:
-        if self._link.backlog != self._writing:
-            self._writing = self._link.backlog
-            mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._writing else 0)
-            self._selector.modify(self._link.sock, mask, self._from_broker)
 
     def _on_wake(self) -> None:
         os.eventfd_read(self._wake_fd)

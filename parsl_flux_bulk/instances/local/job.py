@@ -1,11 +1,18 @@
-"""One job of the embedded instance: its processes, signals and end. Runs in the broker.
+"""One job of the embedded instance: its processes, signals and end. Runs in the server.
+
+::
+
+    WAITING ──> RUNNING ──────────────> ENDED     its tasks ended by themselves
+       │           └──> STOPPING ─────────^       canceled, out of time, or failed to start
+       └──────────────────^
 
 Each task leads a session of its own, so a process group too. What a task leaves in its group is
-killed when the task ends; what left the group, when the job ends (:mod:`.local_processes`).
+killed when the task ends; what left the group, when the job ends (:mod:`.processes`).
 """
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 import resource
@@ -14,18 +21,35 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from parsl_flux_bulk.instances.local.job_plan import JobPlan
-from parsl_flux_bulk.instances.local.output import JobFiles, LabelledPipe, render, spool_paths, tail
-from parsl_flux_bulk.instances.local.processes import job_tmpdir
-
-T = TypeVar("T")
+from parsl_flux_bulk.instances.local.output import JobFiles, LabeledPipe, render, spool_paths
+from parsl_flux_bulk.instances.local.pinning import cpus_of_task, gpu_variables
+from parsl_flux_bulk.instances.local.processes import job_tmpdir, kill_group
+from parsl_flux_bulk.protocol.stderr_tail import read_tail
 
 FALLBACK_DIRECTORY = "/tmp"
 """Where a job runs whose working directory cannot be entered; Flux's shell does the same."""
 
 HOSTNAME = socket.gethostname()
+
+
+class JobState(enum.Enum):
+    """What a job does now."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    ENDED = "ended"
+
+
+_ALLOWED = {
+    JobState.WAITING: {JobState.RUNNING, JobState.STOPPING},
+    JobState.RUNNING: {JobState.STOPPING, JobState.ENDED},
+    JobState.STOPPING: {JobState.ENDED},
+    JobState.ENDED: frozenset[JobState](),
+}
 
 
 class StartFailed(Exception):
@@ -36,57 +60,49 @@ class StartFailed(Exception):
         self.exit_code = exit_code
 
 
-class Job:
-    """A job that waits or runs.
+class LocalJob:
+    """A job of the embedded instance.
 
     Attributes
     ----------
+    state : JobState
     cores, gpus : list of int
-        Those allocated, as indices into the broker's lists.
+        Those allocated, as indices into the server's lists; empty if the job never started.
     size : int
-        Number of tasks; known once it has cores.
+        Number of tasks; known once the job has cores.
     tasks : dict
         Running processes: pid -> rank.
-    started : bool
-        It got resources, and its start was at least tried.
     exception, note : str
-        What ends the job, if it is not its tasks' own doing; the first one stays.
+        Why the job is STOPPING; "" if its tasks ended by themselves.
     """
 
     __slots__ = (
-        "_decided",
-        "_directory",
-        "_errors",
-        "_labels",
-        "_largest",
-        "_signalled",
-        "cores",
-        "exception",
-        "gpus",
-        "id",
-        "note",
-        "plan",
-        "size",
-        "started",
-        "tasks",
+        "_directory", "_errors", "_exit_code", "_failure_code", "_labels", "_signal",
+        "cores", "exception", "gpus", "id", "note", "plan", "size", "state", "tasks",
     )  # fmt: skip
 
     def __init__(self, job_id: int, plan: JobPlan, directory: str) -> None:
         self.id = job_id
         self.plan = plan
+        self.state = JobState.WAITING
         self.cores: list[int] = []
         self.gpus: list[int] = []
         self.size = plan.ntasks
         self.tasks: dict[int, int] = {}
-        self.started = False
         self.exception = ""
         self.note = ""
         self._directory = directory
-        self._largest = 0
-        self._signalled = 0
-        self._decided = False
+        self._exit_code = 0
+        self._failure_code = 0
+        self._signal = 0
         self._errors: dict[str, int] = {}
-        self._labels: list[LabelledPipe] = []
+        self._labels: list[LabeledPipe] = []
+
+    def advance(self, state: JobState) -> None:
+        """Enter a state; RuntimeError if the present state does not lead to it."""
+        if state not in _ALLOWED[self.state]:
+            raise RuntimeError(f"job {self.id} cannot go from {self.state} to {state}")
+        self.state = state
 
     # -- start ---------------------------------------------------------------------------------------
 
@@ -107,7 +123,7 @@ class Job:
         StartFailed
             Tasks that run already are in `tasks`.
         """
-        self.started = True
+        self.advance(JobState.RUNNING)
         self.size = self.plan.ntasks or self.plan.tasks_per_core * len(cpus)
         os.mkdir(job_tmpdir(self._directory, self.id), 0o700)
         usable = os.path.isdir(self.plan.cwd) and os.access(self.plan.cwd, os.X_OK)
@@ -119,15 +135,12 @@ class Job:
                 values = self._template_values(rank)
                 stdio = self._open(files, values)
                 if not usable and rank == 0:
-                    os.write(
-                        stdio[2],
-                        f"cannot enter directory {self.plan.cwd}; going to {cwd}\n".encode(errors="replace"),
-                    )
-                if self.plan.affinity != "off":
-                    # The task inherits it. Set in the child it would cost the fast path (vfork) of
-                    # subprocess; set after the start it would come too late.
-                    mine = share(cpus, rank, self.size) if self.plan.affinity == "per-task" else cpus
-                    os.sched_setaffinity(0, {cpu for core in mine for cpu in core})
+                    notice = f"cannot enter directory {self.plan.cwd}; going to {cwd}\n"
+                    os.write(stdio[2], notice.encode(errors="replace"))
+                # The task inherits the affinity. Set in the child it would cost the fast path (vfork)
+                # of subprocess; set after the start it would come too late.
+                pinned = cpus_of_task(self.plan.affinity, cpus, rank, self.size)
+                os.sched_setaffinity(0, everywhere if pinned is None else pinned)
                 self._spawn(rank, cwd, self._environment(rank, values, gpus), values, stdio)
         finally:
             os.sched_setaffinity(0, everywhere)
@@ -167,7 +180,7 @@ class Job:
             except OSError as error:
                 if error.errno != errno.ENOEXEC:
                     raise
-                # A script without "#!": execvp(3) gives it to the shell, so do Flux and people.
+                # A script without "#!": execvp(3) gives it to the shell, so does Flux.
                 found = shutil.which(argv[0], path=environment.get("PATH")) or argv[0]
                 process = popen(["/bin/sh", found, *argv[1:]])
         except (OSError, ValueError) as error:
@@ -178,7 +191,7 @@ class Job:
         except subprocess.SubprocessError as error:
             note = f"task {rank} (host {HOSTNAME}): cannot set its resource limits: {error}"
             raise StartFailed(note) from error
-        process.returncode = 0  # the broker reaps it; Popen must not, nor warn that nobody did
+        process.returncode = 0  # the server reaps it; Popen must not, nor warn that nobody did
         self.tasks[process.pid] = rank
 
     def _environment(
@@ -195,14 +208,12 @@ class Job:
             FLUX_TASK_RANK=str(rank),
             FLUX_TASK_LOCAL_ID=str(rank),
         )
-        if gpus is not None and plan.gpu_affinity != "off":
-            mine = share(gpus, rank, self.size) if plan.gpu_affinity == "per-task" else gpus
-            environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine) or "-1"
+        if gpus is not None:
+            environment.update(gpu_variables(plan.gpu_affinity, gpus, rank, self.size))
         return environment
 
     def _template_values(self, rank: int) -> dict[str, str]:
-        """What the tags of flux-submit(1) stand for. Ids are decimal here, whatever is asked for."""
+        """Return the values of the tags of flux-submit(1). All forms of the id are decimal here but hex."""
         job_id, size, task = str(self.id), str(self.size), str(rank)
         return {
             "id": job_id, "jobid": job_id, "id.dec": job_id, "id.f58": job_id, "id.hex": hex(self.id),
@@ -218,61 +229,56 @@ class Job:
     def kill(self, signum: int) -> None:
         """Send a signal to the process groups of all running tasks."""
         for pid in self.tasks:
-            try:
-                os.killpg(pid, signum)
-            except (ProcessLookupError, PermissionError):
-                pass
+            kill_group(pid, signum)
 
     def fail(self, exception: str, note: str, exit_code: int = 0) -> bool:
-        """Note why the job ends; False if there is a reason already."""
-        if self.exception:
+        """Enter STOPPING with a reason; False if the job is STOPPING already.
+
+        An `exit_code` other than 0 is the job's, whatever the tasks that are killed for it report.
+        """
+        if self.state is JobState.STOPPING:
             return False
+        self.advance(JobState.STOPPING)
         self.exception, self.note = exception, note
-        if exit_code:
-            self._largest, self._decided = exit_code, True  # whatever the tasks killed for it report
+        self._failure_code = exit_code
         return True
 
     def task_ended(self, pid: int, status: int) -> int:
-        """Take a task's wait status; return it as a shell has it, 128 + N for signal N."""
+        """Record a task's wait status; return it as a shell has it, 128 + N for signal N."""
         del self.tasks[pid]
-        signalled = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-        code = 128 + signalled if signalled else os.WEXITSTATUS(status)
-        if code > self._largest and not self._decided:
-            self._largest, self._signalled = code, signalled
+        signum = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        code = 128 + signum if signum else os.WEXITSTATUS(status)
+        if code > self._exit_code:
+            self._exit_code, self._signal = code, signum
         return code
 
     def finish(self) -> dict[str, Any] | None:
         """Clean up after the last task; return the fields of the JobResult, None for exit status 0."""
+        self.advance(JobState.ENDED)
         for pipe in self._labels:
             pipe.close()
         self._labels = []
-        if self.started:
+        started = bool(self.cores)
+        if started:
             shutil.rmtree(job_tmpdir(self._directory, self.id), ignore_errors=True)
-        if not self.exception and not self._largest:
+        if not self.exception and not self._exit_code:
             return None
-        ran = self.started
+        exit_code, signum = (self._failure_code, 0) if self._failure_code else (self._exit_code, self._signal)
         return {
             "status": {"cancel": "canceled", "timeout": "timeout"}.get(self.exception, "failed"),
-            "exit_code": self._largest if ran and not self._signalled else None,
-            "signal": self._signalled or None,
+            "exit_code": exit_code if started and not signum else None,
+            "signal": signum or None,
             "exception": self.exception,
             "note": self.note,
-            "started": ran,
-            "stderr": "".join(tail(path, start) for path, start in self._errors.items()).rstrip("\n"),
+            "started": started,
+            "stderr": "\n".join(filter(None, (read_tail(*file) for file in self._errors.items()))),
         }
-
-
-def share(items: Sequence[T], rank: int, size: int) -> Sequence[T]:
-    """Return what task `rank` of `size` gets: a run of them, or one that it shares."""
-    if size >= len(items):
-        return [items[rank % len(items)]] if items else []
-    return items[rank * len(items) // size : (rank + 1) * len(items) // size]
 
 
 def limits_setter(limits: Mapping[str, int]) -> Callable[[], None] | None:
     """Return what sets these soft limits in a child; None where they are in force already.
 
-    A limit above the hard one is cut to it, an unknown one passed over.
+    A limit above the hard one is lowered to it; one of an unknown name is ignored.
     """
     changes = []
     for name, value in limits.items():

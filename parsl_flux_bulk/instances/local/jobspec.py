@@ -11,11 +11,11 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from parsl_flux_bulk.instances.local import options
 from parsl_flux_bulk.instances.local.job_plan import JobPlan
+from parsl_flux_bulk.instances.local.machine import Machine
 from parsl_flux_bulk.instances.local.options import JsonObject
 from parsl_flux_bulk.jobspec.jobspec import Jobspec
 
@@ -33,16 +33,6 @@ _OF_ANOTHER_INSTANCE = (
 
 class Unsatisfiable(Exception):
     """A valid request that this instance can never satisfy."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What jobs can ask of this machine."""
-
-    hostname: str
-    cores: int
-    gpus: int
-    working_dir: str = "/"
 
 
 def plan_job(jobspec: Jobspec, machine: Machine, urgency: int) -> JobPlan:

@@ -1,4 +1,4 @@
-"""What the embedded instance remembers of jobs that ended, and for how long. Used by the broker."""
+"""Results and output that the embedded instance keeps of jobs that ended. Runs in the server."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any, TypeAlias
 from parsl_flux_bulk.instances.local.output import spool_paths
 
 KEPT_RESULTS = 10_000
-"""Results kept after they were reported, for another `watch`; unreported ones all stay."""
+"""Reported results kept for another `watch`; all unreported ones are kept."""
 
 KEPT_OUTPUT_JOBS = 10_000
 KEPT_OUTPUT_BYTES = 256 << 20
-"""Output kept of ended jobs: that of the last so many, and so many bytes, whichever is less."""
+"""Output is kept of so many jobs, those that ended last, and so many bytes."""
 
 Result: TypeAlias = dict[str, Any] | None
-"""Fields of a JobResult; None for the usual one, exit status 0."""
+"""Fields of a JobResult; None for exit status 0."""
 
 
 class KeptResults:
-    """How jobs ended: job -> :data:`Result`."""
+    """The results of jobs that ended, by job id."""
 
     def __init__(self) -> None:
         self._unreported: dict[int, Result] = {}
@@ -31,11 +31,11 @@ class KeptResults:
         return job_id in self._unreported or job_id in self._reported
 
     def add(self, job_id: int, result: Result) -> None:
-        """Keep a result until it is taken, and for some time after."""
+        """Keep a result until `take`, and among the last `KEPT_RESULTS` after that."""
         self._unreported[job_id] = result
 
     def take(self, job_id: int) -> Result:
-        """Return a result that is reported now."""
+        """Return a result, to be reported now."""
         if job_id in self._reported:
             return self._reported[job_id]
         result = self._reported[job_id] = self._unreported.pop(job_id)
@@ -45,7 +45,7 @@ class KeptResults:
 
 
 class KeptOutput:
-    """The spool's files of ended jobs."""
+    """The files in the spool of jobs that ended."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -53,7 +53,7 @@ class KeptOutput:
         self._bytes = 0
 
     def add(self, job_id: int) -> None:
-        """Keep the output of a job that has ended, if there is any, in place of the oldest."""
+        """Keep the output of a job that has ended; drop the oldest output beyond the bounds."""
         size = 0
         for path in spool_paths(self._directory, job_id):
             try:
@@ -66,7 +66,7 @@ class KeptOutput:
         if size:
             self._jobs.append((job_id, size))
             self._bytes += size
-        # The last one stays, whatever its size: somebody is about to ask for it.
+        # The newest is kept, whatever its size: its owner is about to read it.
         while len(self._jobs) > KEPT_OUTPUT_JOBS or (self._bytes > KEPT_OUTPUT_BYTES and len(self._jobs) > 1):
             oldest, length = self._jobs.popleft()
             self._bytes -= length

@@ -1,20 +1,25 @@
-"""What this machine has, for the embedded instance."""
+"""What this machine has for jobs of the embedded instance."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from parsl_flux_bulk.errors import InstanceUnavailable
-from parsl_flux_bulk.worker import affinity
 
 
-def physical_cores() -> list[list[int]]:
-    """Return the CPUs that this process may use, those of one physical core together."""
-    return [list(core) for core in affinity.physical_cores()]
+@dataclass(frozen=True)
+class Machine:
+    """What jobs can request of this machine."""
+
+    hostname: str
+    cores: int
+    gpus: int
+    working_dir: str
 
 
 def gpu_names(count: int) -> list[str] | None:
-    """The names of the first `count` GPUs; None for none."""
+    """Return the names of the first `count` GPUs; None for none."""
     if not count:
         return None
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

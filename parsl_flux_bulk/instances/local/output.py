@@ -1,8 +1,8 @@
-"""Standard input, output and error of the embedded instance's jobs. Runs in the broker.
+"""Standard input, output and error of the embedded instance's jobs. Runs in the server.
 
 Output goes to the files that the jobspec names, or else into the instance's spool, one pair of
 files a job. All tasks of a job share an open file in append mode, so that lines of different tasks
-do not overwrite each other. Only labelled output (``--label-io``) passes through the broker.
+do not overwrite each other. Only labeled output (``--label-io``) passes through the server.
 """
 
 from __future__ import annotations
@@ -14,10 +14,6 @@ from collections.abc import Callable, Mapping
 
 from parsl_flux_bulk.instances.local.job_plan import JobPlan, Stream
 
-STDERR_LINES = 20
-STDERR_BYTES = 4096
-"""How much of a failed job's standard error travels with its result."""
-
 _PIPE_READ = 1 << 16
 _PIPE_READS = 16
 """So many reads empty the largest pipe that an unprivileged process may have, 1 MiB; pipe(7)."""
@@ -25,7 +21,7 @@ _TEMPLATE = re.compile(r"\{\{([a-z0-9._]+)\}\}")
 
 
 def spool_paths(directory: str, job_id: int) -> tuple[str, str]:
-    """Where the instance with this private directory keeps the output and error of a job."""
+    """Return the paths where the instance keeps the output and error of a job."""
     return f"{directory}/spool/{job_id}.out", f"{directory}/spool/{job_id}.err"
 
 
@@ -36,21 +32,6 @@ def render(text: str, values: Mapping[str, str]) -> str:
     return _TEMPLATE.sub(lambda match: values.get(match[1], match[0]), text)
 
 
-def tail(path: str, start: int) -> str:
-    """Return the last lines of what a file holds after its first `start` bytes."""
-    try:
-        with open(path, "rb") as file:
-            begin = max(start, file.seek(0, os.SEEK_END) - STDERR_BYTES)
-            file.seek(begin)
-            data = file.read(STDERR_BYTES)
-    except OSError:
-        return ""
-    lines = data.decode(errors="replace").splitlines(keepends=True)
-    if begin > start and len(lines) > 1:
-        del lines[0]  # it has probably lost its beginning
-    return "".join(lines[-STDERR_LINES:])
-
-
 class JobFiles:
     """The open files of one job while its tasks are being started.
 
@@ -58,13 +39,13 @@ class JobFiles:
     ----------
     errors : dict
         Files that standard error goes to: path -> size before the job began.
-    labels : list of LabelledPipe
+    labels : list of LabeledPipe
         Pipes that outlive the start.
     """
 
     def __init__(self, plan: JobPlan, spool: tuple[str, str], cwd: str) -> None:
         self.errors: dict[str, int] = {}
-        self.labels: list[LabelledPipe] = []
+        self.labels: list[LabeledPipe] = []
         self._cwd = cwd
         self._stdin = plan.stdin
         self._streams = tuple(
@@ -96,7 +77,7 @@ class JobFiles:
             return descriptor
         reader, writer = os.pipe()
         self._pipes.append(writer)
-        self.labels.append(LabelledPipe(reader, os.dup(descriptor), f"{values['taskid']}: ".encode()))
+        self.labels.append(LabeledPipe(reader, os.dup(descriptor), f"{values['taskid']}: ".encode()))
         return writer
 
     def _descriptor(self, path: str, flags: int) -> int:
@@ -104,21 +85,21 @@ class JobFiles:
         # Standard input and error may both be /dev/null, but not the same descriptor of it.
         key = path, flags & os.O_ACCMODE
         if key not in self._open:
-            # Without O_NONBLOCK, a named pipe would make the broker wait for its other end.
+            # Without O_NONBLOCK, a named pipe would make the server wait for its other end.
             descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
             os.set_blocking(descriptor, True)
             self._open[key] = descriptor
         return self._open[key]
 
     def close(self) -> None:
-        """Close what the tasks have inherited by now."""
+        """Close the descriptors, which the tasks have inherited by now."""
         for descriptor in [*self._open.values(), *self._pipes]:
             os.close(descriptor)
         self._open.clear()
         self._pipes.clear()
 
 
-class LabelledPipe:
+class LabeledPipe:
     """Copies a task's output to its file, each line with the task's rank in front."""
 
     def __init__(self, reader: int, sink: int, label: bytes) -> None:
@@ -128,7 +109,7 @@ class LabelledPipe:
         self._selector: selectors.BaseSelector | None = None
 
     def watch(self, selector: selectors.BaseSelector) -> None:
-        """Be called by the broker's loop from now on."""
+        """Register with the server's selector."""
         self._selector = selector
         ready: Callable[[], object] = self._ready
         selector.register(self._reader, selectors.EVENT_READ, ready)
@@ -139,7 +120,7 @@ class LabelledPipe:
             self._selector = None
 
     def _copy(self) -> bool:
-        """Copy what one read gives; False at the end, or where nothing is there."""
+        """Copy what one read returns; False at the end, or if the pipe is empty."""
         try:
             data = os.read(self._reader, _PIPE_READ)
         except BlockingIOError:
@@ -153,12 +134,12 @@ class LabelledPipe:
     def _write(self, data: bytes) -> None:
         try:
             os.write(self._sink, data)
-        except OSError:  # a full disk must not end the broker
+        except OSError:  # a full disk must not end the server
             pass
 
     def close(self) -> None:
         """Copy the rest, and close."""
-        # No more than a pipe holds: somebody may still write, without end.
+        # No more than a pipe holds: a process may still write, without end.
         for _ in range(_PIPE_READS):
             if not self._copy():
                 break

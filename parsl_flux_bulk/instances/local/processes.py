@@ -1,12 +1,13 @@
-"""Finding the processes of the embedded instance's jobs, whatever they did to hide.
+"""Find the processes of the embedded instance's jobs, also those that left their process group.
 
-The broker is a *subreaper*: an orphan among its descendants becomes its child (prctl(2)). Every
+The server is a *subreaper*: an orphan among its descendants becomes its child (prctl(2)). Every
 process of a job carries ``FLUX_JOB_TMPDIR`` in the environment it started with, a path inside the
-instance's private directory, which says whose it is.
+instance's private directory, which names the job.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -21,12 +22,12 @@ _VARIABLE = b"FLUX_JOB_TMPDIR="
 
 
 def job_tmpdir(directory: str, job_id: int) -> str:
-    """A job's own scratch directory, in the instance's private one."""
+    """Return a job's scratch directory, below the instance's private one."""
     return f"{directory}/job-{job_id}"
 
 
 def become_subreaper() -> None:
-    """Let orphans among our descendants become our children."""
+    """Let orphans among the descendants of this process become its children."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
@@ -36,11 +37,11 @@ def process_handle(pid: int) -> int:
     Raises
     ------
     OSError
-        There is no such process, or the kernel is older than 5.3.
+        The process has ended, or the kernel is older than 5.3.
     """
     if hasattr(os, "pidfd_open"):
         return os.pidfd_open(pid)
-    # Python built on an old system lacks the function, which the kernel may have all the same.
+    # Python built on an old system lacks the function even if the kernel has it.
     descriptor: int = ctypes.CDLL(None, use_errno=True).syscall(SYS_PIDFD_OPEN, pid, 0)
     if descriptor < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -48,7 +49,7 @@ def process_handle(pid: int) -> int:
 
 
 def children() -> list[int]:
-    """The pids of this process's children, those that ended included."""
+    """Return the pids of this process's children, also of those that ended and are not reaped."""
     me = os.getpid()
     try:
         with open(f"/proc/{me}/task/{me}/children") as file:
@@ -58,7 +59,7 @@ def children() -> list[int]:
 
 
 def job_of(pid: int, directory: str) -> int | None:
-    """The job that a process belongs to, or None if that cannot be told."""
+    """Return the job that a process belongs to; None if its environment does not tell."""
     prefix = _VARIABLE + os.fsencode(job_tmpdir(directory, 0))[:-1]
     for variable in _environment(pid):
         if variable.startswith(prefix) and variable[len(prefix) :].isdigit():
@@ -67,8 +68,8 @@ def job_of(pid: int, directory: str) -> int | None:
 
 
 def kill_all_of(directory: str) -> None:
-    """SIGKILL every process of every job of an instance whose broker is dead."""
-    for _ in range(SWEEPS):  # a process may fork while we look
+    """SIGKILL every process of every job of an instance whose server is dead."""
+    for _ in range(SWEEPS):  # a process may fork during a sweep
         found = [pid for pid in _all_processes() if job_of(pid, directory) is not None]
         for pid in found:
             kill(pid, signal.SIGKILL)
@@ -77,11 +78,15 @@ def kill_all_of(directory: str) -> None:
 
 
 def kill(pid: int, signum: int) -> None:
-    """Send a signal to a process that may be gone."""
-    try:
+    """Send a signal to a process, if it has not ended."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, signum)
-    except (ProcessLookupError, PermissionError):
-        pass
+
+
+def kill_group(pid: int, signum: int) -> None:
+    """Send a signal to a process group, if it has not ended."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signum)
 
 
 def _all_processes() -> list[int]:

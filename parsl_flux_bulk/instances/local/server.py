@@ -2,15 +2,15 @@
 
 ::
 
-    user's process                          broker (this module)
+    user's process                          server (this module)
       LocalInstance ── control, SEQPACKET ──> configuration; one descriptor for each client; "close"
       LocalConnection ── framed JSON ───────> submit (answered with ids), cancel
       LocalCompletion ── framed JSON ───────> watch (answered with "ended")
 
-A process of its own, so that nothing forks inside the user's threaded process, and so that all
-ends when that one does, however it died: the control socket's end and a pidfd both tell. Single
-thread, standard library only. Starts as ``python -I -S -c …`` (see ``local.py``), control socket
-as stdin.
+A process of its own, so that nothing forks inside the user's threaded process, and so that all jobs
+end when that process does, however it died: the end of the control socket and a pidfd both tell.
+Single thread, standard library only. Starts as ``python -I -S -c …`` (:mod:`.server_process`), with
+the control socket as stdin.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from typing import Any
 
 from parsl_flux_bulk.instances.local import processes
 from parsl_flux_bulk.instances.local.allocator import Allocator, JobQueue
-from parsl_flux_bulk.instances.local.job import Job, StartFailed
+from parsl_flux_bulk.instances.local.framed_socket import LONGEST_WAIT, FramedSocket
+from parsl_flux_bulk.instances.local.job import JobState, LocalJob, StartFailed
 from parsl_flux_bulk.instances.local.job_plan import JobPlan
 from parsl_flux_bulk.instances.local.kept_output import KeptOutput, KeptResults, Result
-from parsl_flux_bulk.protocol.framed_socket import LONGEST_WAIT, FramedSocket
 
 KILL_GRACE = 5.0
 """Seconds between the first signal to a job that must end and SIGKILL."""
 
 END_BOUND = 10.0
-"""Seconds that the broker spends at most on seeing everything dead at its own end."""
+"""Seconds that the server waits at most, at its own end, until all processes are dead."""
 
 CONTROL_SIZE = 1 << 16
 """Bytes of a control message at most; the first one, the configuration, is the largest."""
 
 
-class Broker:
+class Server:
     """All state, and the loop."""
 
     def __init__(self, control: socket.socket, configuration: dict[str, Any]) -> None:
@@ -54,8 +54,8 @@ class Broker:
         self._gpus: list[str] | None = configuration["gpus"]
         self._allocator = Allocator(len(self._cpus), len(self._gpus or ()))
         self._queue = JobQueue()
-        self._running: dict[int, Job] = {}
-        self._jobs_of: dict[int, Job] = {}  # a task's pid -> its job
+        self._running: dict[int, LocalJob] = {}
+        self._jobs_of: dict[int, LocalJob] = {}  # a task's pid -> its job
         self._strays: dict[int, int | None] = {}  # an adopted process -> its job, if it can be told
         self._last_id = 0
         self._timers: list[tuple[float, int, int, Callable[[], None]]] = []  # when, serial, job, what
@@ -65,7 +65,7 @@ class Broker:
         self._output = KeptOutput(self._directory)
         self._closing = False
         self.selector = selectors.DefaultSelector()
-        self.touched: set[Client] = set()
+        self.reporting: set[Client] = set()
         self._listen(configuration["owner"])
 
     def _listen(self, owner: int) -> None:
@@ -75,16 +75,16 @@ class Broker:
         self._wake = (wake_read, wake_write)
         signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGHUP):
-            # Handlers, and not SIG_IGN, which the jobs would inherit. Ctrl-C is the user's to decide.
+            # Handlers, and not SIG_IGN, which the jobs would inherit. The user's process decides on Ctrl-C.
             signal.signal(number, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: self._close())
         register = self.selector.register
         register(wake_read, selectors.EVENT_READ, self._woken)
         register(self._control, selectors.EVENT_READ, self._on_control)
-        # A child that the user's process forked keeps our control socket open; the pidfd knows.
+        # A child that the user's process forked keeps the control socket open; the pidfd tells.
         try:
             register(processes.process_handle(owner), selectors.EVENT_READ, self._close)
-        except OSError:  # an old kernel: what remains is the end of the control socket
+        except OSError:  # an old kernel: then the end of the control socket alone tells
             pass
         if os.getppid() != owner:
             self._close()
@@ -97,9 +97,9 @@ class Broker:
             self._run_timers()
             self._reap()
             self._start_jobs()
-            for client in self.touched:
-                client.push()
-            self.touched.clear()
+            for client in self.reporting:
+                client.report()
+            self.reporting.clear()
 
     def _close(self) -> None:
         self._closing = True
@@ -118,7 +118,7 @@ class Broker:
         first = self._last_id + 1
         for plan in plans:
             self._last_id += 1
-            self._queue.add(Job(self._last_id, JobPlan(**plan), self._directory))
+            self._queue.add(LocalJob(self._last_id, JobPlan(**plan), self._directory))
         return list(range(first, self._last_id + 1))
 
     def cancel(self, job_ids: list[int], reason: str) -> None:
@@ -135,16 +135,20 @@ class Broker:
         """Report the end of jobs to `client`, now or later."""
         for job_id in job_ids:
             if job_id in self._results:
-                client.ended.append((job_id, self._results.take(job_id)))
+                self._report(client, job_id, self._results.take(job_id))
             elif job_id in self._running or job_id in self._queue:
                 self._watchers.setdefault(job_id, []).append(client)
             else:
                 note = f"no job {job_id} here, or it ended so long ago that its result is no longer kept"
                 unknown = {"status": "failed", "started": False, "exception": "unknown-job", "note": note}
-                client.ended.append((job_id, unknown))
+                self._report(client, job_id, unknown)
+
+    def _report(self, client: Client, job_id: int, result: Result) -> None:
+        client.ended.append((job_id, result))
+        self.reporting.add(client)
 
     def forget(self, client: Client) -> None:
-        """A client is gone: report nothing more to it."""
+        """Report nothing more to a client, which has closed its connection."""
         for job_id in [job_id for job_id, watchers in self._watchers.items() if client in watchers]:
             self._watchers[job_id].remove(client)
 
@@ -161,14 +165,14 @@ class Broker:
             except Exception as error:  # one strange job must not end all the others
                 job.fail("exec", f"cannot start: {type(error).__name__}: {error}", 1)
             self._jobs_of.update(dict.fromkeys(job.tasks, job))
-            if job.exception:
+            if job.state is JobState.STOPPING:
                 job.kill(signal.SIGKILL)
+            elif job.plan.duration:
+                self._limit(job)
             if not job.tasks:
                 self._ended(job)
-            elif not job.exception and job.plan.duration:
-                self._limit(job)
 
-    def _limit(self, job: Job) -> None:
+    def _limit(self, job: LocalJob) -> None:
         duration = job.plan.duration
         note = "resource allocation expired"
         self._after(duration, job, lambda: self._end_early(job, "timeout", note, signal.SIGALRM))
@@ -176,13 +180,13 @@ class Broker:
             number, left = job.plan.signal
             self._after(max(0.0, duration - left), job, lambda: job.kill(int(number)))
 
-    def _end_early(self, job: Job, exception: str, note: str, signum: int, exit_code: int = 0) -> None:
+    def _end_early(self, job: LocalJob, exception: str, note: str, signum: int, exit_code: int = 0) -> None:
         if job.fail(exception, note, exit_code):
             job.kill(signum)
             job.kill(signal.SIGCONT)  # a stopped process takes no other signal
             self._after(KILL_GRACE, job, lambda: job.kill(signal.SIGKILL))
 
-    def _task_ended(self, job: Job, pid: int, status: int) -> None:
+    def _task_ended(self, job: LocalJob, pid: int, status: int) -> None:
         rank, first = job.tasks[pid], len(job.tasks) == job.size
         code = job.task_ended(pid, status)
         if not job.tasks:
@@ -195,19 +199,18 @@ class Broker:
             note = f"task {rank} ended first, and others still ran {left:g} s later (exit-timeout)"
             self._after(left, job, lambda: self._end_early(job, "exec", note, signal.SIGTERM))
 
-    def _ended(self, job: Job) -> None:
+    def _ended(self, job: LocalJob) -> None:
         result = job.finish()
         if self._running.pop(job.id, None) is not None:
             self._allocator.free(job)
             self._output.add(job.id)
         self._results.add(job.id, result)
         for client in self._watchers.pop(job.id, []):
-            client.ended.append((job.id, self._results.take(job.id)))
-            self.touched.add(client)
+            self._report(client, job.id, self._results.take(job.id))
 
     # -- time ----------------------------------------------------------------------------------------
 
-    def _after(self, seconds: float, job: Job, action: Callable[[], None]) -> None:
+    def _after(self, seconds: float, job: LocalJob, action: Callable[[], None]) -> None:
         self._serial += 1
         heapq.heappush(self._timers, (time.monotonic() + seconds, self._serial, job.id, action))
 
@@ -239,11 +242,8 @@ class Broker:
             reaped = True
             job = self._jobs_of.pop(pid, None)
             if job is not None:
-                # Before it is reaped: until then nobody else can have this pid as process group.
-                try:
-                    os.killpg(pid, signal.SIGKILL)
-                except (ProcessLookupError, PermissionError):
-                    pass
+                # Before the task is reaped: until then no other process group can have this pid.
+                processes.kill_group(pid, signal.SIGKILL)
             status = os.waitpid(pid, 0)[1]
             self._strays.pop(pid, None)
             if job is not None:
@@ -252,7 +252,7 @@ class Broker:
             self._kill_strays()
 
     def _kill_strays(self) -> None:
-        """Kill what we adopted from jobs that have ended."""
+        """Kill adopted processes of jobs that have ended."""
         for pid in processes.children():
             if pid in self._jobs_of:
                 continue
@@ -270,7 +270,7 @@ class Broker:
         while (left := processes.children()) and time.monotonic() < deadline:
             for pid in left:
                 processes.kill(pid, signal.SIGKILL)
-            select.select([self._wake[0]], [], [], 0.2)  # until SIGCHLD; what is stuck has its bound
+            select.select([self._wake[0]], [], [], 0.2)  # until SIGCHLD
             self._woken()
             while (ended := _ended_child()) is not None:
                 os.waitpid(ended, 0)
@@ -283,53 +283,40 @@ class Client:
     Attributes
     ----------
     ended : list
-        Results that go out with the next `push`.
+        Job ids and results that go out with the next `report`.
     """
 
-    def __init__(self, broker: Broker, sock: socket.socket) -> None:
+    def __init__(self, server: Server, sock: socket.socket) -> None:
         self.ended: list[tuple[int, Result]] = []
-        self._broker = broker
-        self._link = FramedSocket(sock)
-        self._writing = False
-        broker.selector.register(sock, selectors.EVENT_READ, self._ready)
+        self._server = server
+        self._link = FramedSocket(sock, server.selector, self._ready)
 
     def _ready(self) -> None:
-        self._link.flush()
         for message in self._link.receive():
             self._handle(json.loads(message))
         if self._link.closed:
-            self._broker.selector.unregister(self._link.sock)
-            self._broker.forget(self)
+            self._server.forget(self)
             self._link.close()
-        else:
-            self._broker.touched.add(self)
 
     def _handle(self, message: dict[str, Any]) -> None:
         if message["op"] == "submit":
-            self._send({"ids": self._broker.submit(message["plans"])})
+            self._send({"ids": self._server.submit(message["plans"])})
         elif message["op"] == "cancel":
-            self._broker.cancel(message["ids"], message["reason"])
+            self._server.cancel(message["ids"], message["reason"])
         elif message["op"] == "watch":
-            self._broker.watch(self, message["ids"])
+            self._server.watch(self, message["ids"])
 
-    def push(self) -> None:
-        """Send what has gathered; ask to be called again if it does not all go out."""
-        if self._link.closed:
-            return
-        if self.ended:
-            self._send({"ended": self.ended})
-            self.ended = []
-        if self._link.backlog != self._writing:
-            self._writing = self._link.backlog
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._writing else 0)
-            self._broker.selector.modify(self._link.sock, events, self._ready)
+    def report(self) -> None:
+        """Send the results that have gathered."""
+        self._send({"ended": self.ended})
+        self.ended = []
 
     def _send(self, message: dict[str, Any]) -> None:
         self._link.send(json.dumps(message).encode())
 
 
 def _ended_child() -> int | None:
-    """The pid of a child that has ended and is not reaped; it stays so."""
+    """Return the pid of a child that has ended; does not reap it."""
     try:
         found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -338,17 +325,17 @@ def _ended_child() -> int | None:
 
 
 def main() -> None:
-    """Run as the broker; the control socket is standard input."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the thread that started us may block some
+    """Run as the server; the control socket is standard input."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the thread that started this process may block some
     control = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     os.chdir("/")
     processes.become_subreaper()
     configuration = json.loads(control.recv(CONTROL_SIZE))
     os.mkdir(os.path.join(configuration["directory"], "spool"), 0o700)
-    broker = Broker(control, configuration)
+    server = Server(control, configuration)
     control.send(b"ready")
     try:
-        broker.run()
+        server.run()
     finally:
-        broker.end()
+        server.end()

@@ -1,4 +1,4 @@
-"""The user's end of the embedded instance's broker: its process, control socket and directory."""
+"""The embedded instance's server as the user's process sees it: process, control socket, directory."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ from typing import IO
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
 from parsl_flux_bulk.instances.local import processes, server
 from parsl_flux_bulk.instances.local.channel_server import SOCKET_PATH_LIMIT
+from parsl_flux_bulk.instances.local.machine import Machine
+from parsl_flux_bulk.protocol.stderr_tail import last_lines
 
 START_BOUND = 30.0
-"""Seconds that the broker has to come up."""
+"""Seconds within which the server must start."""
 
 CLOSE_BOUND = server.END_BOUND + 5.0
-"""Seconds that the broker has to end everything."""
+"""Seconds within which the server must end everything."""
 
 
 class ServerProcess:
-    """A running broker; used by every thread.
+    """A running server; used by every thread.
 
     Parameters
     ----------
-    cores : list of list of int
+    machine : Machine
+    cores : list of tuple of int
         The CPUs of each core.
     gpus : list of str or None
         As ``CUDA_VISIBLE_DEVICES`` names them; None leaves that variable of jobs alone.
@@ -43,10 +46,11 @@ class ServerProcess:
     Raises
     ------
     InstanceUnavailable
-        It does not come up; says why.
+        The server did not start; says why.
     """
 
-    def __init__(self, cores: list[list[int]], gpus: list[str] | None) -> None:
+    def __init__(self, machine: Machine, cores: list[tuple[int, ...]], gpus: list[str] | None) -> None:
+        self.machine = machine
         self.directory = _private_directory()
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -66,7 +70,7 @@ class ServerProcess:
     def _start(self, control: socket.socket) -> subprocess.Popen[bytes]:
         if not sys.executable:
             raise InstanceUnavailable(
-                "the embedded instance needs a Python interpreter: sys.executable is empty"
+                "the embedded instance needs a Python interpreter, but sys.executable is empty"
             )
         root = str(Path(__file__).resolve().parents[3])
         program = f"import sys; sys.path.append({root!r}); from {server.__name__} import main; main()"
@@ -76,9 +80,9 @@ class ServerProcess:
                 stdin=control.fileno(), stdout=self._log, stderr=self._log, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
-            raise InstanceUnavailable(f"cannot start the embedded instance's broker: {error}") from error
+            raise InstanceUnavailable(f"cannot start the embedded instance's server: {error}") from error
 
-    def _configure(self, cores: list[list[int]], gpus: list[str] | None) -> None:
+    def _configure(self, cores: list[tuple[int, ...]], gpus: list[str] | None) -> None:
         configuration = {"cores": cores, "gpus": gpus, "directory": self.directory, "owner": os.getpid()}
         self._control.settimeout(START_BOUND)
         try:
@@ -89,14 +93,14 @@ class ServerProcess:
         if ready != b"ready":
             self._process.kill()
             self._process.wait()
-            said = self._log_tail() or ready.decode(errors="replace") or "it said nothing"
+            reason = self._log_tail() or ready.decode(errors="replace") or "no output"
             raise InstanceUnavailable(
-                f"the embedded instance's broker ({sys.executable}) did not start: {said}"
+                f"the embedded instance's server ({sys.executable}) did not start: {reason}"
             )
         self._control.settimeout(None)
 
     def connect(self) -> socket.socket:
-        """Return a new stream socket to the broker."""
+        """Return a new stream socket to the server."""
         ours, theirs = socket.socketpair()
         try:
             socket.send_fds(self._control, [b"connect"], [theirs.fileno()])
@@ -108,33 +112,33 @@ class ServerProcess:
         return ours
 
     def check(self) -> None:
-        """Raise InstanceLost if the broker has ended."""
+        """Raise InstanceLost if the server has ended."""
         if self._end or self._process.poll() is not None:
             raise self.lost()
 
     def lost(self) -> InstanceLost:
-        """The error to raise where the broker does not answer; its jobs are dead after this."""
+        """Return the error to raise when the server does not answer; its jobs are dead after this."""
         with self._lock:
             if not self._end:
-                self._end = self._bury()
+                self._end = self._kill_all()
         return InstanceLost(self._end)
 
-    def _bury(self) -> str:
-        """Make sure that all is dead, and say how it ended."""
-        self._process.kill()  # it closed a socket, so it has ended or is about to
+    def _kill_all(self) -> str:
+        """Make sure that the server and its jobs are dead; return how the server ended."""
+        self._process.kill()  # the server closed a socket, so it has ended or is about to
         status = self._process.wait()
         processes.kill_all_of(self.directory)
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         log = self._log_tail()
         self._clean_up()
-        return f"the embedded instance's broker (pid {self._process.pid}) {how}" + (f": {log}" if log else "")
+        return f"the embedded instance's server (pid {self._process.pid}) {how}" + (f": {log}" if log else "")
 
     def _log_tail(self) -> str:
         self._log.seek(0)
-        return self._log.read().decode(errors="replace").strip()[-2000:]
+        return last_lines(self._log.read().decode(errors="replace"))
 
     def close(self) -> None:
-        """End the broker, which kills what still runs."""
+        """End the server, which kills what still runs."""
         with self._lock:
             if self._end:
                 return

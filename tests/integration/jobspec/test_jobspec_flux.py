@@ -18,7 +18,7 @@ from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.jobspec import Jobspec, build
 from parsl_flux_bulk.jobspec.constraint import check_constraint, parse_constraint
 from parsl_flux_bulk.jobspec.dependency import parse_dependency
-from parsl_flux_bulk.jobspec.duration import format_duration, parse_duration
+from parsl_flux_bulk.jobspec.duration import parse_duration
 from parsl_flux_bulk.jobspec.environment import filter_environment
 from parsl_flux_bulk.jobspec.resources import Resources
 
@@ -219,14 +219,6 @@ def test_durations_mean_what_they_mean_to_flux(duration):
             parse_fsd(duration)
     else:
         assert ours == pytest.approx(parse_fsd(duration), rel=1e-6, abs=1e-6)
-
-
-@few
-@given(st.floats(0.001, 1e7))
-def test_durations_that_we_write_are_read_by_flux(seconds):
-    from flux.util import parse_fsd
-
-    assert parse_fsd(format_duration(seconds)) == pytest.approx(seconds, rel=1e-4, abs=1e-6)
 
 
 RULES = ["-*", "-A*", "-/B/", "-[AB]", "A", "A*", "/.B/", "*", "X=", "C={{id}}", "X=$", "nothing"]

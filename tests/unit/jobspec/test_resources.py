@@ -17,7 +17,7 @@ from specifications import BAD, GOOD, Bad, Good
 from parsl_flux_bulk.jobspec import build
 from parsl_flux_bulk.jobspec.constraint import parse_constraint
 from parsl_flux_bulk.jobspec.dependency import parse_dependency
-from parsl_flux_bulk.jobspec.duration import format_duration, parse_duration
+from parsl_flux_bulk.jobspec.duration import parse_duration
 from parsl_flux_bulk.jobspec.environment import filter_environment
 from parsl_flux_bulk.jobspec.resource_keys import VALID_KEYS
 from parsl_flux_bulk.jobspec.resources import Resources, Shape
@@ -180,14 +180,6 @@ def test_durations_are_read(text, seconds):
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(ValueError):
         parse_duration(text)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0s"), (0.25, "250ms"), (59, "59s"), (90, "1.5m"), (172800, "2d")]
-)
-def test_durations_are_written_and_read_back(seconds, text):
-    assert format_duration(seconds) == text
-    assert parse_duration(text) == seconds
 
 
 # -- constraints and dependencies ------------------------------------------------------------------

@@ -1,16 +1,17 @@
-"""Send and receive messages over a stream socket: u64 length, little-endian, then the bytes.
+"""A socket of the embedded instance that a selector watches and that never blocks.
 
-The embedded instance uses this format between a process of a job and the executor, and between the client
-and the server. Standard library only: the server imports this module.
+Standard library only: the server imports this module.
 """
 
 from __future__ import annotations
 
+import selectors
 import socket
-import struct
 from collections import deque
+from collections.abc import Callable
 
-LENGTH = struct.Struct("<Q")
+from parsl_flux_bulk.protocol.framing import LENGTH, take_messages
+
 _READ_SIZE = 1 << 18
 _READ_BUDGET = 1 << 22
 """Bytes that one `receive` reads at most, so that one fast sender does not starve the others."""
@@ -20,71 +21,54 @@ _VECTORS = 64
 """Buffers passed to one sendmsg(2); the limit of the system is IOV_MAX, 1024."""
 
 
-def frame(body: bytes) -> bytes:
-    """Return a message with its length before it; for blocking sockets."""
-    return LENGTH.pack(len(body)) + body
-
-
-def take_messages(received: bytearray) -> list[bytes]:
-    """Remove the complete messages from the front of what was received, and return them."""
-    messages, start, size = [], 0, len(received)
-    with memoryview(received) as view:
-        while size - start >= LENGTH.size:
-            body = start + LENGTH.size
-            end = body + LENGTH.unpack_from(view, start)[0]
-            if end > size:
-                break
-            messages.append(bytes(view[body:end]))
-            start = end
-    del received[:start]
-    return messages
-
-
 class FramedSocket:
-    """A non-blocking socket that sends and receives whole messages.
+    """A non-blocking socket that sends and receives whole messages and never waits.
 
-    Data that cannot be sent yet is kept; call :meth:`flush` when the socket becomes writable while
-    :attr:`backlog` is true.
+    Registers with a selector, for reading, and for writing as long as a message waits to be sent.
+
+    Parameters
+    ----------
+    sock : socket.socket
+    selector : selectors.BaseSelector
+    ready : callable
+        The data of the selector's key; has to call :meth:`receive`.
 
     Attributes
     ----------
     closed : bool
-        The other end has closed, and all that it sent has been received.
+        The other end has closed, and all that it sent has been received; or this end has.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(
+        self, sock: socket.socket, selector: selectors.BaseSelector, ready: Callable[[], object]
+    ) -> None:
         sock.setblocking(False)
-        self.sock = sock
         self.closed = False
+        self._sock = sock
+        self._selector = selector
+        self._ready = ready
         self._unsent: deque[memoryview] = deque()
+        self._writing = False
         self._received = bytearray()
         self._broken = False
-
-    def fileno(self) -> int:
-        """Return the file descriptor to wait for."""
-        return self.sock.fileno()
-
-    @property
-    def backlog(self) -> bool:
-        """Whether data waits to be sent."""
-        return bool(self._unsent)
+        selector.register(sock, selectors.EVENT_READ, ready)
 
     def send(self, body: bytes) -> None:
         """Send a message or keep what cannot be sent yet; drop it if the other end has closed."""
-        if self._broken:
+        if self._broken or self.closed:
             return
         self._unsent.append(memoryview(LENGTH.pack(len(body))))
         if body:
             self._unsent.append(memoryview(body))
         if len(self._unsent) <= 2:
-            self.flush()
+            self._flush()
+        self._update_selector()
 
-    def flush(self) -> None:
-        """Send as much as possible without waiting."""
+    def _flush(self) -> None:
         while self._unsent:
             vectors = [self._unsent[i] for i in range(min(len(self._unsent), _VECTORS))]
             try:
-                sent = self.sock.sendmsg(vectors)
+                sent = self._sock.sendmsg(vectors)
             except BlockingIOError:
                 return
             except OSError:  # receive() reports the end, after all that was sent before it
@@ -101,25 +85,38 @@ class FramedSocket:
                 return
             sent -= len(first)
 
+    def _update_selector(self) -> None:
+        writing = bool(self._unsent)
+        if writing != self._writing:
+            self._writing = writing
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writing else 0)
+            self._selector.modify(self._sock, events, self._ready)
+
     def receive(self) -> list[bytes]:
-        """Return the complete messages received so far; set :attr:`closed` at the end of the stream."""
+        """Send what waits, and return the complete messages received so far."""
+        self._flush()
         taken = 0
         while taken < _READ_BUDGET:
             try:
-                data = self.sock.recv(_READ_SIZE)
+                data = self._sock.recv(_READ_SIZE)
             except BlockingIOError:
                 break
             except OSError:
                 data = b""
             if not data:
                 self.closed = True
+                self._selector.unregister(self._sock)
                 break
             self._received += data
             taken += len(data)
+        if not self.closed:
+            self._update_selector()
         return take_messages(self._received)
 
     def close(self) -> None:
-        """Close the socket."""
-        self.closed = True
+        """Close the socket; may be called twice."""
+        if not self.closed:
+            self.closed = True
+            self._selector.unregister(self._sock)
         self._unsent.clear()
-        self.sock.close()
+        self._sock.close()
