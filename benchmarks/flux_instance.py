@@ -23,15 +23,17 @@ def flux_missing() -> str:
 
 
 @contextmanager
-def flux_instance(fake_cores: int = 0) -> Iterator[str]:
+def flux_instance(fake_cores: int = 0, *start_options: str) -> Iterator[str]:
     """Run a Flux instance for the time of a ``with`` block, and yield its URI.
 
     Parameters
     ----------
     fake_cores : int
         Number of cores that the instance assumes the node has; 0 for the cores that it has.
+    start_options : str
+        Options of flux-start(1).
     """
-    options = ["--conf=resource.noverify=true"] if fake_cores else []
+    options = [*start_options, *(["--conf=resource.noverify=true"] if fake_cores else [])]
     script = "echo $FLUX_URI; exec cat"
     if fake_cores:
         script = (
