@@ -164,7 +164,6 @@ class BulkSubmitter:
         self._ledger = _Ledger()
         self._pipeline = Pipeline[BulkJob](
             nest(choose_instance(instance), instances),
-            self._ledger,
             max_active_jobs=max_active_jobs,
             name="bulk-submitter",
         )
@@ -343,7 +342,7 @@ class BulkSubmitter:
         job = BulkJob(self._pipeline, label)
         self._ledger.add(job)
         try:
-            self._pipeline.submit(job, request)
+            self._pipeline.submit(job, request, self._ledger)
         except BaseException:
             self._ledger.forget(job)
             raise

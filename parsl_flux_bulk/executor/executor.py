@@ -1,4 +1,4 @@
-"""Parsl's face: FluxBulkExecutor turns calls into tasks. No loops, and no Flux, are here."""
+"""FluxBulkExecutor: turn app invocations into tasks, and start and shut down what runs them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import sys
 import sysconfig
 import threading
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typeguard
 from parsl.executors.status_handling import BlockProviderExecutor
@@ -27,84 +27,81 @@ from parsl_flux_bulk.errors import ExecutorClosed
 from parsl_flux_bulk.executor.bash_apps import recognize, render, without_parsl
 from parsl_flux_bulk.executor.calls import FunctionTable, serialize_call
 from parsl_flux_bulk.executor.job_factory import WorkerSettings
-from parsl_flux_bulk.executor.runtime import TaskFuture, TaskRuntime
+from parsl_flux_bulk.executor.runtime import StatusReport, TaskPipeline, TaskRuntime
 from parsl_flux_bulk.executor.scaling import BlockScaling
-from parsl_flux_bulk.instances.base import Instance
+from parsl_flux_bulk.executor.submission_queue import SubmissionQueue, TaskFuture
 from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.instances.federation.federation import Federation
 from parsl_flux_bulk.jobspec.job_environment import base_environment, soft_limits
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.pipeline.pipeline import Pipeline
-from parsl_flux_bulk.scheduler.model import TaskJob, WorkerJob
-from parsl_flux_bulk.scheduler.task import CallTask, Command, CommandTask, Function
-
-if TYPE_CHECKING:
-    from parsl_flux_bulk.executor.runtime import StatusReport
+from parsl_flux_bulk.scheduler.task import CallTask, CommandTask, Task
 
 logger = logging.getLogger(__name__)
 
 BASH_APPS = ("native", "python")
 
 SHUTDOWN_GRACE = 2.0
-"""Seconds that workers get at shutdown to end by themselves before their jobs are cancelled."""
+"""Seconds that workers get at shutdown to end by themselves before their jobs are canceled."""
 
 
 class FluxBulkExecutor(BlockScaling, RepresentationMixin):
-    """Run Parsl apps through Flux: floods of small tasks and large MPI or GPU ones alike.
+    """Run Parsl apps through Flux: many small tasks, and large MPI or GPU tasks.
 
-    By default, invocations whose ``parsl_resource_specification`` names nothing but
-    ``cores_per_task`` and ``gpus_per_task`` share warm Python workers, and every other one becomes
-    a Flux job of its own. The valid keys are in ``docs/resources.md``.
+    By default, invocations whose ``parsl_resource_specification`` has no keys but ``cores_per_task`` and
+    ``gpus_per_task`` share warm Python workers, and every other invocation is a Flux job of its own.
+    ``docs/resources.md`` lists the keys.
 
     Parameters
     ----------
     label : str
         Name of this executor, unique in a Parsl configuration.
     instance : None, str or Instance
-        Where jobs run: ``"local"`` for this machine, ``"flux"`` for a Flux instance of our own, a
-        URI for a running one (``local://…``, ``ssh://…``), or None to choose: the instance in
-        ``FLUX_URI``, else one of our own where there is a ``flux`` command, else this machine.
+        Where jobs run: ``"local"`` for this machine without Flux; ``"flux"`` for a new Flux instance, which
+        ends with the executor; a URI (``local://…``, ``ssh://…``) for a running Flux instance. None chooses:
+        inside a task of an instance, a new instance on the cores of that task; else the instance in
+        ``FLUX_URI``; else a new Flux instance if there is a ``flux`` command; else this machine.
     tasks_per_job : int or None
-        1 makes every invocation a job of its own; None lets small ones share warm workers.
+        1 makes every invocation a job of its own. None lets small ones share warm workers.
     max_active_jobs : int or None
-        Bound on the jobs inside the instance at any time; None chooses one by its size.
+        Bound on the jobs inside the instance at any time. None means a bound that depends on its size.
     working_dir : str or None
-        Directory for the output of jobs and workers, on a file system that the nodes share; None
-        means one named as the label below Parsl's run directory.
+        Directory for the output of jobs and workers, on a file system that the nodes share. None means the
+        directory ``label`` in Parsl's run directory.
     environment : dict or None
-        Variables to add to the environment of every job, which is this process's without what an
-        enclosing batch system's launcher put there (see ``docs/mpi.md``).
+        Environment variables to add for every job. A job has the environment of this process, without the
+        variables of an enclosing batch system's launcher (see ``docs/mpi.md``). In a block, a job has the
+        environment of the block.
     python : str or None
-        Python interpreter of the workers; None means this one.
+        Python interpreter of the workers. None means the one of this process.
     storage_access : list of Staging or None
         Parsl's data staging providers.
     remote_monitoring_radio : RadioConfig or None
-        How tasks report to Parsl's monitoring; None means over the shared file system.
+        How tasks report to Parsl's monitoring. None means through files on the shared file system.
     worker_idle_time : float
-        Seconds after which a worker without work ends; at once when others wait for its cores.
+        Seconds after which a worker without tasks ends. When other tasks wait for its cores, it ends at once.
     tasks_per_worker : int or None
-        Replace a worker process after so many tasks, for user code that leaks memory.
+        Tasks after which a worker process is replaced, for user code that leaks memory. None means never.
     bash_apps : str
-        ``"native"`` makes the command of a bash app that needs a job of its own that job's command,
-        without Python, and runs small ones in workers that do not import Parsl for it; ``"python"``
-        runs Parsl's own code for them. See ``docs/bash-apps.md``.
+        ``"native"``: the command of a bash app that needs a job of its own becomes the command of that job,
+        without Python, and workers run small bash apps without importing Parsl. ``"python"``: Parsl's own
+        code runs bash apps. See ``docs/bash-apps.md``.
     provider : ExecutionProvider or None
-        A Parsl provider that gets blocks, each of which becomes a Flux instance that tasks are spread
-        over; see ``docs/blocks.md``. `instance` is then None, or ``"local"`` for blocks without Flux,
-        each one machine.
+        A Parsl provider of blocks. Each block becomes an instance, and tasks are spread over the blocks; see
+        ``docs/blocks.md``. `instance` must then be None, or ``"local"`` for blocks of one node without Flux.
     launch : str
-        With a provider: what starts the Flux instance of a block.
+        With a provider: the command that starts a Flux instance in a block.
     address : str or None
-        With a provider: under which blocks can reach this host; None means all that it has.
+        With a provider: address of this host to which blocks connect. None means all addresses it has.
     node_init : str
-        With a provider: shell command that runs once on each node of a block before there are workers.
+        With a provider: shell command that runs once on each node of a block, before any worker starts.
     block_error_handler : bool or callable
-        With a provider: what to do when blocks fail; as Parsl's HighThroughputExecutor takes it.
+        With a provider: what to do when blocks fail, as for Parsl's HighThroughputExecutor.
 
     Raises
     ------
     ValueError
-        From the constructor, for a number out of its range.
+        From the constructor, for an argument out of its range.
     InstanceUnavailable
         From `start`, if the instance can be neither reached nor started.
     """
@@ -164,62 +161,58 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
         self._functions = FunctionTable(without_parsl) if bash_apps == "native" else FunctionTable()
         self._cwd = ""
         self._last_task_id = 0
-        self._pipeline: Pipeline[WorkerJob | TaskJob] | None = None
+        self._pipeline: TaskPipeline | None = None
         self._closed = False
 
     def start(self) -> None:
-        """Attach to the instance or start it; a second call does nothing."""
+        """Attach to the instance, or start it; a second call does nothing."""
         super().start()  # type: ignore[no-untyped-call]
         with self._lock:
             if self._pipeline is not None:
                 return
             self._closed = False
             self._cwd = os.getcwd()
-            runtime = TaskRuntime(self._settings())
-            pipeline = Pipeline[WorkerJob | TaskJob](
-                self._instance(runtime),
-                runtime,
+            settings = self._settings()
+            federation = None if self.provider is None else Federation()
+            pipeline: TaskPipeline = Pipeline(
+                choose_instance(self.instance) if federation is None else federation,  # type: ignore[arg-type]
                 max_active_jobs=self.max_active_jobs,
                 name=self.label,
-                runtime=runtime,
             )
-            runtime.bind(pipeline)
-            pipeline.start()
+            queue = SubmissionQueue(pipeline.wake)
+            if federation is not None:
+                self._start_blocks(federation, settings, queue)
+            pipeline.start(functools.partial(TaskRuntime, settings, pipeline, queue), fail=queue.fail)
             pipeline.close_with(self, grace=SHUTDOWN_GRACE)
-            self._runtime, self._pipeline = runtime, pipeline
+            self._queue, self._pipeline = queue, pipeline
 
-    def _instance(self, runtime: TaskRuntime) -> Instance:
-        if self.provider is None:
-            return choose_instance(self.instance)  # type: ignore[arg-type]
-        federation = Federation()
-        settings = self._block_settings(
-            self._output,
-            self.python or sys.executable,
+    def _start_blocks(self, federation: Federation, settings: WorkerSettings, queue: SubmissionQueue) -> None:
+        block_settings = self._block_settings(
+            settings.output,
+            settings.python,
             embedded=self.instance == "local",
             launch=self.launch,
             address=self.address,
             node_init=self.node_init,
         )
-        blocks = Blocks(settings, federation, drain=runtime.drain)
+        blocks = Blocks(block_settings, federation, drain=queue.drain)
         self._blocks = blocks
-        return federation
 
     def _settings(self) -> WorkerSettings:
         directory = self.working_dir or os.path.join(self.run_dir, self.label)
         # Two executors, or two runs, may share a working directory.
         output = os.path.join(os.path.abspath(directory), f"jobs-{uuid.uuid4().hex[:8]}")
         os.makedirs(output, exist_ok=True)
-        self._output = output
         own = self.environment or {}
         return WorkerSettings(
             label=self.label,
             python=self.python or sys.executable,
             output=output,
             cwd=self._cwd,
-            # A block's jobs begin with the block's environment: what worker_init did there counts.
+            # The jobs of a block start with the environment of the block, which worker_init has set up.
             environment=own if self.provider else {**base_environment(os.environ), **own},
             rlimits={} if self.provider else soft_limits(),
-            sys_path=_own_sys_path() if self.python in (None, sys.executable) else (),
+            sys_path=own_sys_path() if self.python in (None, sys.executable) else (),
             tasks_per_job=self.tasks_per_job,
             tasks_per_worker=self.tasks_per_worker,
             worker_idle_time=float(self.worker_idle_time),
@@ -234,86 +227,84 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
         -------
         Future
             Ends with the result, with the exception that `func` raised, or with an error of
-            :mod:`parsl_flux_bulk.errors`. Cancelling it ends a running task too.
+            :mod:`parsl_flux_bulk.errors`. Canceling the future also ends a running task.
 
         Raises
         ------
         parsl.executors.errors.InvalidResourceSpecification
             Names the key, its value, and what would be right.
         CallNotSerializable
-            Names the argument that cannot travel.
+            Names the argument that cannot be serialized.
         ExecutorClosed, InstanceLost
-            Before `start`, after `shutdown`, or when the instance is gone.
+            Before `start`, after `shutdown`, or when the instance is lost.
         """
         resources = Resources.from_specification(resource_specification)
         if self.bash_apps == "native" and (resources.shape is None or self.tasks_per_job == 1):
             app = recognize(func)
             if app is not None:
-                return self._submit_bare(app, resources, args, kwargs)
+                self._running_queue()  # before any of the user's code runs, and any file is opened
+                try:
+                    command, resources = render(app, args, kwargs, resources, self._cwd)
+                except Exception as error:
+                    # Whatever is wrong with its command is the app's error, as if a worker had found it.
+                    future: Future[Any] = Future()
+                    future.set_exception(error)
+                    return future
+                return self._enqueue(
+                    lambda task_id, new_future: CommandTask(task_id, resources, new_future, command)
+                )
         function = self._functions.get(func)
         call = serialize_call(function.name, args, kwargs)
-        return self._enqueue(resources, function, call)
+        return self._enqueue(
+            lambda task_id, new_future: CallTask(task_id, resources, new_future, function, call)
+        )
 
-    def _submit_bare(
-        self, app: Callable[..., Any], resources: Resources, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Future[Any]:
-        """Run a bash app as a job of its own; whatever is wrong with its command is that app's error."""
-        self._running_agent()  # nothing of the user's runs, and no file is opened, for what is not accepted
-        try:
-            command, resources = render(app, args, kwargs, resources, self._cwd)
-        except Exception as error:
-            future: Future[Any] = Future()
-            future.set_exception(error)
-            return future
-        return self._enqueue(resources, command)
-
-    def _enqueue(self, resources: Resources, run: Function | Command, call: bytes = b"") -> Future[Any]:
-        # What takes long is done: only check, enqueue and wake happen under the lock.
+    def _enqueue(self, make_task: Callable[[int, Callable[[Task], Future[Any]]], Task]) -> Future[Any]:
+        # Rendering and serializing are done: only check, enqueue and wake happen under the lock.
         with self._lock:
-            runtime = self._running_agent()
+            queue = self._running_queue()
             self._last_task_id += 1
-            new_future = functools.partial(TaskFuture, runtime)
-            task: CallTask | CommandTask
-            if isinstance(run, Command):
-                task = CommandTask(self._last_task_id, resources, new_future, run)
-            else:
-                task = CallTask(self._last_task_id, resources, new_future, run, call)
+            task = make_task(self._last_task_id, functools.partial(TaskFuture, queue))
             future = task.future
-            runtime.put(task)
+            queue.put(task)
         return future
 
-    def _running_agent(self) -> TaskRuntime:
-        runtime = self._runtime
-        if runtime is None:
+    def _running_queue(self) -> SubmissionQueue:
+        queue = self._queue
+        if queue is None:
             when = "after shutdown" if self._closed else "before start"
-            raise ExecutorClosed(f"executor {self.label!r}: no tasks can be submitted {when}")
-        return runtime
+            raise ExecutorClosed(f"executor {self.label!r}: tasks cannot be submitted {when}")
+        return queue
 
     def shutdown(self) -> None:
-        """End every job and worker, and the instance if it is ours; bounded in time.
+        """End every job and worker, and the instance if the executor started it; bounded in time.
 
-        Tasks that have not ended are cancelled. A second call, or one before `start`, does nothing.
-        An executor that is garbage, or alive at the exit of the interpreter, is shut down likewise.
+        Tasks that have not ended are canceled. A second call, or a call before `start`, does nothing.
+        An executor that is garbage, or that still runs when the interpreter exits, is shut down the same way.
         """
         with self._lock:
             pipeline = self._pipeline
-            self._runtime = self._pipeline = None
+            self._queue = self._pipeline = None
             self._closed = True
         if pipeline is not None:
             pipeline.close(grace=SHUTDOWN_GRACE)
         self._end_blocks()
         super().shutdown()
 
+    # -- inspection ---------------------------------------------------------------------------------
+
     def status_report(self) -> StatusReport | None:
-        """Tasks by state, workers and cores by shape, jobs inside the instance; None unless started."""
-        runtime = self._runtime
-        return None if runtime is None else runtime.status()
+        """Return counts of tasks by state, workers and cores by shape, and jobs; None until started."""
+        queue, pipeline = self._queue, self._pipeline
+        if queue is None or pipeline is None or queue.scheduler is None:
+            return None
+        return StatusReport.of(queue.scheduler, pipeline)
 
 
-def _own_sys_path() -> tuple[str, ...]:
-    """Where this process finds modules beyond its interpreter's own: the script's directory, say.
+def own_sys_path() -> tuple[str, ...]:
+    """Return the entries of ``sys.path`` that are not the interpreter's own, such as the script's directory.
 
-    Modules beside the user's script are then importable in workers, as they are in the script.
+    With them, workers can import the modules beside the user's script.
     """
     libraries = {*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages()}
     standard = os.path.dirname(os.__file__) + os.sep

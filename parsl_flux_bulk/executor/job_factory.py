@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from parsl_flux_bulk import jobspec
-from parsl_flux_bulk.instances.base import JobRequest, JobResult
+from parsl_flux_bulk.instances.base import JobRequest
 from parsl_flux_bulk.jobspec.resources import Resources
-from parsl_flux_bulk.pipeline.job_errors import refused
 from parsl_flux_bulk.protocol import variables
 from parsl_flux_bulk.protocol.stderr_tail import read_tail
 from parsl_flux_bulk.scheduler.model import WorkerJob
@@ -26,7 +25,7 @@ _WORKER = str(Path(__file__).resolve().parents[1] / "worker" / "main.py")
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """What all jobs of an executor have in common.
+    """Settings of all jobs of an executor.
 
     Attributes
     ----------
@@ -35,11 +34,11 @@ class WorkerSettings:
         Directory for the standard output and error of jobs.
     cwd : str
     environment : mapping
-        Of every job.
+        Environment of every job.
     rlimits : mapping
         Soft limits of every job, as `jobspec.build` takes them.
     sys_path : tuple of str
-        Added to a worker's module search path.
+        Entries to add to a worker's module search path.
     tasks_per_job, tasks_per_worker : int or None
     worker_idle_time : float
         Seconds.
@@ -64,13 +63,13 @@ class WorkerSettings:
 
 
 class JobFactory:
-    """Makes the requests for worker jobs and task jobs.
+    """Make the requests for worker jobs and task jobs.
 
     Parameters
     ----------
     settings : WorkerSettings
     channel : mapping
-        Environment variables that lead to the channel.
+        Environment variables with the address of the channel.
     """
 
     def __init__(self, settings: WorkerSettings, channel: Mapping[str, str]) -> None:
@@ -84,7 +83,7 @@ class JobFactory:
         Raises
         ------
         JobspecError
-            The task's environment rules cannot be applied, or a text cannot be sent.
+            The task's environment rules cannot be applied, or a string cannot be encoded.
         """
         if isinstance(job, WorkerJob):
             resources = Resources(
@@ -94,7 +93,7 @@ class JobFactory:
             return self._request(job, resources, self._python, own, self._settings.label, per_node=True)
         task = job.task
         if isinstance(task, CommandTask):
-            # Not for the command: by the channel's address the guard of an instance knows our jobs.
+            # The command does not use the channel; the cancel guard finds an executor's jobs by its address.
             return self._request(job, task.resources, task.command.arguments, self._channel, task.name)
         own = self._python_environment(job, task.resources, "task")
         return self._request(job, task.resources, self._python, own, task.name)
@@ -121,8 +120,7 @@ class JobFactory:
         per_node: bool = False,
     ) -> JobRequest:
         stdout, stderr = self.output_paths(job)
-        # What is in the files already stays: what the user wants to append to, and the header that the
-        # standard error of a bash app begins with.
+        # Append, since the files may begin with the header of a bash app, or belong to the user.
         options: dict[str, object] = {"output": {"mode": "append"}}
         if resources.gpus_per_task and not per_node:
             options["gpu-affinity"] = "per-task"
@@ -142,7 +140,7 @@ class JobFactory:
         return JobRequest(built, resources.urgency)
 
     def output_paths(self, job: WorkerJob | TaskJob) -> tuple[str, str]:
-        """Where a job's standard output and error go; may be templates of Flux's."""
+        """Return the paths of a job's standard output and error; they may be templates that Flux expands."""
         kind = "workers" if isinstance(job, WorkerJob) else "task"
         base = os.path.join(self._settings.output, f"{kind}-{job.token}")
         stdout, stderr = f"{base}.out", f"{base}.err"
@@ -152,19 +150,14 @@ class JobFactory:
         return command.stdout or stdout, command.stderr or stderr
 
     def collect_output(self, job: WorkerJob | TaskJob, *, failed: bool) -> str:
-        """Return the last lines of a failed job's standard error; remove files that are empty."""
+        """Return the last lines of a failed job's standard error; remove empty output files."""
         stdout, stderr = self.output_paths(job)
         tail = read_tail(stderr) if failed else ""
         for path in (stdout, stderr):
             try:
-                # A file that the user named stays.
+                # Files that the user named are kept.
                 if path.startswith(self._settings.output) and os.path.getsize(path) == 0:
                     os.unlink(path)
             except OSError:
-                pass  # the job never started, or its node's file system lags behind
+                pass  # the job never started, or the node's file system is behind
         return tail
-
-    @staticmethod
-    def refusal(error: Exception) -> JobResult:
-        """The result of a job whose request could not even be made."""
-        return refused(str(error))

@@ -1,7 +1,7 @@
-"""Parsl's scaling interface: how an executor with a provider gets blocks, and gives them back.
+"""Parsl's scaling interface: scale out and scale in of an executor with a provider.
 
-The half of :class:`~parsl_flux_bulk.executor.FluxBulkExecutor` that Parsl's scaling strategies and status
-poller talk to. The blocks themselves are :mod:`parsl_flux_bulk.blocks.manager`' affair.
+Base class of :class:`~parsl_flux_bulk.executor.FluxBulkExecutor`, called by Parsl's scaling strategies and
+status poller. :mod:`parsl_flux_bulk.blocks.manager` manages the blocks themselves.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from parsl.jobs.states import TERMINAL_STATES, JobState, JobStatus
 from parsl.providers import LocalProvider
 
 from parsl_flux_bulk.blocks.manager import Blocks, BlockSettings, addresses_of_this_host, seconds_of
+from parsl_flux_bulk.errors import ExecutorClosed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from parsl.providers.base import ExecutionProvider
 
-    from parsl_flux_bulk.executor.runtime import TaskRuntime
+    from parsl_flux_bulk.executor.submission_queue import SubmissionQueue
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ LOOPBACK = "127.0.0.1"
 
 
 class BlockScaling(BlockProviderExecutor):
-    """Scale out and in, and say how the blocks are."""
+    """Scale out and in, and report the status of the blocks."""
 
     def __init__(
         self,
@@ -40,47 +41,48 @@ class BlockScaling(BlockProviderExecutor):
     ) -> None:
         super().__init__(provider=provider, block_error_handler=block_error_handler)
         self._blocks: Blocks | None = None
-        self._runtime: TaskRuntime | None = None
+        self._queue: SubmissionQueue | None = None
 
     def outstanding(self) -> int:
-        """Tasks that have not ended."""
-        runtime = self._runtime
-        return 0 if runtime is None else runtime.outstanding
+        """Return the number of tasks that have not ended."""
+        queue = self._queue
+        return 0 if queue is None else queue.outstanding
 
     @property
     def workers_per_node(self) -> int:
-        """Workers of one core that fit a node: what a block showed, else what the provider says, else 1."""
+        """One-core workers that fit a node: by the blocks that joined, else by the provider, else 1."""
         seen = self._blocks.slots_per_node if self._blocks is not None else None
         return seen or getattr(self.provider, "cores_per_node", None) or 1
 
     def _get_launch_command(self, block_id: str) -> str:
-        assert self._blocks is not None, "start() comes first"
+        if self._blocks is None:
+            raise ExecutorClosed(f"executor {self.label!r}: blocks need an executor that is started")
         return self._blocks.command(block_id)
 
     def scale_in(self, blocks: int, max_idletime: float | None = None) -> list[str]:
-        """Give blocks back, the longest idle first.
+        """Scale in, beginning with the blocks that have been idle longest.
 
         Parameters
         ----------
         blocks : int
-            How many.
+            Number of blocks.
         max_idletime : float or None
-            Only those that have had nothing to do for so many seconds; None also takes busy ones,
-            which end when what runs there has ended; what has not started moves to others.
+            Choose only blocks that have been idle for more than so many seconds. None also chooses busy
+            blocks: their running tasks end first, and their other tasks move to other blocks.
 
         Returns
         -------
         list of str
-            The blocks that are given back.
+            The chosen blocks.
         """
         own = self._blocks
         if own is None or self.provider is None:
             return []
-        there = [block for block, status in self._status.items() if status.state not in TERMINAL_STATES]
-        there.sort(key=own.idle_time, reverse=True)
+        alive = [block for block, status in self._status.items() if status.state not in TERMINAL_STATES]
+        alive.sort(key=own.idle_time, reverse=True)
         if max_idletime is not None:
-            there = [block for block in there if own.joined(block) and own.idle_time(block) > max_idletime]
-        chosen = there[:blocks]
+            alive = [block for block in alive if own.joined(block) and own.idle_time(block) > max_idletime]
+        chosen = alive[:blocks]
         for block_id in chosen:
             own.retire(block_id, then=self._canceller(block_id))
         return chosen
@@ -89,24 +91,23 @@ class BlockScaling(BlockProviderExecutor):
         return lambda: self._cancel_blocks([block_id])
 
     def _cancel_blocks(self, block_ids: Sequence[str]) -> None:
-        """Cancel blocks at the provider; one that cannot be cancelled is named in the log."""
-        assert self.provider is not None
+        """Cancel blocks at the provider; log the ones that cannot be canceled."""
         jobs = [
             self.blocks_to_job_id[block_id] for block_id in block_ids if block_id in self.blocks_to_job_id
         ]
-        if not jobs:
+        if not jobs or self.provider is None:
             return
         try:
             answers: Sequence[Any] = self.provider.cancel(jobs)
         except Exception as error:
-            logger.error("%s: blocks %s could not be cancelled: %s", self.label, list(block_ids), error)
+            logger.error("cancel failed executor=%s blocks=%s: %s", self.label, list(block_ids), error)
             return
         left = [job for job, done in zip(jobs, answers, strict=False) if not done]
         if left:
-            logger.warning("%s: the provider did not cancel %s", self.label, left)
+            logger.warning("cancel refused by the provider executor=%s jobs=%s", self.label, left)
 
     def status(self) -> dict[str, JobStatus]:
-        """What the provider says of the blocks; one that ended before it ever joined has failed."""
+        """Return the provider's status of the blocks. A block that ended before it joined has failed."""
         status: dict[str, JobStatus] = super().status()
         own = self._blocks
         if own is not None:
@@ -114,7 +115,7 @@ class BlockScaling(BlockProviderExecutor):
                 if said.state is JobState.COMPLETED and not own.joined(block_id):
                     status[block_id] = JobStatus(
                         JobState.FAILED,
-                        f"block {block_id} ended before it joined; its own log says why",
+                        f"block {block_id} ended before it joined; see its log",
                         said.exit_code,
                         said.stdout_path,
                         said.stderr_path,
@@ -122,11 +123,11 @@ class BlockScaling(BlockProviderExecutor):
         return status
 
     def set_bad_state_and_fail_all(self, exception: Exception) -> None:
-        """Fail all tasks, and those to come; Parsl's error handlers call it when blocks keep failing."""
+        """Fail all tasks, and those to come; called by Parsl's error handlers when blocks keep failing."""
         super().set_bad_state_and_fail_all(exception)
-        runtime = self._runtime
-        if runtime is not None:
-            runtime.fail(BadStateException(self, exception))  # type: ignore[no-untyped-call]
+        queue = self._queue
+        if queue is not None:
+            queue.fail(BadStateException(self, exception))  # type: ignore[no-untyped-call]
 
     # -- for the executor -------------------------------------------------------------------------
 
@@ -134,7 +135,7 @@ class BlockScaling(BlockProviderExecutor):
         self, directory: str, python: str, *, embedded: bool, launch: str, address: str | None, node_init: str
     ) -> BlockSettings:
         provider = self.provider
-        # Blocks of a provider of this very machine need nobody else to reach us.
+        # A provider that starts blocks on this machine needs no connection from other hosts.
         local = isinstance(provider, LocalProvider) and address is None
         once = bool(getattr(provider, "starts_flux", False))
         return BlockSettings(
@@ -149,7 +150,7 @@ class BlockScaling(BlockProviderExecutor):
         )
 
     def _end_blocks(self) -> None:
-        """End every block, at its own end and at the provider's."""
+        """End every block: tell its program to end, and cancel the provider's job."""
         blocks, self._blocks = self._blocks, None
         if blocks is None:
             return
@@ -160,6 +161,6 @@ class BlockScaling(BlockProviderExecutor):
         )
 
 
-# Parsl's strategy "htex_auto_scale" gives idle blocks back while others work, by `scale_in` with
-# `max_idletime`, and does so for whatever passes for a HighThroughputExecutor. Nothing else asks.
+# Parsl's strategy "htex_auto_scale" scales idle blocks in, by `scale_in` with `max_idletime`, if the executor
+# is an instance of HighThroughputExecutor. Nothing else in Parsl checks for this class.
 HighThroughputExecutor.register(BlockScaling)  # type: ignore[type-abstract]

@@ -3,10 +3,10 @@
 ::
 
     CREATED ──submit──> QUEUED ──accepted──> SUBMITTED ──> ENDED
-                           └──refused, dropped, given up──────^
+                           └──refused, dropped, abandoned─────^
 
-Whoever submits jobs subclasses :class:`Job` for what else belongs to a job: the record is the context that
-the pipeline carries through, and hands back to its :class:`JobOwner`.
+The executor and the BulkSubmitter subclass :class:`Job` to add their own attributes. The pipeline passes the
+record back to the job's :class:`JobOwner`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from parsl_flux_bulk.instances.base import JobId, JobResult
 
 
 class JobState(enum.Enum):
-    """How far a job is on its way through the pipeline."""
+    """Where a job is on its way through the pipeline."""
 
     CREATED = "created"
     QUEUED = "queued"
@@ -41,15 +41,15 @@ class Job:
     ----------
     pipeline_state : JobState
     job_id : int or None
-        Known once the instance accepted the job.
+        None until the instance has accepted the job.
     name : str
-        The id as people write it; "" until it is known.
+        The job id as people write it; "" until it is known.
     dropped : bool
         Canceled before it was submitted. Written by the submission thread only.
     result : JobResult or None
-        How it ended.
+        None until the job has ended.
     t_submit, t_end : float or None
-        Seconds since the epoch: when the instance accepted it, when its end was reported.
+        Seconds since the epoch: when the instance accepted the job, and when its end was reported.
     """
 
     __slots__ = (
@@ -83,7 +83,7 @@ class Job:
         Raises
         ------
         RuntimeError
-            If the job's present state does not lead to it.
+            If the job's present state does not lead to `state`.
         """
         if state not in _ALLOWED[self.pipeline_state]:
             raise RuntimeError(
@@ -97,10 +97,10 @@ JobT_contra = TypeVar("JobT_contra", bound=Job, contravariant=True)
 
 
 class JobOwner(Protocol[JobT_contra]):
-    """Hears of all jobs of one pipeline, in the completion thread."""
+    """What is told about the jobs that it submitted, in the completion thread."""
 
     def job_submitted(self, job: JobT_contra) -> None:
-        """The instance accepted the job: `job_id` and `name` are known."""
+        """Take note that the instance accepted the job: `job_id` and `name` are known."""
 
     def job_ended(self, job: JobT_contra, result: JobResult) -> None:
-        """The job ended. Called exactly once for every job, also for one that was refused."""
+        """Take note that the job ended. Called exactly once for every job, also for a refused one."""

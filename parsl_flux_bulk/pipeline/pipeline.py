@@ -1,29 +1,42 @@
-"""One instance's pipeline: jobs in, results out.
+"""The pipeline of one instance: jobs in, results out.
 
 ::
 
-    submit ──> Submitter (thread) ──> instance ──> CompletionLoop (thread) ──> listener, runtime
+    submit ──> Submitter (thread) ──> instance ──> CompletionLoop (thread) ──> JobOwner, Runtime
                     ^                                      |
                     └───────────── release ────────────────┘
 
-The pipeline owns the instance and both threads, knows every job that has not ended, and is what
-ends them all when the instance is lost or the pipeline closed. The threads hold the two state
-objects, never whoever uses the pipeline.
+The pipeline owns the instance and both threads, and knows every job that has not ended. When the instance is
+lost or the pipeline is closed, the pipeline ends the jobs that are left. The threads hold the pipeline's
+state, never the executor or the BulkSubmitter that uses it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
 import weakref
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Generic
 
 from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost
-from parsl_flux_bulk.instances.base import EndCause, Instance, JobRequest, JobResult, JobStatus
-from parsl_flux_bulk.pipeline.completion import CompletionLoop, Runtime, tell
+from parsl_flux_bulk.instances.base import (
+    Capacity,
+    Completion,
+    EndCause,
+    Instance,
+    JobId,
+    JobRequest,
+    JobResult,
+    JobStatus,
+    Refusal,
+)
+from parsl_flux_bulk.instances.call_queue import CallQueue
+from parsl_flux_bulk.pipeline.completion import CompletionLoop, OpenRuntime, Runtime
 from parsl_flux_bulk.pipeline.job import JobOwner, JobState, JobT
 from parsl_flux_bulk.pipeline.job_errors import canceled
 from parsl_flux_bulk.pipeline.submitter import Submitter
@@ -31,72 +44,76 @@ from parsl_flux_bulk.pipeline.submitter import Submitter
 logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 15.0
-"""Seconds that cancelled jobs may take to end at close."""
+"""Seconds that canceled jobs may take to end when a pipeline is closed."""
+
+
+def _no_runtime(completion: Completion, capacity: Capacity) -> Runtime:
+    return Runtime()
+
+
+def _ignore(error: Exception) -> None:
+    pass
 
 
 class Pipeline(Generic[JobT]):
-    """Submit jobs to one instance and hear how they end.
+    """Submit jobs to one instance, and tell their owners how they end.
 
     Parameters
     ----------
     instance : Instance
         Where jobs run. The pipeline starts it, and closes it in the end.
-    owner : JobOwner
-        Told in the completion thread that a job was submitted, and how it ended.
     max_active_jobs : int or None
-        Bound on the jobs inside the instance at any time; the rest wait here. None chooses one by
-        the instance's size.
+        Bound on the jobs inside the instance at any time; the others wait in this process. None means a bound
+        that depends on the instance's size.
     name : str
-        Names the threads.
-    runtime : Runtime or None
-        Served in the completion thread, together with the channel to the workers.
+        Prefix of the threads' names.
+
+    Raises
+    ------
+    ValueError
+        For a `max_active_jobs` below 1.
     """
 
     def __init__(
-        self,
-        instance: Instance,
-        owner: JobOwner[JobT],
-        *,
-        max_active_jobs: int | None = None,
-        name: str = "flux-bulk",
-        runtime: Runtime | None = None,
+        self, instance: Instance, *, max_active_jobs: int | None = None, name: str = "flux-bulk"
     ) -> None:
         if max_active_jobs is not None and max_active_jobs < 1:
-            raise ValueError(f"max_active_jobs must be at least 1, or None to choose; not {max_active_jobs}")
+            raise ValueError(f"max_active_jobs must be at least 1 or None, not {max_active_jobs}")
         self._instance = instance
-        self._owner = owner
+        self._name = name
         self._lock = threading.Lock()
         self._none_left = threading.Condition(self._lock)
-        self._jobs: set[JobT] = set()
+        self._jobs: dict[JobT, JobOwner[JobT]] = {}
         self._closed = False
         self._started = False
+        self._threads: list[threading.Thread] = []
         self._pid = os.getpid()
-        self._runtime = runtime
         self._error: InstanceLost | None = None
-        self._loop = CompletionLoop[JobT](
-            instance.completion,
-            runtime=runtime,
-            released=lambda count: self._submitter.release(count),
-            resized=lambda capacity: self._submitter.resize(capacity),
-            submitted=self._job_submitted,
-            ended=self._ended,
-            lost=self._lost,
-        )
+        self._fail: Callable[[Exception], None] = _ignore
+        self._capacity: Future[Capacity] = Future()
+        self._calls: CallQueue[CompletionLoop[JobT]] = CallQueue()
         self._submitter = Submitter[JobT](
             instance.connect,
-            opened=self._loop.set_capacity,
-            accepted=self._loop.accepted,
-            dropped=self._loop.dropped,
-            lost=self._loop.lost,
+            opened=self._capacity.set_result,
+            answered=self._answered,
+            dropped=self._dropped,
+            lost=self._submission_lost,
             max_active_jobs=max_active_jobs,
         )
-        self._threads = [
-            threading.Thread(target=self._loop.run, name=f"{name}-completion", daemon=True),
-            threading.Thread(target=self._submitter.run, name=f"{name}-submitter", daemon=True),
-        ]
 
-    def start(self) -> None:
+    def start(
+        self, open_runtime: OpenRuntime = _no_runtime, *, fail: Callable[[Exception], None] = _ignore
+    ) -> None:
         """Start the instance and the threads; a second call does nothing.
+
+        Parameters
+        ----------
+        open_runtime : callable
+            Called in the completion thread with its completion and the instance's capacity; returns what the
+            thread serves besides jobs.
+        fail : callable
+            Called when no more tasks can run: in the completion thread with InstanceLost, or by `close` with
+            ExecutorClosed. The runtime has one more turn after that.
 
         Raises
         ------
@@ -107,24 +124,36 @@ class Pipeline(Generic[JobT]):
             if self._started or self._closed:
                 return
             self._started = True
+            self._fail = fail
         try:
             self._instance.start()
         except BaseException:
             self.close()
             raise
         logger.info("running jobs on %s", self._instance.description)
+        self._threads = [
+            threading.Thread(
+                target=self._complete, args=[open_runtime], name=f"{self._name}-completion", daemon=True
+            ),
+            threading.Thread(target=self._submitter.run, name=f"{self._name}-submitter", daemon=True),
+        ]
         for thread in self._threads:
             thread.start()
 
-    def submit(self, job: JobT, request: JobRequest) -> None:
-        """Enqueue a job; never blocks. `request` is dropped as soon as the instance has it.
+    def submit(self, job: JobT, request: JobRequest, owner: JobOwner[JobT]) -> None:
+        """Enqueue a job; never blocks. The request is released once the instance has the job.
+
+        Parameters
+        ----------
+        owner : JobOwner
+            Told in the completion thread that the job was submitted, and how it ended.
 
         Raises
         ------
         ExecutorClosed
             After `close`.
         InstanceLost
-            If the instance is gone.
+            If the instance is lost.
         """
         with self._lock:
             if self._error is not None:
@@ -132,30 +161,23 @@ class Pipeline(Generic[JobT]):
             if self._closed:
                 raise ExecutorClosed("no jobs can be submitted after shutdown")
             job.advance(JobState.QUEUED)
-            self._jobs.add(job)
+            self._jobs[job] = owner
             self._submitter.put(job, request)
 
     def cancel(self, job: JobT, reason: str) -> None:
-        """Cancel a job: one that waits here is dropped, one inside the instance is cancelled there."""
+        """Cancel a job: drop one that waits in this process, cancel one that is inside the instance."""
         self._submitter.cancel(job, reason)
 
-    def call_soon(self, function: Callable[[], None]) -> None:
-        """Run `function` in the completion thread."""
-        self._loop.call_soon(function)
-
     def wake(self) -> None:
-        """Give the runtime a turn soon."""
-        self._loop.wake()
+        """Give the runtime a turn soon; any thread may."""
+        self._calls.wake()
 
     def output(self, job: JobT) -> tuple[str, str]:
-        """Standard output and error that the instance kept of a job; see Connection.output."""
+        """Return the standard output and error of a job that the instance kept; see Connection.output."""
         if job.job_id is None:
             return "", ""
-        connection = self._instance.connect()
-        try:
+        with contextlib.closing(self._instance.connect()) as connection:
             return connection.output(job.job_id)
-        finally:
-            connection.close()
 
     @property
     def description(self) -> str:
@@ -163,38 +185,41 @@ class Pipeline(Generic[JobT]):
         return self._instance.description
 
     @property
-    def max_active_jobs(self) -> int | None:
-        """Bound on the jobs inside the instance; None until it is known."""
+    def max_active_jobs(self) -> int:
+        """Bound on the jobs inside the instance."""
         return self._submitter.max_active_jobs
 
     @property
     def waiting_jobs(self) -> int:
-        """Jobs that wait on our side."""
-        return self._submitter.backlog
+        """Number of jobs that wait in this process."""
+        return self._submitter.waiting
 
     @property
     def active_jobs(self) -> int:
-        """Jobs inside the instance."""
+        """Number of jobs inside the instance."""
         return self._submitter.active
 
-    def close_with(self, owner: object, *, grace: float = 0.0) -> None:
-        """Close when `owner` is garbage, and at the exit of the interpreter; see `close`."""
-        weakref.finalize(owner, self.close, grace=grace)
+    # -- the end ------------------------------------------------------------------------------------
+
+    def close_with(self, user: object, *, grace: float = 0.0) -> None:
+        """Close when `user` is garbage, and at the exit of the interpreter; see `close`."""
+        weakref.finalize(user, self.close, grace=grace)
 
     def close(self, *, grace: float = 0.0, timeout: float = CLOSE_TIMEOUT) -> None:
-        """Cancel what is outstanding, end the threads, close the instance. Twice is fine.
+        """Cancel the jobs that have not ended, end the threads, and close the instance.
 
-        In one of the pipeline's own threads, so in a callback, it returns at once and is done soon.
+        A second call does nothing. In one of the pipeline's own threads, that is in a callback, `close`
+        returns at once and another thread does the work.
 
         Parameters
         ----------
         grace : float
-            Seconds that jobs get to end by themselves before they are cancelled.
+            Seconds that jobs get to end by themselves before they are canceled.
         timeout : float
-            Seconds that cancelled jobs get to end; what has not ended then is given up, and logged.
+            Seconds that canceled jobs get to end; jobs that take longer are abandoned, and logged.
         """
         if os.getpid() != self._pid:
-            return  # a fork of the process that it belongs to
+            return  # the pipeline belongs to the parent of this process
         if threading.current_thread() in self._threads:
             threading.Thread(
                 target=self.close, kwargs={"grace": grace, "timeout": timeout}, name="flux-bulk-close"
@@ -204,71 +229,118 @@ class Pipeline(Generic[JobT]):
             if self._closed:
                 return
             self._closed = True
-        if self._threads[0].ident is not None:
-            if self._runtime is not None:
-                self._loop.call_soon(self._runtime.close)
+        self._fail(ExecutorClosed("the executor was shut down"))
+        if self._threads:
             self._end_jobs(grace, timeout)
             for job in self._submitter.close():
-                self._loop.dropped(job, "shutdown")
-            self._threads[1].join()
-            self._loop.stop()
-            self._threads[0].join()
-        self._give_up(canceled("shutdown: the end of the job was not waited for"))
-        if self._runtime is not None:
-            self._runtime.close()
+                self._dropped(job, "shutdown")
+            completion, submission = self._threads
+            submission.join()
+            self._calls.put(CompletionLoop.stop)
+            completion.join()
+        self._abandon(canceled("shutdown: the end of the job was not waited for"))
         self._instance.close()
 
     def _end_jobs(self, grace: float, timeout: float) -> None:
         self._wait_until_none_left(grace)
         with self._lock:
-            outstanding = list(self._jobs)
-        for job in outstanding:
+            left = list(self._jobs)
+        for job in left:
             self._submitter.cancel(job, "shutdown")
-        if outstanding:
+        if left:
             self._wait_until_none_left(timeout)
 
     def _wait_until_none_left(self, timeout: float) -> None:
-        until = time.monotonic() + timeout
         with self._none_left:
-            while self._jobs and self._error is None:
-                left = until - time.monotonic()
-                if left <= 0:
-                    return
-                self._none_left.wait(left)
+            self._none_left.wait_for(lambda: not self._jobs or self._error is not None, timeout)
 
-    # -- in the completion thread ---------------------------------------------------------------
+    # -- in the submission thread -------------------------------------------------------------------
+
+    def _answered(self, answers: list[tuple[JobT, JobId | Refusal]]) -> None:
+        now = time.time()
+        self._calls.put(lambda loop: loop.take_answers(answers, now))
+
+    def _dropped(self, job: JobT, reason: str) -> None:
+        self._calls.put(lambda loop: loop.drop(job, reason))
+
+    def _submission_lost(self, error: InstanceLost) -> None:
+        def fail(_: CompletionLoop[JobT]) -> None:
+            raise error
+
+        if self._capacity.done():
+            self._calls.put(fail)
+        else:
+            self._capacity.set_exception(error)
+
+    # -- in the completion thread -------------------------------------------------------------------
+
+    def _complete(self, open_runtime: OpenRuntime) -> None:
+        runtime = Runtime()
+        with contextlib.ExitStack() as stack:
+            try:
+                completion = stack.enter_context(contextlib.closing(self._instance.completion()))
+                runtime = open_runtime(completion, self._capacity.result())
+                CompletionLoop[JobT](
+                    completion,
+                    self._calls,
+                    runtime,
+                    released=self._submitter.release,
+                    resized=self._submitter.resize,
+                    submitted=self._job_submitted,
+                    ended=self._job_ended,
+                ).run()
+                return
+            except InstanceLost as error:
+                lost = error
+            except Exception as error:
+                logger.exception("completion thread failed")
+                lost = InstanceLost(f"the completion thread failed: {error!r}")
+            self._instance_lost(lost)
+            runtime.turn()
 
     def _job_submitted(self, job: JobT) -> None:
         if job.job_id is not None:
             job.name = self._instance.job_name(job.job_id)
-        tell(self._owner.job_submitted, job)
+        owner = self._jobs.get(job)
+        if owner is not None:
+            _call(owner.job_submitted, job)
 
-    def _ended(self, job: JobT, result: JobResult) -> None:
+    def _job_ended(self, job: JobT, result: JobResult) -> None:
         with self._none_left:
-            self._jobs.discard(job)
+            owner = self._jobs.pop(job)
             if not self._jobs:
                 self._none_left.notify_all()
-        self._end(job, result)
+        self._end(job, result, owner)
 
-    def _end(self, job: JobT, result: JobResult) -> None:
+    def _end(self, job: JobT, result: JobResult, owner: JobOwner[JobT]) -> None:
         job.advance(JobState.ENDED)
         job.t_end = time.time()
         job.result = result
-        tell(self._owner.job_ended, job, result)
+        _call(owner.job_ended, job, result)
 
-    def _lost(self, error: InstanceLost) -> None:
+    def _instance_lost(self, error: InstanceLost) -> None:
+        logger.error("%s", error)
         with self._none_left:
             self._error = error
             self._none_left.notify_all()
         self._submitter.close()
-        self._give_up(JobResult(JobStatus.FAILED, exception=EndCause.INSTANCE_LOST.value, note=str(error)))
+        self._abandon(JobResult(JobStatus.FAILED, exception=EndCause.INSTANCE_LOST.value, note=str(error)))
+        self._fail(error)
 
-    def _give_up(self, result: JobResult) -> None:
+    def _abandon(self, result: JobResult) -> None:
         with self._lock:
-            left = list(self._jobs)
+            left = dict(self._jobs)
             self._jobs.clear()
         if left:
-            logger.warning("%d job(s) ended without word of them: %s", len(left), result.note)
-        for job in left:
+            logger.warning("jobs abandoned without a result count=%d: %s", len(left), result.note)
+        for job, owner in left.items():
             if not job.ended:
-                self._end(job, result)
+                self._end(job, result, owner)
+
+
+def _call(function: Callable[..., None], *arguments: object) -> None:
+    """Call a job owner; log an exception, so that no other job suffers from it."""
+    try:
+        function(*arguments)
+    except Exception:
+        logger.exception("job owner failed")

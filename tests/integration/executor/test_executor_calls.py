@@ -222,7 +222,7 @@ with executor:
 
 
 def test_modules_beside_the_script_wherever_that_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from parsl_flux_bulk.executor.executor import _own_sys_path
+    from parsl_flux_bulk.executor.executor import own_sys_path
 
     beside = tmp_path / "project"
     beside.mkdir()
@@ -231,7 +231,7 @@ def test_modules_beside_the_script_wherever_that_is(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
     libraries = [path for path in sys.path if path.endswith(("site-packages", "lib-dynload"))]
     monkeypatch.setattr(sys, "path", [str(beside), str(tmp_path / "missing"), *libraries])
-    assert _own_sys_path() == (str(beside),)
+    assert own_sys_path() == (str(beside),)
 
 
 @pytest.mark.parametrize("mode", ["", ", tasks_per_job=1"], ids=["workers", "jobs"])

@@ -186,10 +186,10 @@ def test_a_provider_that_fails_to_cancel_is_in_the_log_and_raises_nothing(
     monkeypatch.setattr(provider, "cancel", fail)
     with caplog.at_level(logging.WARNING):
         executor._cancel_blocks(["0", "1"])
-        assert "blocks ['0', '1'] could not be cancelled: scancel is not there" in caplog.text
+        assert "blocks=['0', '1']: scancel is not there" in caplog.text
         monkeypatch.setattr(provider, "cancel", lambda jobs: [True, False])
         executor._cancel_blocks(["0", "1", "not submitted"])
-    assert "the provider did not cancel ['12']" in caplog.text
+    assert "cancel refused by the provider executor=FluxBulkExecutor jobs=['12']" in caplog.text
     executor.blocks_to_job_id = {}
 
 

@@ -1,25 +1,30 @@
-"""The runtime asks for a turn whenever something waits for it, however it came in."""
+"""The runtime asks for a turn whenever something waits for it, and batches only where that pays."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 import time
-from collections import deque
+from concurrent.futures import Future
 
 import pytest
 
-from parsl_flux_bulk.errors import ExecutorClosed
+from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost
 from parsl_flux_bulk.executor.calls import FunctionTable, serialize_call
 from parsl_flux_bulk.executor.job_factory import WorkerSettings
-from parsl_flux_bulk.executor.runtime import GATHER_BELOW, GATHER_TIME, TaskFuture, TaskRuntime
+from parsl_flux_bulk.executor.runtime import BATCHING_DELAY, LARGE_BATCH, StatusReport, TaskRuntime
+from parsl_flux_bulk.executor.submission_queue import SubmissionQueue, TaskFuture
 from parsl_flux_bulk.instances.base import Capacity, ChannelAddress
 from parsl_flux_bulk.jobspec.resources import Resources
+from parsl_flux_bulk.protocol import frames, serialize
 from parsl_flux_bulk.scheduler.task import CallTask
 
+WAIT = 0.001
+"""GIL wait (s) at which batching pays."""
 
-class SilentPipeline:
-    """A pipeline whose completion thread is awake, so that nobody is woken."""
+
+class FakePipeline:
+    """Keeps the jobs that are submitted."""
 
     max_active_jobs = 1
     description = "none"
@@ -28,136 +33,202 @@ class SilentPipeline:
     def __init__(self):
         self.jobs = []
 
-    def wake(self):
-        pass
-
-    def submit(self, job, request):
+    def submit(self, job, request, owner):
         self.jobs.append(job)
 
     def cancel(self, job, reason):
         self.jobs.remove(job)
 
 
+class FakeCompletion:
+    """Sends nothing."""
+
+    def channel(self):
+        return ChannelAddress()
+
+    def send(self, peer, body):
+        pass
+
+
+class Bench:
+    """A runtime, with what is around it."""
+
+    def __init__(self, directory):
+        settings = WorkerSettings(label="a", python="python", output=directory, cwd=directory, environment={})
+        self.pipeline = FakePipeline()
+        # The completion thread is awake, so a wake-up does nothing.
+        self.queue = SubmissionQueue(lambda: None)
+        self.runtime = TaskRuntime(
+            settings, self.pipeline, self.queue, FakeCompletion(), Capacity(nodes=1, cores=1, gpus=0)
+        )
+        self.ids = itertools.count(1)
+
+    def make_task(self, new_future=None):
+        function = FunctionTable().get(len)
+        call = serialize_call("len", ("abc",), {})
+        new_future = new_future or functools.partial(TaskFuture, self.queue)
+        return CallTask(next(self.ids), Resources.from_specification({}), new_future, function, call)
+
+    def put(self):
+        task = self.make_task()
+        self.queue.put(task)
+        return task
+
+    def submit(self, count):
+        tasks = [self.put() for _ in range(count)]
+        self.runtime.turn()
+        return tasks
+
+    def wants_a_turn(self):
+        deadline = self.runtime.deadline()
+        return deadline is not None and deadline <= time.monotonic()
+
+    def status(self):
+        return StatusReport.of(self.queue.scheduler, self.pipeline).tasks
+
+    def shut_down(self):
+        self.queue.fail(ExecutorClosed("over"))
+        self.runtime.turn()
+
+
 @pytest.fixture
-def runtime(tmp_path):
-    here = str(tmp_path)
-    settings = WorkerSettings(label="a", python="python", output=here, cwd=here, environment={})
-    runtime = TaskRuntime(settings)
-    runtime.bind(SilentPipeline())
-    runtime.opened(Capacity(nodes=1, cores=1, gpus=0), ChannelAddress(), lambda peer, body: None)
-    return runtime
+def bench(tmp_path):
+    return Bench(str(tmp_path))
 
 
-def make_task(runtime, ids=itertools.count(1)):  # noqa: B008
-    task_id = next(ids)
-    function = FunctionTable().get(len)
-    call = serialize_call("len", ("abc",), {})
-    new_future = functools.partial(TaskFuture, runtime)
-    return CallTask(task_id, Resources.from_specification({}), new_future, function, call)
+def test_a_task_that_came_in_while_the_thread_was_awake_gets_a_turn(bench):
+    bench.runtime.turn()
+    assert not bench.wants_a_turn()
+    bench.put()
+    assert bench.wants_a_turn()
+    bench.runtime.turn()
+    assert not bench.wants_a_turn()
 
 
-def wants_a_turn(runtime):
-    deadline = runtime.deadline()
-    return deadline is not None and deadline <= time.monotonic()
-
-
-def test_a_task_that_came_in_while_the_thread_was_awake_gets_a_turn(runtime):
-    runtime.turn()
-    assert not wants_a_turn(runtime)
-    runtime.put(make_task(runtime))
-    assert wants_a_turn(runtime)
-    runtime.turn()
-    assert not wants_a_turn(runtime)
-
-
-def test_a_cancel_that_came_in_while_the_thread_was_awake_gets_a_turn(runtime):
-    task = make_task(runtime)
-    runtime.put(task)
-    runtime.turn()
-    assert not wants_a_turn(runtime)
+def test_a_cancellation_that_came_in_while_the_thread_was_awake_gets_a_turn(bench):
+    (task,) = bench.submit(1)
+    assert not bench.wants_a_turn()
     assert task.future.cancel()
-    assert wants_a_turn(runtime)
-    runtime.turn()
-    assert not wants_a_turn(runtime)
+    assert bench.wants_a_turn()
+    bench.runtime.turn()
+    assert not bench.wants_a_turn()
+    assert bench.queue.outstanding == 0
 
 
-# -- gathering while others hold the interpreter -------------------------------------------------------
-
-CONTENDED = 0.001
-
-
-def submit(runtime, count):
-    for _ in range(count):
-        runtime.put(make_task(runtime))
-    runtime.turn()
-
-
-def test_more_is_let_gather_where_turns_are_dear_and_small(runtime):
-    submit(runtime, 3)
-    assert runtime.patience(CONTENDED) == GATHER_TIME
-    runtime.close()
-
-
-def test_nothing_gathers_where_nobody_else_wants_the_interpreter(runtime):
-    submit(runtime, 3)
-    assert runtime.patience(0.0) == 0
-    runtime.close()
-
-
-def test_a_chain_of_tasks_is_not_kept_waiting(runtime):
-    submit(runtime, 1)
-    assert runtime.patience(CONTENDED) == 0
-    runtime.close()
-
-
-def test_a_flood_is_told_by_what_was_done_though_all_of_it_has_ended(runtime):
-    submit(runtime, 3)
-    runtime.close()  # as if they had: each is handled once more
-    assert runtime.patience(CONTENDED) == GATHER_TIME
-
-
-def test_a_turn_that_did_much_was_worth_its_price(runtime):
-    submit(runtime, GATHER_BELOW)
-    assert runtime.patience(CONTENDED) == 0
-    runtime.turn()  # the next one did nothing
-    assert runtime.patience(CONTENDED) == GATHER_TIME
-    runtime.close()
-
-
-def test_workers_of_long_tasks_are_not_kept_waiting(runtime):
-    submit(runtime, 3)
-    (group,) = runtime._scheduler.lifecycle.groups.values()
-    group.service_time.observe(1, 2 * GATHER_TIME, 1)
-    assert runtime.patience(CONTENDED) == 0
-    runtime.close()
-
-
-class CancelsThatComeLate(deque):
-    """As when another thread submits a task and cancels it just before this thread looks at cancels."""
+class SlowScheduler:
+    """While it takes tasks, another thread submits one more and cancels it."""
 
     def __init__(self, meanwhile):
-        super().__init__()
-        self.meanwhile = [meanwhile]
+        self.meanwhile = meanwhile
+        self.known = []
+        self.canceled = []
 
-    def __len__(self):
-        if self.meanwhile:
-            self.meanwhile.pop()()
-        return super().__len__()
+    def submit(self, tasks):
+        self.known += tasks
+        if self.meanwhile is not None:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            meanwhile()
+
+    def cancel(self, task):
+        assert task in self.known
+        self.canceled.append(task)
 
 
-def test_a_task_cancelled_before_the_dispatcher_knew_it_takes_no_other_with_it(runtime):
-    first, second, third = make_task(runtime), make_task(runtime), make_task(runtime)
+def test_the_scheduler_knows_a_task_before_it_is_canceled(bench):
+    scheduler = SlowScheduler(lambda: bench.put().future.cancel())
+    first = bench.put()
+    bench.queue.hand_over(scheduler)
+    assert (scheduler.known, scheduler.canceled) == ([first], [])
+    bench.queue.hand_over(scheduler)
+    assert scheduler.canceled == scheduler.known[1:] != []
 
-    def submit_and_cancel():
-        runtime.put(second)
-        assert second.future.cancel()
 
-    runtime._cancels = CancelsThatComeLate(submit_and_cancel)
-    runtime.put(first)
-    runtime.turn()
-    runtime.put(third)
-    runtime.turn()
-    assert runtime.status().tasks.pending == 2
-    runtime.close()
-    assert isinstance(first.future.exception(timeout=0), ExecutorClosed)
-    assert isinstance(third.future.exception(timeout=0), ExecutorClosed)
+# -- failing -------------------------------------------------------------------------------------------
+
+
+def test_tasks_that_the_scheduler_has_and_tasks_that_wait_fail_with_the_same_error(bench):
+    (taken,) = bench.submit(1)
+    waiting = bench.put()
+    error = InstanceLost("it is lost")
+    bench.queue.fail(error)
+    bench.runtime.turn()
+    assert taken.future.exception(timeout=0) is error
+    assert waiting.future.exception(timeout=0) is error
+    assert bench.queue.outstanding == 0
+
+
+def test_a_task_that_is_put_after_a_failure_is_rejected_with_a_copy_of_the_error(bench):
+    error = InstanceLost("it is lost")
+    bench.queue.fail(error)
+    bench.queue.fail(ExecutorClosed("later"))
+    with pytest.raises(InstanceLost, match="it is lost") as raised:
+        bench.put()
+    assert raised.value is not error
+    assert error.__traceback__ is None
+
+
+def test_a_task_that_is_put_while_the_queue_fails_ends(bench):
+    error = InstanceLost("it is lost")
+
+    def fail_meanwhile():
+        queue.error = error
+
+    queue = SubmissionQueue(fail_meanwhile)
+    task = bench.make_task(lambda task: Future())
+    queue.put(task)
+    assert task.future.exception(timeout=0) is error
+
+
+# -- batching while other threads hold the GIL ---------------------------------------------------------
+
+
+def test_events_are_batched_where_iterations_are_expensive_and_small(bench):
+    bench.submit(3)
+    assert bench.runtime.batching_delay(WAIT) == BATCHING_DELAY
+    bench.shut_down()
+
+
+def test_nothing_is_batched_where_no_other_thread_wants_the_gil(bench):
+    bench.submit(3)
+    assert bench.runtime.batching_delay(0.0) == 0
+    bench.shut_down()
+
+
+def test_a_chain_of_tasks_is_not_delayed(bench):
+    bench.submit(1)
+    assert bench.runtime.batching_delay(WAIT) == 0
+    bench.shut_down()
+
+
+def test_many_short_tasks_are_batched_even_if_all_of_them_have_ended(bench):
+    bench.submit(3)
+    bench.shut_down()  # each task is handled once more
+    assert bench.runtime.batching_delay(WAIT) == BATCHING_DELAY
+
+
+def test_an_iteration_that_did_much_is_not_followed_by_a_delay(bench):
+    bench.submit(LARGE_BATCH)
+    assert bench.runtime.batching_delay(WAIT) == 0
+    bench.runtime.turn()  # did nothing
+    assert bench.runtime.batching_delay(WAIT) == BATCHING_DELAY
+    bench.shut_down()
+
+
+def test_workers_of_long_tasks_are_not_kept_waiting(bench, monkeypatch):
+    first, *_ = bench.submit(3)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 1.0)
+    bench.runtime.turn()  # the job is submitted once more tasks could have come
+    (job,) = bench.pipeline.jobs
+    bench.runtime.message("peer", frames.encode_json(frames.HELLO, 1, job.token, {"host": "node1"}))
+    bench.runtime.turn()
+    result = serialize.run(len, first.call)
+    now += 1.0 + 2 * BATCHING_DELAY
+    bench.runtime.message("peer", frames.encode(frames.OUTCOME, 0, first.task_id, result))
+    bench.runtime.turn()
+    assert first.future.result(timeout=0) == 3
+    assert bench.queue.scheduler.service_time >= BATCHING_DELAY
+    bench.runtime.batching_delay(WAIT)
+    bench.submit(3)
+    assert bench.runtime.batching_delay(WAIT) == 0
+    bench.shut_down()

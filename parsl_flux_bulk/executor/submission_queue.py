@@ -1,0 +1,177 @@
+"""What other threads hand to the executor's runtime: tasks, cancellations and other requests."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, InvalidStateError
+from typing import Any
+
+from parsl_flux_bulk.instances.base import JobId
+from parsl_flux_bulk.scheduler.model import WorkerJob
+from parsl_flux_bulk.scheduler.state_machine import Scheduler
+from parsl_flux_bulk.scheduler.states import TaskState
+from parsl_flux_bulk.scheduler.task import Task
+
+
+class TaskFuture(Future[Any]):
+    """An executor's future. Canceling it also ends a running task.
+
+    Attributes
+    ----------
+    parsl_executor_task_id : int
+        The executor's id of the task, which Parsl logs beside its own.
+    """
+
+    def __init__(self, queue: SubmissionQueue, task: Task) -> None:
+        super().__init__()
+        self.parsl_executor_task_id = task.task_id
+        # Weak, so that a future that the user keeps does not keep the arguments of its call.
+        self._task = weakref.ref(task)
+        self._queue = weakref.ref(queue)
+
+    def cancel(self) -> bool:
+        """Cancel the task: drop one that waits, and end one that runs with its process or job.
+
+        Returns
+        -------
+        bool
+            False if the task has ended already.
+        """
+        if self.cancelled():
+            return True
+        if not super().cancel():
+            return False
+        self.set_running_or_notify_cancel()  # wakes threads that wait for several futures
+        queue, task = self._queue(), self._task()
+        if queue is not None and task is not None:
+            queue.cancel(task)
+        return True
+
+
+class SubmissionQueue:
+    """Tasks and requests on their way from any thread to the runtime in the completion thread.
+
+    The queue exists before the instance is ready, keeps what comes in until then, and outlives the runtime:
+    once it has failed, every task that it is given fails at once.
+
+    Parameters
+    ----------
+    wake : callable
+        Makes the completion thread give the runtime a turn.
+
+    Attributes
+    ----------
+    error : Exception or None
+        Why no more tasks can run.
+    scheduler : Scheduler or None
+        None until the instance is ready. Other threads may only read its counts.
+    taken, ended : int
+        Tasks that the scheduler was given, and those of them that ended; written by the completion thread.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._tasks: deque[Task] = deque()
+        self._requests: deque[Callable[[Scheduler], None]] = deque()
+        self.error: Exception | None = None
+        self.scheduler: Scheduler | None = None
+        self.taken = 0
+        self.ended = 0
+
+    # -- any thread ---------------------------------------------------------------------------
+
+    def put(self, task: Task) -> None:
+        """Enqueue a task.
+
+        Raises
+        ------
+        InstanceLost, ExecutorClosed, BadStateException
+            If no more tasks can run.
+        """
+        if self.error is not None:
+            # A copy: the traceback would grow each time that the same exception is raised.
+            error = copy.copy(self.error)
+            error.__traceback__ = None
+            raise error
+        self._tasks.append(task)
+        self._wake()
+        if self.error is not None:
+            self._fail_tasks(self.error)  # the runtime may have taken its last turn meanwhile
+
+    def cancel(self, task: Task) -> None:
+        """End a task whose future was canceled."""
+        self._request(lambda scheduler: scheduler.cancel(task))
+
+    def drain(self, chosen: Callable[[JobId], bool]) -> None:
+        """Assign no more tasks to the workers of the chosen jobs."""
+
+        def is_chosen(job: WorkerJob) -> bool:
+            return job.job_id is not None and chosen(job.job_id)
+
+        self._request(lambda scheduler: scheduler.drain_jobs(is_chosen, "its block is to end"))
+
+    def fail(self, error: Exception) -> None:
+        """End all tasks with an error, also those to come; the first error counts."""
+        if self.error is None:
+            self.error = error
+        self._wake()
+        self._fail_tasks(self.error)
+
+    @property
+    def outstanding(self) -> int:
+        """Number of tasks that have not ended."""
+        return self.taken - self.ended + len(self._tasks)
+
+    def _request(self, request: Callable[[Scheduler], None]) -> None:
+        self._requests.append(request)
+        self._wake()
+
+    def _fail_tasks(self, error: Exception) -> None:
+        for task in self._pop_tasks():
+            task.move_to(TaskState.DONE)
+            resolve(task.future, None, error)
+
+    def _pop_tasks(self) -> Iterator[Task]:
+        # Two threads may pop at the same time, once the queue has failed.
+        while self._tasks:
+            try:
+                yield self._tasks.popleft()
+            except IndexError:
+                return
+
+    # -- the completion thread ----------------------------------------------------------------
+
+    def __bool__(self) -> bool:
+        """Whether anything waits for the runtime."""
+        return bool(self._tasks or self._requests)
+
+    def hand_over(self, scheduler: Scheduler) -> None:
+        """Pass all tasks and requests to the scheduler, or shut it down if no more tasks can run."""
+        if self.error is not None:
+            self._requests.clear()
+            scheduler.shutdown()
+        # Counted first: the task that a request cancels is in the queue before the request is.
+        requests = len(self._requests)
+        if self._tasks:
+            scheduler.submit(self._take())
+        for _ in range(requests):
+            self._requests.popleft()(scheduler)
+
+    def _take(self) -> Iterator[Task]:
+        for task in self._pop_tasks():
+            self.taken += 1
+            yield task
+
+
+def resolve(future: Future[Any], result: Any, error: BaseException | None) -> None:
+    """Set the result or the exception of a future, unless the future was canceled."""
+    try:
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+    except InvalidStateError:
+        pass
