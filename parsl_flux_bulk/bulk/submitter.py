@@ -1,9 +1,9 @@
-"""Run many jobs from a Python script: futures, in any order, without Parsl.
+"""Run many jobs from a Python script without Parsl; each job has a future.
 
 ::
 
     from pathlib import Path
-    from parsl_flux_bulk.bulk.submitter import BulkSubmitter
+    from parsl_flux_bulk import BulkSubmitter
 
     with BulkSubmitter() as bulk:
         for path in sorted(Path("jobs").glob("*.json")):
@@ -12,7 +12,7 @@
         for future in bulk.as_completed():
             print(future.job_name, future.label, future.job_result)
 
-The `bulksubmit` command is a thin layer over this.
+The `bulksubmit` command uses this class.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ __all__ = ["BulkSubmitter", "JobFuture"]
 
 
 class JobFuture(Future[JobResult]):
-    """One job: a :class:`concurrent.futures.Future` that knows which job it stands for.
+    """The :class:`concurrent.futures.Future` of one job.
 
-    `result` returns a :class:`JobResult` if the job ended with exit status 0. Otherwise it raises
-    :class:`JobFailed`, :class:`JobRefused`, :class:`JobCanceled` or :class:`JobTimeout`, which carry
-    the JobResult as ``.result``; or :class:`InstanceLost`; or :class:`BlockLost`, if an instance inside
-    the instance was lost with it.
+    `result` returns a :class:`JobResult` if the job ended with exit status 0. Otherwise `result` raises
+    :class:`JobFailed`, :class:`JobRefused`, :class:`JobCanceled` or :class:`JobTimeout`, whose attribute
+    ``result`` is the JobResult; or :class:`InstanceLost`; or :class:`BlockLost`, if the inner instance that
+    ran the job was lost.
 
     Attributes
     ----------
     label : str
-        What the job was made from: a file's name, a command, or what the caller said.
+        Name of the job in messages: by default, the name of its file, or its command.
     """
 
     def __init__(self, pipeline: Pipeline[BulkJob], job: BulkJob, label: str) -> None:
@@ -65,13 +65,13 @@ class JobFuture(Future[JobResult]):
 
     @property
     def job_id(self) -> int | None:
-        """The instance's number of the job; None until the instance has accepted it."""
+        """The job id as a number; None until the instance has accepted the job."""
         job_id = self._job.job_id
         return None if job_id is None else own_id(job_id)
 
     @property
     def job_name(self) -> str:
-        """The job's id as people write it (``ƒ2EzUaXo``); "" until the instance has accepted it."""
+        """The job id as people write it (``ƒ2EzUaXo``); "" until the instance has accepted the job."""
         return self._job.name
 
     @property
@@ -81,31 +81,31 @@ class JobFuture(Future[JobResult]):
 
     @property
     def t_end(self) -> float | None:
-        """When we heard of the job's end, in seconds since the epoch."""
+        """When the end of the job was reported, in seconds since the epoch."""
         return self._job.t_end
 
     @property
     def job_result(self) -> JobResult | None:
-        """How the job ended, well or badly; None as long as it has not."""
+        """How the job ended, successfully or not; None until it has ended."""
         return self._job.result
 
     def stdout(self) -> str:
-        """Standard output that the instance kept; "" if the jobspec sends it to a file."""
+        """Return the standard output that the instance kept; "" if the jobspec redirects it to a file."""
         return self._pipeline.output(self._job)[0]
 
     def stderr(self) -> str:
-        """Standard error that the instance kept; "" if the jobspec sends it to a file."""
+        """Return the standard error that the instance kept; "" if the jobspec redirects it to a file."""
         return self._pipeline.output(self._job)[1]
 
-    def cancel(self, reason: str = "cancelled by the user") -> bool:
-        """Ask that the job be cancelled, whether it waits or runs.
+    def cancel(self, reason: str = "canceled by the user") -> bool:
+        """Request that the job be canceled, whether it waits or runs.
 
-        The future ends when the job has: with JobCanceled, or with its result if that came first.
+        The future ends when the job has ended: with JobCanceled, or with the result if the job ended first.
 
         Returns
         -------
         bool
-            False if the job had ended already.
+            False if the job has ended already.
         """
         if self.done():
             return False
@@ -119,7 +119,7 @@ class JobFuture(Future[JobResult]):
 
 
 class BulkJob(Job):
-    """A job, and the future that its owner holds."""
+    """A job with its future."""
 
     __slots__ = ("future",)
 
@@ -129,27 +129,30 @@ class BulkJob(Job):
 
 
 class BulkSubmitter:
-    """Submits jobs in batches to one instance, and hears how each ends.
+    """Submit jobs to one instance in batches.
 
-    A context manager. Leaving the block waits for the jobs that are outstanding; leaving it
-    through an exception cancels them.
+    A context manager: the end of the ``with`` block waits for the jobs that are outstanding, and an exception
+    cancels them.
 
     Parameters
     ----------
     instance : Instance or str or None
         Where jobs run; see :func:`~parsl_flux_bulk.instances.factory.choose_instance`.
     max_active_jobs : int or None
-        Bound on the jobs inside the instance at any time; the rest wait on our side, where waiting
-        costs nothing. None chooses one by the instance's size.
+        Bound on the jobs inside the instance at any time; the others wait in this process, where waiting
+        costs nothing. None means a bound that depends on the instance's size.
     instances : int
-        Flux instances to start inside a Flux instance for its small jobs, where there are that many cores;
-        see `parsl_flux_bulk.instances.federation.inner_instances`. 1 starts none. The output that an inner
-        instance kept is gone when that ends.
+        Number of Flux instances to start inside a Flux instance for small jobs, at most one for each core;
+        see `parsl_flux_bulk.instances.federation.inner_instances`. 1 starts none. Output that an inner instance
+        kept is lost when the inner instance ends.
+    keep_ended : bool
+        Keep the future of an ended job until `as_completed` has yielded it. With False, only the caller keeps
+        futures, so that memory stays flat however many jobs are submitted, and `as_completed` cannot be used.
 
     Raises
     ------
     ValueError
-        For a number out of its range, or instances inside one that is not Flux.
+        For a number out of its range, or `instances` above 1 with an instance that is not Flux.
     """
 
     def __init__(
@@ -158,10 +161,11 @@ class BulkSubmitter:
         *,
         max_active_jobs: int | None = None,
         instances: int = 1,
+        keep_ended: bool = True,
     ) -> None:
         if instances < 1:
             raise ValueError(f"instances must be at least 1, not {instances}")
-        self._ledger = _Ledger()
+        self._jobs = _Jobs(keep_ended)
         self._pipeline = Pipeline[BulkJob](
             nest(choose_instance(instance), instances),
             max_active_jobs=max_active_jobs,
@@ -170,12 +174,12 @@ class BulkSubmitter:
         self._started = False
 
     def start(self) -> None:
-        """Reach or start the instance; `with` does this.
+        """Attach to the instance, or start it; `with` calls this method.
 
         Raises
         ------
         InstanceUnavailable
-            Says what is missing and what to do.
+            If neither is possible; the message says what is missing and what to do.
         """
         self._pipeline.start()
         self._pipeline.close_with(self)
@@ -183,13 +187,13 @@ class BulkSubmitter:
 
     @property
     def description(self) -> str:
-        """One line about where the jobs run."""
+        """One line about the instance."""
         return self._pipeline.description
 
     @property
     def outstanding(self) -> int:
-        """How many jobs have not ended."""
-        return len(self._ledger.outstanding)
+        """Number of jobs that have not ended."""
+        return len(self._jobs)
 
     def submit(
         self,
@@ -198,22 +202,22 @@ class BulkSubmitter:
         urgency: int = DEFAULT_URGENCY,
         label: str = "",
     ) -> JobFuture:
-        """Submit one jobspec; returns at once.
+        """Submit one jobspec; return without waiting.
 
         Parameters
         ----------
         jobspec : str, path or dict
-            RFC 25 jobspec, version 1: JSON text, a :class:`pathlib.Path` of a file that has such
-            text, or the object itself.
+            RFC 25 jobspec, version 1: JSON text, the :class:`pathlib.Path` of a file with such text, or the
+            object itself.
         urgency : int
             0 to 31 (RFC 30).
         label : str
-            Names the job in messages; the file's name if empty.
+            Name of the job in messages. By default, the name of the file.
 
         Raises
         ------
         JobspecError
-            If it is not valid; says where in it, and why.
+            If the jobspec is not valid; says where in it, and why.
         OSError
             If the file cannot be read.
         """
@@ -241,7 +245,7 @@ class BulkSubmitter:
         label: str = "",
         **resources: Any,
     ) -> JobFuture:
-        """Submit a command as a job; returns at once.
+        """Submit a command as a job; return without waiting.
 
         The job starts in this process's working directory, with its environment, unless `resources`
         says otherwise.
@@ -249,13 +253,13 @@ class BulkSubmitter:
         Parameters
         ----------
         command : sequence of str
-            Program and arguments; no shell reads them.
+            Program and arguments; no shell is involved.
         stdin, stdout, stderr : str or None
-            Files, in whose names ``{{id}}`` stands for the job's id. Without `stdout` the output
-            stays with the instance (:meth:`JobFuture.stdout`); without `stderr` errors go where
-            the output goes.
+            Names of files, in which ``{{id}}`` stands for the job id. Without `stdout`, the instance keeps
+            the output (:meth:`JobFuture.stdout`). Without `stderr`, standard error goes where standard output
+            goes.
         label : str
-            Names the job in messages; the command if empty.
+            Name of the job in messages. By default, the command.
         resources
             Keys of a resource specification, such as ``num_tasks=4``, ``duration="5m"``,
             ``environment={"OMP_NUM_THREADS": "2"}`` or ``urgency=20``; see
@@ -264,9 +268,9 @@ class BulkSubmitter:
         Raises
         ------
         InvalidResourceSpecification
-            Names the key, and what would be right.
+            Names the key and its value, and says what would be right.
         JobspecError
-            If the command is no list of strings.
+            If the command is not a list of strings.
         """
         request = Resources.from_specification(resources)
         jobspec = build(
@@ -283,7 +287,8 @@ class BulkSubmitter:
     def as_completed(self, timeout: float | None = None) -> Iterator[JobFuture]:
         """Yield jobs as they end, until every job submitted so far has been yielded.
 
-        Each job is yielded once, also to several iterators. Jobs submitted while iterating count.
+        Each job is yielded once, even if there are several iterators. Jobs that ended before the iteration
+        began, and jobs that are submitted during the iteration, are included.
 
         Parameters
         ----------
@@ -293,30 +298,32 @@ class BulkSubmitter:
         Raises
         ------
         concurrent.futures.TimeoutError
-            When they are over.
+            When that time has passed.
+        RuntimeError
+            If the submitter was created with ``keep_ended=False``.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while (future := self._ledger.next_ended(deadline)) is not None:
+        while (future := self._jobs.next_ended(deadline)) is not None:
             yield future
 
     def __iter__(self) -> Iterator[JobFuture]:
         return self.as_completed()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until no job is outstanding; return whether that is so."""
-        return self._ledger.wait(timeout)
+        """Wait until all jobs have ended; return False if `timeout` seconds have passed first."""
+        return self._jobs.wait(timeout)
 
-    def cancel(self, reason: str = "cancelled by the user") -> int:
-        """Ask that all outstanding jobs be cancelled; return how many those were."""
-        return sum(future.cancel(reason) for future in self._ledger.futures())
+    def cancel(self, reason: str = "canceled by the user") -> int:
+        """Request that all outstanding jobs be canceled; return their number."""
+        return sum(future.cancel(reason) for future in self._jobs.futures())
 
     def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
-        """Cancel what is outstanding and let go of the instance; may be called twice.
+        """Cancel the outstanding jobs and close the instance; a second call does nothing.
 
         Parameters
         ----------
         timeout : float
-            Seconds that cancelled jobs get to end.
+            Seconds that canceled jobs get to end.
         """
         self._pipeline.close(timeout=timeout)
 
@@ -338,52 +345,60 @@ class BulkSubmitter:
 
     def _submit(self, request: JobRequest, label: str) -> JobFuture:
         if not self._started:
-            raise RuntimeError("the BulkSubmitter is not started: use it in a `with` block, or call start()")
+            raise RuntimeError(
+                "the BulkSubmitter is not started: use it in a `with` statement, or call start()"
+            )
         job = BulkJob(self._pipeline, label)
-        self._ledger.add(job)
+        self._jobs.add(job)
         try:
-            self._pipeline.submit(job, request, self._ledger)
+            self._pipeline.submit(job, request, self._jobs)
         except BaseException:
-            self._ledger.forget(job)
+            self._jobs.forget(job)
             raise
         return job.future
 
 
-class _Ledger:
-    """Which jobs are outstanding, and which have ended but were not yielded yet."""
+class _Jobs:
+    """The jobs that are outstanding, and those that have ended and were not yielded yet."""
 
-    def __init__(self) -> None:
-        self.outstanding: set[BulkJob] = set()
+    def __init__(self, keep_ended: bool) -> None:
+        self._keep_ended = keep_ended
+        self._outstanding: set[BulkJob] = set()
         self._ended: deque[JobFuture] = deque()
         self._changed = threading.Condition()
 
+    def __len__(self) -> int:
+        return len(self._outstanding)
+
     def add(self, job: BulkJob) -> None:
         with self._changed:
-            self.outstanding.add(job)
+            self._outstanding.add(job)
 
     def forget(self, job: BulkJob) -> None:
         with self._changed:
-            self.outstanding.discard(job)
+            self._outstanding.discard(job)
             self._changed.notify_all()
 
     def futures(self) -> list[JobFuture]:
         with self._changed:
-            return [job.future for job in self.outstanding]
+            return [job.future for job in self._outstanding]
 
     def next_ended(self, deadline: float | None) -> JobFuture | None:
-        """The next job that ended; None when there is none left to end."""
+        """Wait for a job that ended; None if every job has been returned."""
+        if not self._keep_ended:
+            raise RuntimeError("ended jobs are not kept: create the BulkSubmitter with keep_ended=True")
         with self._changed:
             while not self._ended:
-                if not self.outstanding:
+                if not self._outstanding:
                     return None
                 left = None if deadline is None else deadline - time.monotonic()
                 if (left is not None and left <= 0) or not self._changed.wait(left):
-                    raise TimeoutError(f"{len(self.outstanding)} job(s) have not ended in time")
+                    raise TimeoutError(f"{len(self._outstanding)} job(s) have not ended in time")
             return self._ended.popleft()
 
     def wait(self, timeout: float | None) -> bool:
         with self._changed:
-            return self._changed.wait_for(lambda: not self.outstanding, timeout)
+            return self._changed.wait_for(lambda: not self._outstanding, timeout)
 
     # -- JobOwner, in the completion thread --------------------------------------------------------
 
@@ -392,14 +407,15 @@ class _Ledger:
 
     def job_ended(self, job: BulkJob, result: JobResult) -> None:
         future = job.future
-        name = " ".join(filter(None, (job.name, f"({future.label})")))
         if result.ok:
             future.set_result(result)
         else:
+            name = " ".join(filter(None, (job.name, f"({future.label})")))
             future.set_exception(job_error(result, f"job {name}"))
         with self._changed:
-            self.outstanding.discard(job)
-            self._ended.append(future)
+            self._outstanding.discard(job)
+            if self._keep_ended:
+                self._ended.append(future)
             self._changed.notify_all()
 
 

@@ -91,7 +91,9 @@ def _open_submitter(options: argparse.Namespace, jobs: int) -> BulkSubmitter:
         most = options.max_active or automatic(instance, jobs)
         instances = max(1, min(most, automatic(instance, jobs))) if asks_for_little(options) else 1
     try:
-        return BulkSubmitter(instance, max_active_jobs=options.max_active, instances=instances)
+        return BulkSubmitter(
+            instance, max_active_jobs=options.max_active, instances=instances, keep_ended=False
+        )
     except ValueError as error:
         raise UnusableInput(str(error)) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import gc
 import json
 import os
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from parsl_flux_bulk.bulk.submitter import BulkSubmitter
+from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
 from parsl_flux_bulk.errors import (
     ExecutorClosed,
     InstanceUnavailable,
@@ -170,6 +171,38 @@ def test_as_completed_gives_up_in_time(bulk: BulkSubmitter) -> None:
         next(bulk.as_completed(timeout=0.1))
     assert not bulk.wait(0.1)
     bulk.cancel()
+
+
+def futures_alive() -> list[JobFuture]:
+    gc.collect()
+    return [each for each in gc.get_objects() if type(each) is JobFuture]
+
+
+def test_nothing_is_kept_of_an_ended_job_if_ended_jobs_are_not_kept(instance: str) -> None:
+    before = len(futures_alive())
+    ended: list[str] = []
+    with BulkSubmitter(instance, keep_ended=False) as bulk:
+        for number in range(100):
+            future = bulk.submit_command(["true"], label=str(number))
+            future.add_done_callback(lambda future: ended.append(future.label))  # type: ignore[attr-defined]
+        del future
+        assert bulk.wait(BOUND)
+        with pytest.raises(RuntimeError, match="keep_ended=True"):
+            next(bulk.as_completed())
+        # The threads may still have the last batch in hand, until the next event.
+        bulk.submit_command(["true"]).result(BOUND)
+        assert len(futures_alive()) - before < 10
+    assert sorted(ended, key=int) == [str(number) for number in range(100)]
+    assert len(futures_alive()) == before
+
+
+def test_a_job_that_ended_before_the_iteration_is_yielded_and_then_not_kept(bulk: BulkSubmitter) -> None:
+    for number in range(3):
+        bulk.submit_command(["true"], label=str(number))
+    assert bulk.wait(BOUND)
+    labels = [future.label for future in bulk.as_completed()]
+    assert sorted(labels) == ["0", "1", "2"]
+    assert list(bulk.as_completed()) == []
 
 
 def test_the_standard_library_waits_for_these_futures(bulk: BulkSubmitter) -> None:

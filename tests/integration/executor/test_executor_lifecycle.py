@@ -81,14 +81,14 @@ def assert_closed(futures: list[Future[Any]]) -> None:
 
 
 def test_submit_before_start_is_refused(unstarted: FluxBulkExecutor) -> None:
-    with pytest.raises(ExecutorClosed, match="'FluxBulkExecutor': no tasks can be submitted before start"):
+    with pytest.raises(ExecutorClosed, match="'FluxBulkExecutor': tasks cannot be submitted before start"):
         unstarted.submit(apps.nothing, {})
 
 
 def test_submit_after_shutdown_is_refused(started: FluxBulkExecutor) -> None:
     assert started.submit(apps.double, {}, 2).result(BOUND) == 4
     started.shutdown()
-    with pytest.raises(ExecutorClosed, match="'FluxBulkExecutor': no tasks can be submitted after shutdown"):
+    with pytest.raises(ExecutorClosed, match="'FluxBulkExecutor': tasks cannot be submitted after shutdown"):
         started.submit(apps.nothing, {})
     assert started.status_report() is None
 
