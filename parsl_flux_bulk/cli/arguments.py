@@ -1,4 +1,4 @@
-"""What a person may type after `bulksubmit`, and what is wrong with it if it cannot be used."""
+"""Parse the command line of `bulksubmit`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from parsl_flux_bulk.version import __version__
 DESCRIPTION = """\
 Run many jobs and wait for all of them.
 
-The jobs are jobspec files, as `flux submit --dry-run` prints them, or copies of one command. They
-are submitted asynchronously, end in any order, and are counted; what failed is listed at the end."""
+A job is a jobspec file, as `flux submit --dry-run` prints it, or a copy of one command. Jobs are
+submitted asynchronously and end in any order. Failed jobs are listed at the end."""
 
 EPILOG = """\
 examples:
@@ -23,15 +23,15 @@ examples:
   bulksubmit -n 8 --ntasks 4 -c 2 -- ./simulate
 
 where the jobs run:
-  With --uri or --local, there. Else in the Flux instance that FLUX_URI names; else, where there is
-  a `flux` command, in a Flux instance started for them; else on this machine's own cores.
+  --uri and --local name the place. Without them, the jobs run in the Flux instance that FLUX_URI
+  names; if FLUX_URI is not set, in a new Flux instance; if Flux is not installed, on this machine's
+  own cores.
 
 exit status:
   0  every job ended with exit status 0
-  1  some job did not, or some file is no valid jobspec
-  2  nothing was run: unusable arguments, --strict, or no instance to run in
-  130, 143, 129  ended by Ctrl-C, SIGTERM, SIGHUP; outstanding jobs were cancelled"""
-
+  1  a job failed, or a file is not a valid jobspec
+  2  no job was run: invalid arguments, --strict, or no usable instance
+  130, 143, 129  ended by Ctrl-C, SIGTERM, SIGHUP; outstanding jobs were canceled"""
 
 RESOURCE_KEYS = {
     "ntasks": "num_tasks",
@@ -46,21 +46,21 @@ RESOURCE_KEYS = {
     "env": "environment",
     "cwd": "cwd",
 }
-"""Options, and the keys of a resource specification that they set."""
+"""The keys of a resource specification, by the options that set them."""
 
 _COMMAND_ONLY = ("copies", "output", "error", *RESOURCE_KEYS)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """Read the arguments; exits with status 2, and says why, if they cannot be used.
+    """Parse the arguments; exit with status 2 and a message if they are invalid.
 
     Returns
     -------
     argparse.Namespace
-        Every option under its long name, with `inputs`, and `command` (empty if there is none).
+        Every option under its long name; also `inputs` and `command`, which may be empty.
     """
     parser = _parser()
-    # By hand: argparse would look for options among a command's own arguments.
+    # Split here, because argparse would parse the command's own arguments as options.
     command: list[str] = []
     if "--" in arguments:
         where = arguments.index("--")
@@ -70,7 +70,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_intermixed_args(arguments)
     options.command = command
     if command and options.inputs:
-        parser.error(f"either files or a command, not both: {options.inputs[0]!r} stands before --")
+        parser.error(f"give files or a command, not both: {options.inputs[0]!r} stands before --")
     if not command and not options.inputs:
         parser.error("nothing to run: give jobspec files, a directory, '-', or -n N -- COMMAND")
     for name in _COMMAND_ONLY:
@@ -81,7 +81,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def asks_for_little(options: argparse.Namespace) -> bool:
-    """Whether a copy of the command could run in any instance, as a file's job most likely can."""
+    """Whether a copy of the command fits into any instance; jobs of files are assumed to."""
     size = [options.ntasks, options.cores_per_task, options.nodes]
     more = (options.gpus_per_task, options.exclusive, options.queue, options.bank, options.requires)
     return all(number in (None, 1) for number in size) and not any(more)
@@ -103,33 +103,31 @@ def _parser() -> argparse.ArgumentParser:
         help="jobspec files; directories of them; paths from stdin",
     )
     parser.add_argument("--version", action="version", version=f"bulksubmit {__version__}")
-    parser.add_argument("-v", "--verbose", action="store_true", help="say where the jobs run, and why there")
-    parser.add_argument("--strict", action="store_true", help="start nothing if any file is no valid jobspec")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print where the jobs run, and why")
+    parser.add_argument("--strict", action="store_true", help="run no job if any file is not a valid jobspec")
+    parser.add_argument("--json", metavar="FILE", help="write one line of JSON for each job, as it ends")
     parser.add_argument(
-        "--json", metavar="FILE", help="write one JSON record a job, a line each, as they end"
-    )
-    parser.add_argument(
-        "--max-active", type=_positive, metavar="N", help="keep at most N jobs inside the instance at a time"
+        "--max-active", type=_positive, metavar="N", help="have at most N jobs in the instance at one time"
     )
     parser.add_argument(
         "--instances",
         type=_positive,
         metavar="N",
-        help="start N Flux instances inside Flux for the small jobs, which then start N times as fast "
-        "(default: by their number in a Flux instance started for them, else 1)",
+        help="run small jobs in N Flux instances inside the instance, which start jobs N times as fast "
+        "(default: depends on the number of jobs in a new Flux instance, 1 elsewhere)",
     )
     parser.add_argument(
         "--urgency",
         type=_urgency,
         default=DEFAULT_URGENCY,
         metavar="N",
-        help="urgency, 0 to 31 (default: 16)",
+        help="urgency of the jobs, 0 to 31 (default: 16)",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--uri", type=_uri, help="run in the Flux instance at this URI (local://..., ssh://...)"
+        "--uri", type=_uri, help="run the jobs in the Flux instance at this URI (local://..., ssh://...)"
     )
-    where.add_argument("--local", action="store_true", help="run on this machine's own cores, without Flux")
+    where.add_argument("--local", action="store_true", help="run the jobs on this machine, without Flux")
     command = parser.add_argument_group("for a command", "as in `flux submit`, except that -n counts jobs")
     command.add_argument(
         "-n", "--copies", type=_positive, metavar="N", help="run the command in N jobs (default: 1)"
@@ -142,17 +140,17 @@ def _parser() -> argparse.ArgumentParser:
         "-g", "--gpus-per-task", type=_positive, metavar="N", help="GPUs for each task (default: 0)"
     )
     command.add_argument("-N", "--nodes", type=_positive, metavar="N", help="nodes to spread the tasks over")
-    command.add_argument("-x", "--exclusive", action="store_true", help="whole nodes, with --nodes")
+    command.add_argument("-x", "--exclusive", action="store_true", help="allocate whole nodes; needs --nodes")
     command.add_argument(
         "--duration", type=_duration, metavar="FSD", help="time limit: seconds, or 30s, 5m, 1.5h"
     )
     command.add_argument("-q", "--queue", metavar="NAME", help="queue to submit to")
     command.add_argument("-B", "--bank", metavar="NAME", help="bank to charge")
-    command.add_argument("--requires", metavar="CONSTRAINT", help="which nodes will do")
+    command.add_argument("--requires", metavar="CONSTRAINT", help="constraint on the nodes")
     command.add_argument(
-        "--env", action="append", metavar="RULE", help="environment: NAME=VALUE, -PATTERN, ..."
+        "--env", action="append", metavar="RULE", help="change the environment: NAME=VALUE, -PATTERN, ..."
     )
-    command.add_argument("--cwd", metavar="DIRECTORY", help="working directory (default: this one)")
+    command.add_argument("--cwd", metavar="DIRECTORY", help="working directory (default: the current one)")
     command.add_argument("--output", metavar="FILE", help="file for stdout; {{id}} in it is the job's id")
     command.add_argument("--error", metavar="FILE", help="file for stderr (default: where stdout goes)")
     return parser
@@ -161,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
 def _positive(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) > 0:
         return int(text)
-    raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, not {text!r}")
+    raise argparse.ArgumentTypeError(f"must be an integer of at least 1, not {text!r}")
 
 
 def _uri(text: str) -> str:

@@ -1,7 +1,7 @@
-"""The `bulksubmit` command: one run, and its exit status.
+"""The `bulksubmit` command: run all jobs, handle signals, return the exit status.
 
-A thin layer over :class:`parsl_flux_bulk.bulk.submitter.BulkSubmitter`. What may be typed is in
-``arguments.py``, the jobs to be are in ``work.py``, what it says is in ``report.py``.
+A thin layer over :class:`parsl_flux_bulk.bulk.submitter.BulkSubmitter`. ``arguments.py`` parses the
+command line, ``work.py`` has the jobs to submit, ``report.py`` prints.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import NoReturn, TextIO
@@ -25,24 +24,22 @@ from parsl_flux_bulk.cli.report import SHOWN_FAILURES, Report
 from parsl_flux_bulk.cli.signal_queue import SignalQueue
 from parsl_flux_bulk.cli.work import Item, Work, refuse_invalid
 from parsl_flux_bulk.errors import InstanceError, JobspecError
-from parsl_flux_bulk.instances.base import JobResult
 from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.instances.federation.inner_instances import automatic
 
 EXIT_OK, EXIT_FAILED, EXIT_UNUSABLE = 0, 1, 2
 
 HELD_JOBS = 10_000
-"""Jobs that are read before any has ended: more are read as those end, so that a million files do
-not have to fit into memory at once."""
+"""Bound on the jobs that are in memory: more files are read as jobs end."""
 
 CANCEL_TIMEOUT = 10.0
-"""Seconds that jobs get to end after Ctrl-C."""
+"""Seconds that jobs get to end after a signal."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command; return the exit status."""
     options = parse(list(sys.argv[1:] if arguments is None else arguments))
     logging.basicConfig(
         format="bulksubmit: %(message)s", level=logging.INFO if options.verbose else logging.WARNING
@@ -53,10 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bulksubmit: {error}", file=sys.stderr)
         return EXIT_UNUSABLE
     except BrokenPipeError:
-        # Nobody reads on; the jobs were cancelled on the way here. Python must not try to flush.
+        # The reader of stdout has ended. The jobs are canceled; the interpreter must not flush stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
-    except KeyboardInterrupt:  # before the first job, or after the last
+    except KeyboardInterrupt:  # before the signal handlers are set, or after they are reset
         return 128 + signal.SIGINT
 
 
@@ -106,10 +103,14 @@ def _open_records(name: str) -> TextIO:
 
 
 class Run:
-    """One run: submits, hears how jobs end, and stops at a signal.
+    """One run: submits all jobs, reports their ends, and stops at a signal.
 
-    A signal sets a flag, and wakes who waits. So it never breaks into the middle of something, and
-    nothing is polled.
+    The signal handler only sets :attr:`signal`; the signal also wakes the queue of ended jobs.
+
+    Attributes
+    ----------
+    signal : int or None
+        The first signal that arrived.
     """
 
     def __init__(self, bulk: BulkSubmitter, report: Report) -> None:
@@ -121,13 +122,13 @@ class Run:
         self.signal: int | None = None
 
     def submit(self, work: Work) -> None:
-        """Hand over every job; stop at a signal."""
+        """Submit every job; stop at a signal."""
         items = iter(work)
         for item in items:
             while len(self._outstanding) >= HELD_JOBS and self.signal is None:
                 self._take(None)
             if self.signal is not None:
-                self._pass_over(item, *items)
+                self._skip(item, *items)
                 return
             try:
                 future = item.submit(self._bulk)
@@ -135,8 +136,7 @@ class Run:
                 self._report.invalid(item.label, error)
                 continue
             self._report.submitted += 1
-            self._outstanding.add(future)
-            future.add_done_callback(self._put)
+            self._watch(future)
         self._report.all_submitted()
 
     def drain(self) -> None:
@@ -146,9 +146,9 @@ class Run:
             if self.signal is not None and deadline is None:
                 name = signal.Signals(self.signal).name
                 outstanding = len(self._outstanding)
-                # First, lest a second signal comes before it.
+                # Before the message, in whose answer a second signal may come.
                 self._bulk.cancel(f"bulksubmit was ended by {name}")
-                self._report.say(f"{name}: cancelling {outstanding} jobs (again to stop at once)")
+                self._report.say(f"{name}: canceling {outstanding} jobs (again to stop at once)")
                 deadline = time.monotonic() + CANCEL_TIMEOUT
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
@@ -156,12 +156,12 @@ class Run:
             self._take(left)
 
     def say_interrupted(self, number: int) -> None:
-        """Say what was cancelled, and what is not known to have ended."""
+        """Print how many jobs were canceled, and those that have not ended."""
         report = self._report
         report.finish()
         names = sorted(future.job_name or future.label for future in self._outstanding)
         lines = [
-            f"bulksubmit: {signal.Signals(number).name}: cancelled {report.canceled} outstanding jobs, "
+            f"bulksubmit: {signal.Signals(number).name}: canceled {report.canceled} outstanding jobs, "
             f"of which {report.canceled_running} had started"
         ]
         if self._not_submitted:
@@ -175,22 +175,22 @@ class Run:
 
     @contextmanager
     def signals(self) -> Iterator[None]:
-        """Within the block, a signal is noted; a second one ends the process at once."""
+        """Within the block, the first signal sets :attr:`signal`; the second ends the process at once."""
         before = {
             number: signal.signal(number, self._on_signal)
             for number in SIGNALS
-            if signal.getsignal(number) != signal.SIG_IGN  # nohup's wish
+            if signal.getsignal(number) != signal.SIG_IGN  # as under nohup
         }
         try:
-            with self._ended:
+            with self._ended.woken_by_signals():
                 yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _put(self, future: Future[JobResult]) -> None:
-        assert isinstance(future, JobFuture)
-        self._ended.put(future)
+    def _watch(self, future: JobFuture) -> None:
+        self._outstanding.add(future)
+        future.add_done_callback(lambda _: self._ended.put(future))
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self.signal is not None:
@@ -198,20 +198,20 @@ class Run:
         self.signal = number
 
     def _take(self, timeout: float | None) -> None:
-        """Wait for one more job to end, for the time to be over, or for a signal."""
+        """Wait until one more job ends, a signal arrives, or the timeout is over."""
         future = self._ended.get(timeout)
-        if future is not None:
+        if future is not None and future.job_result is not None:
             self._outstanding.discard(future)
-            self._report.job_ended(future, canceled_by_us=self.signal is not None)
+            self._report.job_ended(future, future.job_result, interrupted=self.signal is not None)
 
-    def _pass_over(self, *items: Item) -> None:
+    def _skip(self, *items: Item) -> None:
         self._not_submitted = len(items)
         for item in items:
             self._report.not_ended(item.label, "", "not-submitted")
 
 
 def _die(number: int) -> NoReturn:
-    # Nothing is flushed or joined: the threads, a lock or the terminal may be what hangs.
+    # No flush and no join: a thread, a lock or the terminal may hang.
     show_cursor = b"\x1b[?25h" if os.isatty(1) else b""
     os.write(2, show_cursor + b"\nbulksubmit: stopped at once; jobs in a Flux instance may still run\n")
     os._exit(128 + number)

@@ -1,4 +1,4 @@
-"""From what was typed to a list of jobspec files."""
+"""Find the jobspec files that the command line names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ STDIN = "-"
 
 
 class UnusableInput(Exception):
-    """Nothing can be run from what was typed; the message says why."""
+    """The command line cannot be run; the message says why."""
 
 
 def find_files(inputs: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path], int]:
@@ -19,21 +19,21 @@ def find_files(inputs: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path],
     Parameters
     ----------
     inputs : iterable of str
-        Files; directories, whose ``*.json`` are taken in the order of their names; ``-`` for paths
-        (files or directories) from `stdin`.
+        Files; directories, of which the ``*.json`` are taken in the order of their names; ``-`` for
+        paths (files or directories) from `stdin`.
     stdin : iterable of str
-        Lines, each one path; empty ones are passed over. A file named here need not exist: who
-        reads it will find out, and the others still run.
+        Lines, each one path; empty lines are ignored. A file named here need not exist: it is
+        reported when it is read, and the others still run.
 
     Raises
     ------
     UnusableInput
-        If something typed names nothing: a missing file, a directory without jobspecs, an empty stdin.
+        If an input is a missing file or a directory without jobspecs, or stdin is empty.
     """
     found: dict[str, Path] = {}
     repeated = 0
-    for typed in inputs:
-        for path in _from_stdin(stdin) if typed == STDIN else _typed(typed):
+    for name in inputs:
+        for path in _from_stdin(stdin) if name == STDIN else _from_argument(name):
             key = os.path.realpath(path)
             if key in found:
                 repeated += 1
@@ -41,14 +41,14 @@ def find_files(inputs: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path],
     return list(found.values()), repeated
 
 
-def _typed(typed: str) -> list[Path]:
-    path = Path(typed)
+def _from_argument(name: str) -> list[Path]:
+    path = Path(name)
     if path.is_dir():
         return _in_directory(path)
     if not os.path.lexists(path):
-        if any(character in typed for character in "*?["):
-            raise UnusableInput(f"no file matches {typed!r}")
-        raise UnusableInput(f"no such file or directory: {typed!r}")
+        if any(character in name for character in "*?["):
+            raise UnusableInput(f"no file matches {name!r}")
+        raise UnusableInput(f"no such file or directory: {name!r}")
     return [path]
 
 
@@ -60,7 +60,7 @@ def _from_stdin(lines: Iterable[str]) -> list[Path]:
             path = Path(name)
             paths += _in_directory(path) if path.is_dir() else [path]
     if not paths:
-        raise UnusableInput("no paths on stdin: '-' reads one path from each line of it")
+        raise UnusableInput("no paths on stdin: '-' reads one path from each line")
     return paths
 
 

@@ -1,8 +1,8 @@
-"""A queue that a signal wakes for certain.
+"""A queue whose `get` a signal interrupts.
 
-A `queue.SimpleQueue` is not one: a signal that comes just before its `get` begins to wait sets a
-flag, which nobody looks at until something else ends the wait. Here the wait is for a pipe, into
-which the interpreter writes when a signal comes (``signal.set_wakeup_fd``).
+`queue.SimpleQueue` lacks this: a signal that arrives just before `get` begins to wait runs its
+handler, and the wait then goes on. Here `get` waits for a pipe, to which the interpreter writes when
+a signal arrives (``signal.set_wakeup_fd``).
 """
 
 from __future__ import annotations
@@ -11,51 +11,42 @@ import os
 import select
 import signal
 from collections import deque
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
 class SignalQueue(Generic[T]):
-    """A queue for the main thread; a context manager, within which signals wake it."""
+    """A queue whose items the main thread gets, while other threads put them."""
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
+        # Never closed: a thread may be about to write. The pipe ends with the process.
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._reader, False)
         os.set_blocking(self._writer, False)
-        self._open = True
 
     def put(self, item: T) -> None:
-        """Add an item; any thread, and a signal handler, may."""
+        """Add an item, from any thread."""
         self._items.append(item)
-        if self._open:
-            try:
-                os.write(self._writer, b"\0")
-            except BlockingIOError:  # full, so awake
-                pass
+        with suppress(BlockingIOError):  # a full pipe wakes `get`, too
+            os.write(self._writer, b"\0")
 
     def get(self, timeout: float | None = None) -> T | None:
-        """Wait for an item, at most `timeout` seconds; None if there is none, or a signal came."""
+        """Wait for an item; None after `timeout` seconds, or if a signal arrived."""
         if not self._items:
             select.select([self._reader], [], [], timeout)
-            try:
+            with suppress(BlockingIOError):
                 os.read(self._reader, 1 << 16)
-            except BlockingIOError:
-                pass
         return self._items.popleft() if self._items else None
 
-    def __enter__(self) -> SignalQueue[T]:
-        self._before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        signal.set_wakeup_fd(self._before)
-        # The pipe stays open for threads that are about to write; it is closed with the process.
-        self._open = False
+    @contextmanager
+    def woken_by_signals(self) -> Iterator[None]:
+        """Let signals interrupt `get` within the block."""
+        before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)

