@@ -1,4 +1,4 @@
-"""Resource specifications of tasks, and the jobspecs (RFC 25) that request them.
+"""Requests for resources, and jobspecs (RFC 25): built, or parsed and checked.
 
 May import `errors`.
 """

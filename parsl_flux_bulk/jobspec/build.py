@@ -1,8 +1,7 @@
-"""Jobspecs (RFC 25, version 1): built from :class:`Resources` and a command, or checked when given.
+"""Build a jobspec (RFC 25, version 1) from :class:`Resources` and a command.
 
-Pure: what comes out follows from the arguments alone. Flux is not needed, and the environment of
-this process is not read. For the same request, :func:`build` makes what ``flux run --dry-run``
-prints, and :func:`validate` takes what Flux takes.
+Pure: the result depends on the arguments alone. Flux is not needed, and the environment of this
+process is not read. For the same request, :func:`build` returns what ``flux run --dry-run`` prints.
 """
 
 from __future__ import annotations
@@ -43,17 +42,17 @@ def build(
     Parameters
     ----------
     environment : mapping of str to str
-        The environment before `resources` changes it.
+        The environment that `resources` changes.
     cwd : str
-        Working directory, unless `resources` names one; a relative one there is relative to this.
+        Working directory, unless `resources` names one, which may be relative to this one.
     name : str or None
-        The job's name, unless `resources` has one.
+        Name of the job, unless `resources` has one.
     stdin, stdout, stderr : str or None
         Files, opened where the job runs and from its working directory; they may hold mustache
         templates such as ``{{id}}``. Without `stdout` Flux keeps the output; without `stderr`
         errors go where the output goes.
     per_node : bool
-        Run one process a node, to which all slots of the job there belong, in place of one a task.
+        Run one process on each node, which gets all slots of the node, instead of one for each task.
     rlimits : mapping of str to int or None
         Soft limits by lower-case name (``nofile``), -1 for unlimited; None leaves those of the
         instance.
@@ -70,8 +69,8 @@ def build(
     Raises
     ------
     JobspecError
-        The command is no list of strings, the environment rules of `resources` cannot be applied,
-        or a text cannot be sent.
+        The command is not a list of strings, the environment rules of `resources` cannot be
+        applied, or a string cannot be sent to Flux.
 
     See also
     --------
@@ -145,7 +144,7 @@ def _environment(resources: Resources, environment: Mapping[str, str]) -> Enviro
 
 
 def working_directory(resources: Resources, cwd: str) -> str:
-    """Where the job will run; may hold a mustache template such as ``{{tmpdir}}``."""
+    """Return the directory of the job; may contain a mustache template such as ``{{tmpdir}}``."""
     directory = resources.cwd
     if directory is None:
         return cwd
@@ -189,7 +188,7 @@ def _file(path: str) -> dict[str, str]:
 
 
 def _merge(into: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """Lay `more` over `into`, mapping by mapping; copies what it takes over."""
+    """Merge `more` into `into`, mapping by mapping; mappings are copied."""
     for key, value in more.items():
         if isinstance(value, Mapping):
             below = into.get(key)
@@ -210,7 +209,7 @@ def _drop_undecodable(variables: dict[str, str]) -> None:
         del variables[name]
         if name not in _dropped:
             _dropped.add(name)
-            logger.warning("environment variable %r is not UTF-8 and does not reach Flux jobs", name)
+            logger.warning("environment variable %r is not UTF-8 and is not passed to jobs", name)
 
 
 def _is_utf8(text: str) -> bool:

@@ -1,10 +1,10 @@
-"""Check a jobspec that somebody gives us, and say where in it what is wrong.
+"""Check a jobspec, and report what is wrong with its place.
 
-Takes what Flux takes: the checks are those of its own validator for version 1 (``flux.job``'s
-``validate_jobspec``), and of the JSON reader of its broker. A few things more are refused that Flux
-lets in, but which then fail in every job with no more words than "exited with exit code 1"; each is
-marked *fails at start* below. What Flux lets in and runs is let in here too, even where RFC 25 says
-otherwise, such as a task whose ``slot`` is not a label, or more than one entry of ``tasks``.
+The checks are those of Flux's own validator for version 1 (``flux.job``'s ``validate_jobspec``), and of
+the JSON reader of its broker. Refused are also a few things that Flux accepts, but that fail in every
+job with no more words than "exited with exit code 1"; each is marked *fails at start* below. What Flux
+accepts and runs is accepted here, even where RFC 25 forbids it, such as a task whose ``slot`` is not a
+label, or more than one entry of ``tasks``.
 """
 
 from __future__ import annotations
@@ -23,31 +23,25 @@ _INT64 = range(-(2**63), 2**63)
 
 
 def validate(text: str | bytes) -> dict[str, Any]:
-    """Check the text of a jobspec and return what it says.
-
-    Raises
-    ------
-    JobspecError
-        Says what is wrong, and where: line and column, or a path such as ``tasks[0].command``.
-
-    See also
-    --------
-    RFC 25, https://flux-framework.readthedocs.io/projects/flux-rfc/en/latest/spec_25.html
-    """
+    """Parse and check the text of a jobspec; see :meth:`.jobspec.Jobspec.parse`."""
     try:
-        return _validated(_decode(text))
+        decoded = text if isinstance(text, str) else text.decode()
+        jobspec = _parse(decoded)
+        if "\\u" in decoded or not decoded.isascii():
+            check_texts(jobspec)
+        return _checked(jobspec)
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start]
+        where = f"line {before.count(10) + 1} column {error.start - before.rfind(10)}"
+        raise JobspecError("not UTF-8 text", where) from None
     except RecursionError:
         raise JobspecError("nested too deeply") from None
 
 
-def _validated(text: str) -> dict[str, Any]:
-    jobspec = _parse(text)
-    if "\\u" in text or not text.isascii():
-        check_texts(jobspec)
+def _checked(jobspec: Any) -> dict[str, Any]:
     if not isinstance(jobspec, dict):
-        raise JobspecError(
-            f"a jobspec must be a JSON object with the keys {_listed(_KEYS)}, not {_kind(jobspec)}"
-        )
+        keys = _listed(_KEYS)
+        raise JobspecError(f"a jobspec must be a JSON object with the keys {keys}, not {_kind(jobspec)}")
     for key in _KEYS:
         _require(jobspec, key, "")
     for key in jobspec:
@@ -60,21 +54,7 @@ def _validated(text: str) -> dict[str, Any]:
     return jobspec
 
 
-# -- text and JSON ---------------------------------------------------------------------------------
-
-
-def _decode(text: str | bytes) -> str:
-    if isinstance(text, str):
-        return text
-    try:
-        return text.decode()
-    except UnicodeDecodeError as error:
-        raise JobspecError("not UTF-8 text", _line_and_column(text, error.start)) from None
-
-
-def _line_and_column(text: bytes, position: int) -> str:
-    before = text[:position]
-    return f"line {before.count(10) + 1} column {position - before.rfind(10)}"
+# -- JSON ------------------------------------------------------------------------------------------
 
 
 def _parse(text: str) -> Any:
@@ -126,7 +106,7 @@ def check_texts(value: object, where: str = "") -> None:
             check_texts(item, f"{where}[{index}]")
 
 
-# -- what a jobspec says ---------------------------------------------------------------------------
+# -- the parts of a jobspec ------------------------------------------------------------------------
 
 
 def _check_version(version: object) -> None:
@@ -134,28 +114,24 @@ def _check_version(version: object) -> None:
         _fail("version", f"must be the integer 1, not {version!r}")
 
 
-def _check_resources(resources: object, where: str) -> None:
-    if not isinstance(resources, list):
-        _fail(where, f"must be a list of resources, not {_kind(resources)}")
+def _check_resources(resources: Any, where: str) -> None:
+    _expect(list, resources, where, "a list of resources")
     if not resources and where == "resources":
         _fail(where, "must not be empty")  # fails at start
     for index, resource in enumerate(resources):
         _check_resource(resource, f"{where}[{index}]")
 
 
-def _check_resource(resource: object, where: str) -> None:
-    if not isinstance(resource, dict):
-        _fail(where, f"must be an object with 'type' and 'count', not {_kind(resource)}")
+def _check_resource(resource: Any, where: str) -> None:
+    _expect(dict, resource, where, "an object with 'type' and 'count'")
     kind = _require(resource, "type", where)
-    if not isinstance(kind, str):
-        _fail(f"{where}.type", f"must be a string such as 'node', 'slot' or 'core', not {_kind(kind)}")
+    _expect(str, kind, f"{where}.type", "a string such as 'node', 'slot' or 'core'")
     least = 1 if kind in ("node", "slot", "core") else 0
     count = _require(resource, "count", where)
     if not isinstance(count, int) or count < least:
         _fail(f"{where}.count", f"must be an integer, {least} or more, not {_shown(count)}")
     for key in ("id", "unit", "label"):
-        if not isinstance(resource.get(key, ""), str):
-            _fail(f"{where}.{key}", f"must be a string, not {_kind(resource[key])}")
+        _expect(str, resource.get(key, ""), f"{where}.{key}", "a string")
     if resource.get("exclusive", False) not in (True, False):
         _fail(f"{where}.exclusive", f"must be true or false, not {_shown(resource['exclusive'])}")
     if kind == "slot":
@@ -164,38 +140,30 @@ def _check_resource(resource: object, where: str) -> None:
         _check_resources(resource["with"], f"{where}.with")
 
 
-def _check_tasks(tasks: object) -> None:
-    if not isinstance(tasks, list):
-        _fail("tasks", f"must be a list of tasks, not {_kind(tasks)}")
+def _check_tasks(tasks: Any) -> None:
+    _expect(list, tasks, "tasks", "a list of tasks")
     if not tasks:
         _fail("tasks", "must not be empty")  # fails at start
     for index, task in enumerate(tasks):
         _check_task(task, f"tasks[{index}]")
 
 
-def _check_task(task: object, where: str) -> None:
-    if not isinstance(task, dict):
-        _fail(where, f"must be an object with 'command', 'slot' and 'count', not {_kind(task)}")
+def _check_task(task: Any, where: str) -> None:
+    _expect(dict, task, where, "an object with 'command', 'slot' and 'count'")
     command = _require(task, "command", where)
-    if not isinstance(command, list):
-        _fail(f"{where}.command", f"must be a list of strings, not {_kind(command)}")
+    _expect(list, command, f"{where}.command", "a list of strings")
     if not command:
         _fail(f"{where}.command", "must not be empty")
     for index, word in enumerate(command):
-        if not isinstance(word, str):
-            _fail(f"{where}.command[{index}]", f"must be a string, not {_kind(word)}")
-    slot = _require(task, "slot", where)
-    if not isinstance(slot, str):
-        _fail(f"{where}.slot", f"must be a string, the label of a slot, not {_kind(slot)}")
+        _expect(str, word, f"{where}.command[{index}]", "a string")
+    _expect(str, _require(task, "slot", where), f"{where}.slot", "a string, the label of a slot")
     _check_task_count(_require(task, "count", where), f"{where}.count")
-    if not isinstance(task.get("attributes", {}), dict):
-        _fail(f"{where}.attributes", f"must be an object, not {_kind(task['attributes'])}")
+    _expect(dict, task.get("attributes", {}), f"{where}.attributes", "an object")
 
 
-def _check_task_count(count: object, where: str) -> None:
+def _check_task_count(count: Any, where: str) -> None:
     either = "exactly one of 'per_slot' and 'total'"
-    if not isinstance(count, dict):
-        _fail(where, f"must be an object with {either}, not {_kind(count)}")
+    _expect(dict, count, where, f"an object with {either}")
     if len(count) != 1 or not count.keys() <= {"per_slot", "total"}:
         _fail(where, f"must have {either}, not {_listed(count) or 'nothing'}")
     [(key, number)] = count.items()
@@ -205,53 +173,43 @@ def _check_task_count(count: object, where: str) -> None:
         _fail(f"{where}.per_slot", f"must be 1, not {number}; 'total' can be any number")  # fails at start
 
 
-def _check_attributes(attributes: object) -> None:
+def _check_attributes(attributes: Any) -> None:
     where = "attributes"
-    if not isinstance(attributes, dict):
-        _fail(where, f"must be an object with 'system', and maybe 'user', not {_kind(attributes)}")
+    _expect(dict, attributes, where, "an object with 'system', and maybe 'user'")
     system = _require(attributes, "system", where)
     for key in attributes:
         if key not in ("system", "user"):
-            _fail(f"{where}.{key}", "unknown key; there are 'system' and 'user'")
-    if not isinstance(system, dict):
-        _fail("attributes.system", f"must be an object, not {_kind(system)}")
-    duration = _require(system, "duration", "attributes.system")
-    if isinstance(duration, bool) or not isinstance(duration, (int, float)):
-        _fail(
-            "attributes.system.duration",
-            f"must be a number of seconds, 0 for no limit, not {_shown(duration)}",
-        )
-    _check_system(system)
-
-
-def _check_system(system: dict[str, Any]) -> None:
+            _fail(f"{where}.{key}", "unknown key; the keys are 'system' and 'user'")
     where = "attributes.system"
-    if "dependencies" in system:
-        if not isinstance(system["dependencies"], list):
-            _fail(f"{where}.dependencies", f"must be a list, not {_kind(system['dependencies'])}")
-        for index, dependency in enumerate(system["dependencies"]):
-            try:
-                check_dependency(dependency)
-            except ValueError as error:
-                _fail(f"{where}.dependencies[{index}]", str(error))
+    _expect(dict, system, where, "an object")
+    duration = _require(system, "duration", where)
+    if isinstance(duration, bool) or not isinstance(duration, (int, float)):
+        _fail(f"{where}.duration", f"must be a number of seconds, 0 for no limit, not {_shown(duration)}")
+    _expect(list, system.get("dependencies", []), f"{where}.dependencies", "a list")
+    for index, dependency in enumerate(system.get("dependencies", [])):
+        try:
+            check_dependency(dependency)
+        except ValueError as error:
+            _fail(f"{where}.dependencies[{index}]", str(error))
     if "constraints" in system:
         try:
             check_constraint(system["constraints"])
         except ValueError as error:
             _fail(f"{where}.constraints", str(error))
     # All of these fail at start.
-    if not isinstance(system.get("cwd", ""), str):
-        _fail(f"{where}.cwd", f"must be a string, not {_kind(system['cwd'])}")
-    if not isinstance(system.get("environment", {}), dict):
-        _fail(f"{where}.environment", f"must be an object, not {_kind(system['environment'])}")
+    _expect(str, system.get("cwd", ""), f"{where}.cwd", "a string")
+    _expect(dict, system.get("environment", {}), f"{where}.environment", "an object")
     shell = system.get("shell", {})
-    if not isinstance(shell, dict):
-        _fail(f"{where}.shell", f"must be an object, not {_kind(shell)}")
-    if not isinstance(shell.get("options", {}), dict):
-        _fail(f"{where}.shell.options", f"must be an object, not {_kind(shell['options'])}")
+    _expect(dict, shell, f"{where}.shell", "an object")
+    _expect(dict, shell.get("options", {}), f"{where}.shell.options", "an object")
 
 
-# -- words -----------------------------------------------------------------------------------------
+# -- messages --------------------------------------------------------------------------------------
+
+
+def _expect(kind: type, value: object, where: str, expected: str) -> None:
+    if not isinstance(value, kind):
+        _fail(where, f"must be {expected}, not {_kind(value)}")
 
 
 def _require(mapping: Mapping[str, Any], key: str, where: str) -> Any:
@@ -273,7 +231,7 @@ def _shown(value: object) -> str:
 
 
 def _kind(value: object) -> str:
-    """What JSON calls a value."""
+    """Return the JSON name of the type of a value."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     names = {str: "a string", int: "an integer", float: "a number", list: "a list", dict: "an object"}

@@ -1,4 +1,4 @@
-"""Job constraints: the query syntax of ``flux run --requires`` (RFC 35) and its object form (RFC 31).
+"""Parse job constraints: from the syntax of ``flux run --requires`` (RFC 35) to objects (RFC 31).
 
 The grouping of terms follows Flux's own parser, so that an expression selects the same nodes here
 as there: ``and`` binds tighter than ``or``, ``not`` tighter than both, and a term that follows
@@ -16,7 +16,7 @@ Constraint: TypeAlias = dict[str, list[Any]]
 """An RFC 31 object, such as ``{"and": [{"properties": ["gpu"]}, {"hostlist": ["node[1-4]"]}]}``."""
 
 OPERATORS = ("properties", "hostlist", "ranks")
-"""What a term can ask for; ``host``, ``hosts`` and ``rank`` are other names of the last two."""
+"""Operators of a term; ``host``, ``hosts`` and ``rank`` are other names of the last two."""
 
 _SYNONYMS = {"host": "hostlist", "hosts": "hostlist", "rank": "ranks"}
 _TOKEN = re.compile(
@@ -35,8 +35,8 @@ class _Token(NamedTuple):
     position: int
 
 
-# How tightly an operator binds that was read already, and one that comes next. Something that
-# starts a new term without an operator is an *and* in the first role, the loosest in the second.
+# How tightly an operator binds to the left of a term, and to the right of it. A term that follows
+# another without an operator counts as *and* to the left, and binds loosest to the right.
 _BINDS = {"or": 1, "and": 2, "not": 3}
 _ARRIVES = {"or": 1, "and": 2, "not": 3, "negate": 4, "term": 0, "open": 0}
 
@@ -116,7 +116,7 @@ def _is_idset(text: str) -> bool:
 
 
 def _is_hostlist(text: str) -> bool:
-    # As Flux reads it: what follows the first pair of brackets of a host is an ordinary suffix.
+    # As in Flux, the text after the first pair of brackets of a host is an ordinary suffix.
     for host in _split_hosts(text):
         _, opening, rest = host.partition("[")
         numbers, closing, _ = rest.partition("]")
@@ -148,14 +148,12 @@ def _is_host_range(element: str) -> bool:
 
 
 def _tokens(text: str) -> list[_Token]:
-    """Split an expression; ``op:`` and what comes next that is no operator, quoted or not, are one term."""
+    """Split an expression; ``op:`` and the word after it, quoted or not, are one term."""
     tokens: list[_Token] = []
-    position, prefix = 0, ""
-    while position < len(text) and not text[position:].isspace():
-        match = _TOKEN.match(text, position)
-        assert match is not None and match.lastgroup is not None  # every character starts some token
-        kind, value, start = match.lastgroup, match[match.lastgroup], match.start(match.lastgroup)
-        position = match.end()
+    prefix = ""
+    for match in _TOKEN.finditer(text):  # every character but a blank starts a token
+        kind = str(match.lastgroup)
+        value, start = match[kind], match.start(kind)
         if kind == "unclosed":
             raise ValueError(f"the quote {value} at position {start} is not closed")
         if kind in ("single", "double"):
@@ -197,7 +195,7 @@ class _Parser:
         return ValueError(f"{token.text!r} at position {token.position} is not expected there")
 
     def expression(self, bound: int = 0, right: bool = False) -> Constraint:
-        """Read as much as binds tighter than the operator to the left, of strength `bound`."""
+        """Parse what binds tighter than the operator to the left, whose strength is `bound`."""
         left = self._operand()
         while True:
             token = self._tokens[self._at]

@@ -1,4 +1,4 @@
-"""Job dependencies (RFC 26): the URI form of ``flux run --dependency``, and the object in a jobspec."""
+"""Parse job dependencies (RFC 26): from the URIs of ``flux run --dependency`` to objects."""
 
 from __future__ import annotations
 

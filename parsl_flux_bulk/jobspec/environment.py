@@ -1,4 +1,4 @@
-"""The environment that reaches a job: rules as ``flux run --env`` takes them.
+"""Apply environment rules, as in ``flux run --env``, to the environment of a job.
 
 Rules apply in order to a copy of the submitter's environment:
 
@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 
 class Environment(NamedTuple):
-    """What a job gets.
+    """The environment of a job.
 
     Attributes
     ----------
@@ -46,8 +46,8 @@ def filter_environment(rules: Iterable[str], environ: Mapping[str, str]) -> Envi
     Raises
     ------
     ValueError
-        A variable that a rule refers to is not set, a pattern is no regular expression, or a file
-        cannot be read.
+        A variable that a rule refers to is not set, a pattern is not a regular expression, or a
+        file cannot be read.
 
     See also
     --------
@@ -108,7 +108,7 @@ def _lines(path: str, environ: dict[str, str]) -> list[str]:
 
 
 def check_rule(rule: str) -> None:
-    """Check as much of a rule as can be known without an environment.
+    """Check a rule as far as possible without an environment.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def check_rule(rule: str) -> None:
     elif not equals:
         _pattern(rule)
     elif not name:
-        raise ValueError(f"{rule!r} has no variable's name before '='")
+        raise ValueError(f"{rule!r} has no name before '='")
     elif "{{" not in value:
         try:
             string.Template(value).substitute(_Anything())

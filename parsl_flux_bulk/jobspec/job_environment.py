@@ -1,4 +1,4 @@
-"""What jobs take over from the process that submits them, as ``flux run`` would: environment and limits."""
+"""Environment and limits that jobs inherit from the submitting process, as with ``flux run``."""
 
 from __future__ import annotations
 
@@ -28,25 +28,24 @@ LAUNCHER_VARIABLES = (
     "OMPI_MCA_orte_*",
     "OMPI_MCA_pmix*",
 )
-"""By these an enclosing ``srun``, ``mpiexec`` or ``aprun`` tells a program which rank it is, and of what.
+"""Variables with which an enclosing ``srun``, ``mpiexec`` or ``aprun`` tells a program its rank.
 
-In a job of ours they would tell MPI of the wrong launcher. What a user may have set by hand to tune MPI,
-such as ``OMPI_MCA_btl`` or ``MPIR_CVAR_*``, is not among them. Flux's broker removes most of them from the
-environment that it starts in, but it never sees that of a process which attaches to it.
+In a job they would lead MPI to the wrong launcher. Variables that tune MPI, such as ``OMPI_MCA_btl`` or
+``MPIR_CVAR_*``, are not in the list. Flux's broker removes most of these variables from its own
+environment, but not from that of a process that attaches to it.
 """
 
 _LAUNCHER = re.compile("|".join(map(fnmatch.translate, LAUNCHER_VARIABLES)))
 
 _NOT_PROPAGATED = {"memlock", "ofile", "msgqueue", "nice", "rtprio", "rttime", "sigpending"}
-"""Limits of a machine rather than of a user's work; ``flux run`` leaves them alone too."""
+"""Limits of a machine rather than of a user's work; ``flux run`` does not propagate them either."""
 
 
 def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what of an environment is for programs that Flux starts.
+    """Return an environment without `LAUNCHER_VARIABLES`, and with ``SHLVL``.
 
-    That is without `LAUNCHER_VARIABLES`, and with ``SHLVL``. Standard input is a socket in Flux, and with
-    that bash takes itself for the shell of a remote login and reads the user's ``~/.bashrc``, unless
-    ``SHLVL`` tells that it is none (bash(1), *INVOCATION*). Cron, systemd and tox start scripts without it.
+    Standard input is a socket in Flux. Without ``SHLVL``, bash then assumes a remote login and reads
+    ``~/.bashrc`` (bash(1), *INVOCATION*). Cron, systemd and tox start scripts without ``SHLVL``.
     """
     variables = {name: value for name, value in environ.items() if not _LAUNCHER.match(name)}
     if variables.get("SHLVL", "0") in ("", "0"):
@@ -55,7 +54,7 @@ def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def soft_limits() -> dict[str, int]:
-    """The soft limits of this process that jobs get, by lower-case name; -1 is without limit.
+    """Return the soft limits of this process that jobs inherit, by lower-case name; -1 is unlimited.
 
     See also
     --------

@@ -1,8 +1,8 @@
-"""The keys of a ``parsl_resource_specification``, one by one.
+"""Validate the keys of a ``parsl_resource_specification``, one by one.
 
-A *reader* takes what the user wrote for one key and returns what it means, as something hashable;
-or raises ValueError with a phrase that says what it must be. How keys work together is in
-:mod:`parsl_flux_bulk.jobspec.resources`; ``docs/resources.md`` has the table of them.
+A *reader* takes the user's value of one key and returns it in a hashable form, or raises ValueError
+with a phrase that says what the value must be. :mod:`parsl_flux_bulk.jobspec.resources` combines the
+keys; ``docs/resources.md`` has a table of them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _integer(low: int, high: int = _MAX_INT) -> Callable[[object], int]:
 
 
 def _count_or_digits(value: object) -> int:
-    # MPIExecutor only ever puts these into a command line, so its users may have written text.
+    # MPIExecutor only puts these into a command line, so its users may have written strings.
     if isinstance(value, str) and value.isascii() and value.isdigit():
         value = int(value)
     return _integer(1)(value)
@@ -150,7 +150,7 @@ def _attributes(value: object) -> str:
 
 
 def _attribute_path(key: object) -> str:
-    """The path below ``attributes`` that ``flux run --setattr`` gives to a key."""
+    """Return the path below ``attributes`` that ``flux run --setattr`` gives to a key."""
     if not isinstance(key, str):
         raise ValueError(f"{key!r} must be a string such as 'system.project'")
     if key.startswith("."):
@@ -224,7 +224,7 @@ READERS: dict[str, Callable[[object], Any]] = {
 }
 
 VALID_KEYS = tuple(key for key in READERS if key != "launcher_options")
-"""What a specification may name (an empty ``launcher_options`` is tolerated too)."""
+"""Valid keys of a specification; an empty ``launcher_options`` is valid, too."""
 
 _NO_MEMORY = (
     "Flux does not schedule memory; say 'exclusive' for whole nodes, or a 'constraint' for larger ones"
@@ -250,7 +250,7 @@ _FOREIGN_KEYS = {
 
 
 def explain_unknown(key: object) -> str:
-    """Say of a key that is none of ours which one would be right."""
+    """Return the message for an unknown key: which key would be right."""
     if isinstance(key, str):
         if key in _FOREIGN_KEYS:
             return f"is not a key here: {_FOREIGN_KEYS[key]}"

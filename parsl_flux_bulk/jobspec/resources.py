@@ -1,9 +1,8 @@
-"""What a task or job asks of the instance: ``parsl_resource_specification`` -> :class:`Resources`.
+"""Read a ``parsl_resource_specification`` into :class:`Resources`.
 
-Every key, its type, its unit and the ``flux run`` option that it equals are in
-``docs/resources.md``; each is read and checked here, once, so that a mistake raises where the app
-is called. :mod:`parsl_flux_bulk.jobspec` turns the result into a jobspec. Parsl is imported only to
-raise its error.
+``docs/resources.md`` has every key, its type, its unit and the equivalent ``flux run`` option. A
+mistake raises where the app is called. :func:`.build.build` makes a jobspec of the result. Parsl is
+imported only to raise its error.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from parsl_flux_bulk.jobspec.resource_keys import READERS, VALID_KEYS, explain_u
 
 
 class Shape(NamedTuple):
-    """What tasks must have in common to share a warm worker."""
+    """The cores and GPUs of a worker; tasks of equal shape share workers."""
 
     cores: int = 1
     gpus: int = 0
@@ -28,7 +27,7 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """A request for resources, checked and complete. Equal requests are equal, and hash equal.
+    """A valid and complete request for resources. Equal requests compare and hash equal.
 
     Attributes
     ----------
@@ -42,7 +41,7 @@ class Resources:
     duration : float
         Seconds; 0 is no limit.
     urgency : int
-        0 to 31 (RFC 30). Not part of a jobspec: it goes into the request to submit one.
+        0 to 31 (RFC 30). Not part of a jobspec, but of the request to submit one.
     queue, bank, name : str or None
     cwd : str or None
         Working directory; if relative, to that of the executor.
@@ -78,7 +77,7 @@ class Resources:
 
     @classmethod
     def from_specification(cls, specification: Mapping[str, object]) -> Resources:
-        """Read a ``parsl_resource_specification``. A key whose value is None counts as not given.
+        """Read a ``parsl_resource_specification``. A key whose value is None is ignored.
 
         Raises
         ------
@@ -149,7 +148,7 @@ def _read(specification: Mapping[str, object]) -> Resources:
 
 
 def _settle_geometry(specification: Mapping[str, object], values: dict[str, Any]) -> None:
-    """Replace MPIExecutor's keys by Flux's, and fill in what ``flux run`` would."""
+    """Replace MPIExecutor's keys by Flux's, and fill in the defaults of ``flux run``."""
     nodes, tasks = values.get("num_nodes"), values.get("num_tasks")
     ranks, per_node = values.pop("num_ranks", None), values.pop("ranks_per_node", None)
     whole_nodes = False
@@ -169,7 +168,7 @@ def _settle_geometry(specification: Mapping[str, object], values: dict[str, Any]
         # MPIExecutor gives the nodes of a task to no other task.
         whole_nodes = nodes is not None
     elif tasks is None and nodes is not None:
-        # As flux run has it: nodes without a number of tasks are whole nodes, with a task on each.
+        # As in flux run: nodes without a number of tasks are whole nodes, with one task on each.
         tasks, whole_nodes = nodes, True
     if nodes is not None:
         values["num_nodes"] = nodes
