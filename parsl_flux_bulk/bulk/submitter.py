@@ -143,8 +143,8 @@ class BulkSubmitter:
         costs nothing. None means a bound that depends on the instance's size.
     instances : int
         Number of Flux instances to start inside a Flux instance for small jobs, at most one for each core;
-        see `parsl_flux_bulk.instances.federation.inner_instances`. 1 starts none. Output that an inner instance
-        kept is lost when the inner instance ends.
+        see `parsl_flux_bulk.instances.federation.inner_instances`. 1 starts none. Output that an inner
+        instance kept is lost when the inner instance ends.
     keep_ended : bool
         Keep the future of an ended job until `as_completed` has yielded it. With False, only the caller keeps
         futures, so that memory stays flat however many jobs are submitted, and `as_completed` cannot be used.
