@@ -15,8 +15,8 @@ instance, a broker is killed in each session. A session lasts ``--session`` minu
 an executor of its own. About every second session ends with the loss of the whole instance, amid load.
 
 Names for ``--without``: worker, manager, rank, shell, stop, broker, instance (faults); callback (one task in
-a hundred has a callback that raises SystemExit); disk (all tasks with output on a full disk); or a kind of
-task, such as bash-job.
+a hundred has a callback that raises SystemExit); or kinds of tasks, where bash, cancel and disk (output on a
+full disk) stand for every kind whose name begins so.
 
 Promises, checked after the load of each minute and at the end:
 
