@@ -37,7 +37,6 @@ class BlockCompletion:
     def __init__(self, block: RelayedInstance) -> None:
         self._queue = EventQueue()
         self._ended = ""
-        self._channel: ChannelAddress | None = None
         self._source = block.subscribe(self, 0)
 
     def push(self, source: EventSource, events: Sequence[Event]) -> None:
@@ -60,9 +59,7 @@ class BlockCompletion:
         self._source.send(peer, body)
 
     def channel(self) -> ChannelAddress:
-        if self._channel is None:
-            self._channel = self._source.channel()
-        return self._channel
+        return self._source.address
 
     def wake(self) -> None:
         self._queue.wake()

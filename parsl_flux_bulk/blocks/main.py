@@ -38,7 +38,7 @@ from parsl_flux_bulk.blocks.relay import protocol
 from parsl_flux_bulk.blocks.relay.client import BlockEnd, BlockRelay
 from parsl_flux_bulk.blocks.relay.join import join
 from parsl_flux_bulk.errors import InstanceError
-from parsl_flux_bulk.instances.base import Instance
+from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.jobspec.job_environment import base_environment
 
 NODE_INIT_TIMEOUT = 300.0
@@ -100,17 +100,6 @@ class Settings:
             raise BlockEnd(f"cannot use the settings in {arguments[0]}: {error}", 2) from error
 
 
-def enclosing_instance(environ: Mapping[str, str]) -> Instance:
-    """Return the Flux instance around this program, or an embedded one."""
-    if environ.get("FLUX_URI"):
-        from parsl_flux_bulk.instances.flux.instance import FluxInstance
-
-        return FluxInstance.attach()
-    from parsl_flux_bulk.instances.local.client import LocalInstance
-
-    return LocalInstance()
-
-
 def seconds_left(settings: Settings, environ: Mapping[str, str]) -> float | None:
     """Return the seconds until the allocation ends; None if unknown."""
     ends = []
@@ -168,7 +157,7 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> BlockEnd:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    instance = enclosing_instance(environ)
+    instance = choose_instance(environ.get("FLUX_URI") or "local")
     try:
         instance.start()
         if settings.node_init:

@@ -1,18 +1,18 @@
 """The seam between the pipeline and where jobs run.
 
-An *instance* is a place that runs jobs: a Flux instance, or this machine. The pipeline knows
-nothing else of it than what is here, and one contract suite (``tests/contract``) runs over every
-implementation.
+An *instance* runs jobs: a Flux instance, or this machine. The pipeline uses only the interface in this
+module, and one contract suite (``tests/contract``) tests every implementation.
 
 ::
 
-    Instance ── connect() ────> Connection    opened in, and used by, one thread: submit, cancel
-             └─ completion() ─> Completion    opened in, and used by, one thread: how jobs ended,
-                                              and the channel to the workers inside jobs
+    Instance ── connect() ────> Connection    submit, cancel
+             └─ completion() ─> Completion    ended jobs, and the channel to processes inside jobs
 
-The channel carries raw bytes both ways between the completion thread and any number of *peers*,
-which are processes inside jobs. A peer comes into being with its first message and ends with one
-:class:`PeerLost`, however it died. See :mod:`parsl_flux_bulk.worker.channel` for a peer's own end of it.
+Connection and Completion are each opened in, and used by, one thread.
+
+The channel carries bytes in both directions between the completion thread and any number of *peers*, which
+are processes inside jobs. A peer exists from its first message to one :class:`PeerLost`, however the process
+ends. :mod:`parsl_flux_bulk.worker.channel` is the peer's end of the channel.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY, Jobspec
 from parsl_flux_bulk.protocol import variables
 
 JobId: TypeAlias = int
-"""An instance's own number of a job (RFC 19 in Flux); :meth:`Instance.job_name` writes it as text."""
+"""A number that the instance issued (RFC 19 in Flux); :meth:`Instance.job_name` formats it."""
 
 PeerId: TypeAlias = Hashable
-"""Names one connected process of a job for as long as it is connected."""
+"""Identifies one process of a job while it is connected."""
 
 CHANNEL_VARIABLE = variables.CHANNEL
-"""In the environment of every job of an executor, and of no other: its address, unique to it."""
+"""Environment variable of every job of an executor: the address of its channel, unique to the executor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +52,13 @@ class JobRequest:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a job was not accepted, in the instance's own words."""
+    """Why the instance did not accept a job."""
 
     reason: str
 
 
 class JobStatus(str, enum.Enum):
-    """How a job ended; the words are those of Flux's ``result`` (flux-jobs(1))."""
+    """How a job ended, in the terms of Flux's ``result`` (flux-jobs(1))."""
 
     COMPLETED = "completed"
     FAILED = "failed"
@@ -70,7 +70,7 @@ class EndCause(str, enum.Enum):
     """What ended a job. The values are types of job exceptions (RFC 21), Flux's or this package's."""
 
     EXITED = ""
-    """Its processes ended by themselves, with any exit status or signal."""
+    """The job's processes ended by themselves, with any exit status or signal."""
     REFUSED = "submit"
     """The instance did not accept the job."""
     UNSATISFIABLE = "alloc"
@@ -80,12 +80,12 @@ class EndCause(str, enum.Enum):
     EXECUTION = "exec"
     """The job could not be started, or lost a node."""
     NO_BLOCK = "no-block"
-    """No block has the time left that the job requests, as a fresh one would; the job has not started."""
+    """Only a new block would have enough time left for the job; the job has not started."""
     BLOCK_LOST = "block-lost"
-    """The block that the job was in, or was to go to, ended or was lost."""
+    """The job's block ended or was lost, or there was no block to place the job in."""
     INSTANCE_LOST = "instance-lost"
     OTHER = "other"
-    """An exception of a type that is not in this list, such as a plugin's."""
+    """An exception of any other type, such as a plugin's."""
 
 
 _CAUSES = {cause.value: cause for cause in EndCause}
@@ -99,17 +99,17 @@ class JobResult:
     ----------
     status : JobStatus
     exit_code : int or None
-        Largest exit status of its tasks; None if a signal ended it, or it never ran.
+        Largest exit status of the job's tasks; None if a signal ended the job, or it never started.
     signal : int or None
-        Number of the signal that ended it.
+        Number of the signal that ended the job.
     exception : str
         Type of the fatal job exception (RFC 21), such as ``cancel``, ``alloc``, ``exec``; or "".
     note : str
-        The exception's note, or another sentence of the instance about the end; or "".
+        The exception's note, or another message of the instance about the end; or "".
     started : bool
-        Whether it got resources and began to run.
+        Whether the job got resources and its start began.
     stderr : str
-        For a failed job: the last lines of the standard error that the instance kept; or "".
+        Last lines of a failed job's standard error, if the instance kept it; or "".
     """
 
     status: JobStatus
@@ -132,13 +132,13 @@ class JobResult:
 
     @property
     def refused(self) -> bool:
-        """Whether the instance will never run the job: not accepted, or its request cannot be satisfied."""
+        """Whether the instance will never run the job: not accepted, or not satisfiable."""
         return not self.started and self.cause in (EndCause.REFUSED, EndCause.UNSATISFIABLE)
 
 
 @dataclass(frozen=True, slots=True)
 class JobEnded:
-    """A watched job ended. Comes once for each :meth:`Completion.watch`."""
+    """A watched job ended; reported once for each :meth:`Completion.watch`."""
 
     job_id: JobId
     result: JobResult
@@ -154,14 +154,14 @@ class PeerMessage:
 
 @dataclass(frozen=True, slots=True)
 class PeerLost:
-    """A peer's connection closed: it ended, was killed, or its node died."""
+    """A peer's connection closed: the process ended, was killed, or its node failed."""
 
     peer: PeerId
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What an instance has, whether free or busy.
+    """An instance's resources, free and busy.
 
     Attributes
     ----------
@@ -176,7 +176,7 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class CapacityChanged:
-    """What the instance has is different from now on: blocks came or went."""
+    """The instance's resources have changed, because a block joined or ended."""
 
     capacity: Capacity
 
@@ -186,71 +186,68 @@ Event: TypeAlias = JobEnded | PeerMessage | PeerLost | CapacityChanged
 
 @dataclass(frozen=True, slots=True)
 class ChannelAddress:
-    """How a process inside a job reaches the executor: environment variables for its jobspec."""
+    """How a process inside a job reaches the executor: environment variables for the jobspec."""
 
     environment: dict[str, str] = field(default_factory=dict)
 
 
 class Connection(Protocol):
-    """One thread's way to submit and cancel. Every method raises InstanceLost if it is gone."""
+    """Submits and cancels jobs, for one thread. Every method raises InstanceLost if the instance is lost."""
 
     def submit(self, requests: Sequence[JobRequest]) -> list[JobId | Refusal]:
-        """Submit all, every request in flight at once.
+        """Submit jobs, with all requests in flight at once.
 
         Returns
         -------
         list
-            In the order of `requests`: the job's id, or why it was refused. Never raises for
-            one bad request.
+            In the order of `requests`: the job's id, or why the instance refused the job. A bad
+            request raises nothing.
         """
 
     def cancel(self, job_ids: Sequence[JobId], reason: str) -> None:
-        """Cancel jobs. One that has ended already, or was never known, is passed over."""
+        """Cancel jobs; without effect for a job that has ended or is not known."""
 
     def output(self, job_id: JobId) -> tuple[str, str]:
-        """Return the standard output and error that the instance kept of a job.
+        """Return a job's standard output and error, as far as the instance kept them.
 
-        Both are empty if the jobspec sends them to files, or the instance no longer has them.
+        Both are empty if the jobspec redirects them to files, or the instance has purged them.
         """
 
     def capacity(self) -> Capacity:
-        """Say what resources there are."""
+        """Return the instance's resources."""
 
     def close(self) -> None:
         """Close; may be called twice."""
 
 
 class Completion(Protocol):
-    """The completion thread's end: which of our jobs ended, and messages from their processes.
+    """Reports ended jobs and messages of their processes, to the completion thread.
 
-    All but `wake` belong to one thread. Every method raises InstanceLost if the instance is gone.
+    Only `wake` may be called by other threads. Every method raises InstanceLost if the instance is lost.
     """
 
     def watch(self, job_id: JobId) -> None:
-        """Report the end of this job, also if it has ended already."""
+        """Report the end of this job, also if the job has ended already."""
 
     def poll(self, timeout: float | None) -> list[Event]:
-        """Wait for events and return those that are there.
+        """Wait for events and return them.
 
         Parameters
         ----------
         timeout : float or None
-            Seconds; None waits until an event or a wake-up, 0 does not wait.
+            Seconds; None waits without limit, 0 does not wait.
 
         Returns
         -------
         list of Event
-            Empty after a wake-up or a time-out.
+            Empty after a wake-up or the timeout.
         """
 
     def send(self, peer: PeerId, body: bytes) -> None:
-        """Send a message to a peer; without effect after `close`.
-
-        A peer that is gone is passed over, with its instance or alone: `poll` tells of both.
-        """
+        """Send a message to a peer; without effect after `close`, and for a lost peer."""
 
     def channel(self) -> ChannelAddress:
-        """How processes inside jobs reach this channel; it is open from now on."""
+        """Open the channel, if it is not open; return how processes inside jobs reach it."""
 
     def wake(self) -> None:
         """Make `poll` return, from any thread. Wake-ups coalesce."""
@@ -260,14 +257,14 @@ class Completion(Protocol):
 
 
 class Instance(Protocol):
-    """A place where jobs run."""
+    """Runs jobs."""
 
     @property
     def description(self) -> str:
-        """One line for people: what it is and where."""
+        """One line that says what the instance is, and where."""
 
     def start(self) -> None:
-        """Attach or start.
+        """Attach to the instance, or start it.
 
         Raises
         ------
@@ -282,7 +279,7 @@ class Instance(Protocol):
         """Open a completion, in the thread that will use it."""
 
     def job_name(self, job_id: JobId) -> str:
-        """The id as people write it."""
+        """Return the id in the form that the instance's commands use."""
 
     def close(self) -> None:
-        """End what `start` began; bounded in time; may be called twice, or before `start`."""
+        """End what `start` started; bounded in time; may be called twice, or before `start`."""

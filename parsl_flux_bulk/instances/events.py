@@ -1,57 +1,67 @@
-"""Push delivery: an instance whose own thread hands over events, instead of waiting to be polled.
+"""Push delivery: a source hands over events in its own thread, instead of waiting to be polled.
 
 ::
 
-    PushInstance.subscribe(sink, scope) ──> EventSource    watch, send
-                      sink.push(source, events)  <──┘      job ends and messages, in the instance's own thread
+    subscribe(instance, sink, scope) ──> EventSource    watch, send
+          sink.push(source, events)  <──┘
+
+A source with a scope other than 0 marks job ids and peers with it, so that one sink can tell sources apart.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Sequence
-from typing import Protocol, TypeAlias, runtime_checkable
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from parsl_flux_bulk.instances.base import ChannelAddress, Connection, Event, Instance, JobId, PeerId
+from parsl_flux_bulk.errors import InstanceLost
+from parsl_flux_bulk.instances.base import (
+    ChannelAddress,
+    Completion,
+    Connection,
+    Event,
+    Instance,
+    JobEnded,
+    JobId,
+    PeerId,
+    PeerLost,
+    PeerMessage,
+)
+
+logger = logging.getLogger(__name__)
 
 SCOPE_BITS = 64
-"""Low bits of a scoped job id that are the instance's own id."""
+"""Low bits of a scoped job id that are the instance's own id; the scope is above them."""
 
 OWN_ID = (1 << SCOPE_BITS) - 1
 
+OPEN_TIMEOUT = 30.0
+"""Seconds that an instance's completion and channel may take to open."""
+
+CLOSE_TIMEOUT = 20.0
+"""Seconds that an instance's completion may take to close."""
+
 
 class EventSink(Protocol):
-    """Receives events, in the source's thread."""
+    """Receives events, in the source's thread; nothing follows `lost`."""
 
-    def push(self, source: EventSource, events: Sequence[Event]) -> None:
-        """Take events, whose ids are scoped."""
-
-    def lost(self, source: EventSource, why: str) -> None:
-        """The instance is lost; nothing follows."""
+    def push(self, source: EventSource, events: Sequence[Event]) -> None: ...
+    def lost(self, source: EventSource, why: str) -> None: ...
 
 
 class EventSource(Protocol):
-    """One subscription to an instance; every method may be called by any thread.
-
-    Attributes
-    ----------
-    scope : int
-        Number of which job ids and peers of this source bear the mark: ``scope << SCOPE_BITS | own id``.
-    """
+    """One subscription to an instance, with its channel; every method may be called by any thread."""
 
     scope: int
+    address: ChannelAddress
 
-    def channel(self) -> ChannelAddress:
-        """Open the channel; see :meth:`.base.Completion.channel`."""
-
-    def watch(self, job_id: JobId) -> None:
-        """Report the end of the job with this scoped id."""
-
-    def send(self, peer: PeerId, body: bytes) -> None:
-        """Send a message to a peer; without effect for a peer that is lost."""
-
-    def close(self) -> None:
-        """End the subscription; may be called twice."""
+    def watch(self, job_id: JobId) -> None: ...
+    def send(self, peer: PeerId, body: bytes) -> None: ...
+    def close(self) -> None: ...
 
 
 @runtime_checkable
@@ -61,14 +71,97 @@ class PushInstance(Protocol):
     @property
     def description(self) -> str: ...
     def connect(self) -> Connection: ...
-    def subscribe(self, sink: EventSink, scope: int) -> EventSource:
-        """Deliver the events of watched jobs and of peers to `sink`. Raises InstanceLost."""
-
+    def subscribe(self, sink: EventSink, scope: int) -> EventSource: ...
     def job_name(self, job_id: JobId) -> str: ...
     def close(self) -> None: ...
 
 
 MemberInstance: TypeAlias = Instance | PushInstance
+
+
+def subscribe(instance: MemberInstance, sink: EventSink, scope: int) -> EventSource:
+    """Deliver the events of watched jobs and of peers to `sink`. Raises InstanceLost."""
+    if isinstance(instance, PushInstance):
+        return instance.subscribe(sink, scope)
+    return PollingSource(instance, sink, scope)
+
+
+class PollingSource:
+    """Pushes the events of an instance that can only be polled, from a thread in its completion."""
+
+    def __init__(self, instance: Instance, sink: EventSink, scope: int) -> None:
+        self.scope = scope
+        self._instance = instance
+        self._sink = sink
+        self._calls: deque[Callable[[Completion], None]] = deque()
+        self._awake = True
+        self._stop = False
+        opened: Future[tuple[Completion, ChannelAddress]] = Future()
+        self._thread = threading.Thread(target=self._run, args=(opened,), name=f"events-{scope}", daemon=True)
+        self._thread.start()
+        try:
+            self._completion, self.address = opened.result(OPEN_TIMEOUT)
+        except FutureTimeout:
+            self._stop = True
+            raise InstanceLost(f"its channel was not open within {OPEN_TIMEOUT:g} s") from None
+
+    def watch(self, job_id: JobId) -> None:
+        self._call(lambda completion: completion.watch(job_id & OWN_ID))
+
+    def send(self, peer: Any, body: bytes) -> None:
+        own: PeerId = peer[1] if self.scope else peer
+        self._call(lambda completion: completion.send(own, body))
+
+    def close(self) -> None:
+        self._stop = True
+        self._call(lambda _: None)
+        if self._thread is not threading.current_thread():
+            self._thread.join(CLOSE_TIMEOUT)
+
+    def _call(self, function: Callable[[Completion], None]) -> None:
+        self._calls.append(function)
+        if not self._awake:
+            self._awake = True
+            self._completion.wake()
+
+    def _run(self, opened: Future[tuple[Completion, ChannelAddress]]) -> None:
+        try:
+            completion = self._instance.completion()
+            try:
+                opened.set_result((completion, completion.channel()))
+                while not self._stop:
+                    while self._calls:
+                        self._calls.popleft()(completion)
+                    self._awake = False
+                    # A call that came before this line is seen here; a later one wakes the completion.
+                    events = completion.poll(0 if self._calls else None)
+                    self._awake = True
+                    if events:
+                        self._sink.push(self, self._scoped(events))
+            finally:
+                self._awake = True
+                completion.close()
+        except Exception as error:
+            lost = error if isinstance(error, InstanceLost) else InstanceLost(repr(error))
+            if lost is not error:
+                logger.exception("thread failed name=%s", self._thread.name)
+            if not opened.done():
+                opened.set_exception(lost)
+            elif not self._stop:
+                self._sink.lost(self, str(lost))
+
+    def _scoped(self, events: Sequence[Event]) -> Sequence[Event]:
+        if not self.scope:
+            return events
+        scoped: list[Event] = []
+        for event in events:
+            if isinstance(event, JobEnded):
+                scoped.append(JobEnded(self.scope << SCOPE_BITS | event.job_id, event.result))
+            elif isinstance(event, PeerMessage):
+                scoped.append(PeerMessage((self.scope, event.peer), event.body))
+            elif isinstance(event, PeerLost):
+                scoped.append(PeerLost((self.scope, event.peer)))
+        return scoped
 
 
 class EventQueue:

@@ -3,8 +3,8 @@
 ::
 
     main thread           BlockRelay.run: receives the executor's packets
-    RequestThread         submit, cancel, output, capacity, over one connection to the instance
-    SubscriptionThread    one for each subscription of the executor, in a completion of the instance
+    RequestThread         submit, cancel, output, capacity over one connection; open and close subscriptions
+    event sources         one for each subscription of the executor, in a completion of the instance
 
 Each thread sends its own records to the executor.
 """
@@ -15,7 +15,6 @@ import itertools
 import json
 import queue
 import threading
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +22,6 @@ from parsl_flux_bulk.blocks.relay import protocol
 from parsl_flux_bulk.blocks.relay.shared_socket import SharedSocket
 from parsl_flux_bulk.errors import InstanceError, InstanceLost
 from parsl_flux_bulk.instances.base import (
-    Completion,
     Connection,
     Event,
     Instance,
@@ -35,10 +33,11 @@ from parsl_flux_bulk.instances.base import (
     PeerMessage,
     Refusal,
 )
+from parsl_flux_bulk.instances.events import EventSource, subscribe
 from parsl_flux_bulk.jobspec.jobspec import Jobspec
 
 JOIN_TIMEOUT = 15.0
-"""Seconds that each thread may take to end."""
+"""Seconds that the last requests may take."""
 
 
 class BlockEnd(Exception):
@@ -71,7 +70,7 @@ class BlockRelay:
         self.active_jobs: set[JobId] = set()
         self.peer_numbers = itertools.count(1)
         self._socket = socket
-        self._subscriptions: dict[int, SubscriptionThread] = {}
+        self.subscriptions: dict[int, Subscription] = {}
         self._requests = RequestThread(self)
         self._end: BlockEnd | None = None
 
@@ -106,20 +105,13 @@ class BlockRelay:
 
     def _receive(self, kind: int, end: int, what: int, body: bytes) -> None:
         if kind == protocol.SEND or kind == protocol.WATCH:
-            if end in self._subscriptions:
-                self._subscriptions[end].put((kind, what, body))
+            subscription = self.subscriptions.get(end)
+            if subscription is not None and kind == protocol.SEND:
+                subscription.send(what, body)
+            elif subscription is not None:
+                subscription.source.watch(what)
         elif kind == protocol.REQUEST:
-            verb, argument = json.loads(body)
-            if verb == "channel" and argument in self._subscriptions:
-                self._subscriptions[argument].put((kind, end, b""))
-            else:
-                self._requests.queue.put((end, verb, argument))
-        elif kind == protocol.OPEN:
-            self._subscriptions[end] = SubscriptionThread(self, end)
-            self._subscriptions[end].start()
-        elif kind == protocol.CLOSE:
-            if end in self._subscriptions:
-                self._subscriptions.pop(end).put((kind, 0, b""))
+            self._requests.queue.put((end, *json.loads(body)))
         elif kind == protocol.BYE:
             self.end(body.decode(errors="replace"), 0)
 
@@ -128,13 +120,12 @@ class BlockRelay:
         if why.status:
             self.send([(protocol.BYE, 0, 0, str(why).encode())])
         self._socket.close(linger=1.0)
-        for subscription in self._subscriptions.values():
-            subscription.put((protocol.CLOSE, 0, b""))
         if self.active_jobs:
             self._requests.queue.put((0, "cancel", [list(self.active_jobs), f"the block ends: {why}"]))
         self._requests.queue.put(None)
-        for thread in (self._requests, *self._subscriptions.values()):
-            thread.join(JOIN_TIMEOUT)
+        self._requests.join(JOIN_TIMEOUT)
+        for subscription in list(self.subscriptions.values()):
+            subscription.source.close()
 
 
 class RequestThread(threading.Thread):
@@ -179,76 +170,46 @@ class RequestThread(threading.Thread):
         if verb == "capacity":
             capacity = connection.capacity()
             return [capacity.nodes, capacity.cores, capacity.gpus]
+        if verb == "open":
+            self._relay.subscriptions[argument] = subscription = Subscription(self._relay, argument)
+            return subscription.source.address.environment
+        if verb == "close":
+            return self._relay.subscriptions.pop(argument).source.close()
         raise ValueError("no such verb")
 
 
-class SubscriptionThread(threading.Thread):
-    """Serves one subscription of the executor in a completion of the instance."""
+class Subscription:
+    """Sends the events of one subscription of the executor; a sink of the instance's event source."""
 
     def __init__(self, relay: BlockRelay, number: int) -> None:
-        super().__init__(name=f"block-completion-{number}", daemon=True)
         self._relay = relay
         self._number = number
-        self._commands: deque[tuple[int, int, bytes]] = deque()
-        self._completion: Completion | None = None
-        self._awake = True
         self._numbers: dict[PeerId, int] = {}
         self._peers: dict[int, PeerId] = {}
+        self.source = subscribe(relay.instance, self, 0)
 
-    def put(self, command: tuple[int, int, bytes]) -> None:
-        """Hand over a command of the executor (kind, what, body); from the main thread."""
-        self._commands.append(command)
-        if not self._awake:
-            self._awake = True
-            completion = self._completion
-            if completion is not None:
-                completion.wake()
+    def send(self, peer: int, body: bytes) -> None:
+        """Send a message to the peer with this number, unless it is lost."""
+        if peer in self._peers:
+            self.source.send(self._peers[peer], body)
 
-    def run(self) -> None:
-        try:
-            completion = self._completion = self._relay.instance.completion()
-            try:
-                while self._run_commands(completion):
-                    self._awake = False
-                    # A command that came before this line is seen here; a later one wakes the completion.
-                    events = completion.poll(0 if self._commands else None)
-                    self._awake = True
-                    if events:
-                        self._relay.send([record for event in events for record in self._records(event)])
-            finally:
-                self._awake = True
-                completion.close()
-        except Exception as error:
-            self._relay.end(_describe(error), 1)
+    def push(self, source: EventSource, events: Sequence[Event]) -> None:
+        number = self._number
+        records: list[protocol.Record] = []
+        for event in events:
+            if isinstance(event, PeerMessage):
+                records.append((protocol.MESSAGE, number, self._peer(event.peer), event.body))
+            elif isinstance(event, JobEnded):
+                self._relay.active_jobs.discard(event.job_id)
+                records.append((protocol.ENDED, number, event.job_id, protocol.encode_result(event.result)))
+            elif isinstance(event, PeerLost):
+                peer = self._numbers.pop(event.peer)
+                del self._peers[peer]
+                records.append((protocol.PEER_LOST, number, peer, b""))
+        self._relay.send(records)
 
-    def _run_commands(self, completion: Completion) -> bool:
-        """Run all commands; return False after CLOSE."""
-        while self._commands:
-            kind, what, body = self._commands.popleft()
-            if kind == protocol.SEND:
-                if what in self._peers:
-                    completion.send(self._peers[what], body)
-            elif kind == protocol.WATCH:
-                completion.watch(what)
-            elif kind == protocol.REQUEST:
-                environment = completion.channel().environment
-                self._relay.send([(protocol.REPLY, what, 0, json.dumps(environment).encode())])
-            else:
-                return False
-        return True
-
-    def _records(self, event: Event) -> Sequence[protocol.Record]:
-        if isinstance(event, PeerMessage):
-            return [(protocol.MESSAGE, self._number, self._peer(event.peer), event.body)]
-        if isinstance(event, JobEnded):
-            self._relay.active_jobs.discard(event.job_id)
-            result = protocol.encode_result(event.result)
-            return [(protocol.ENDED, self._number, event.job_id, result)]
-        if isinstance(event, PeerLost):
-            peer = self._numbers.pop(event.peer)
-            del self._peers[peer]
-            return [(protocol.PEER_LOST, self._number, peer, b"")]
-        return []
+    def lost(self, source: EventSource, why: str) -> None:
+        self._relay.end(why, 1)
 
     def _peer(self, peer: PeerId) -> int:
         number = self._numbers.get(peer)

@@ -95,11 +95,14 @@ class RelayedInstance:
 
     def subscribe(self, sink: EventSink, scope: int) -> RelayedSource:
         """Deliver events to `sink`; see :meth:`.PushInstance.subscribe`."""
-        source = RelayedSource(self, next(self._numbers), sink, scope)
+        number = next(self._numbers)
+        address = ChannelAddress(self.request("open", number))
+        source = RelayedSource(self, number, address, sink, scope)
         with self._lock:
-            self._sources[source.number] = source
-        self.send(protocol.OPEN, source.number)
-        return source
+            self._sources[number] = source
+            if self.state is BlockState.JOINED:
+                return source
+        raise self.error()
 
     def job_name(self, job_id: JobId) -> str:
         """Return the id as the block's instance formats it."""
@@ -150,7 +153,9 @@ class RelayedInstance:
     def unsubscribe(self, source: RelayedSource) -> None:
         """End a subscription."""
         if self._sources.pop(source.number, None) is not None:
-            self._send([(protocol.CLOSE, source.number, 0, b"")])
+            # Not by `request`: the reply is not awaited, since the relay's own thread may be calling.
+            body = json.dumps(["close", source.number]).encode()
+            self._send([(protocol.REQUEST, next(self._numbers), 0, body)])
 
     def error(self) -> InstanceLost:
         """Return the error to raise when the block has ended."""
@@ -224,15 +229,15 @@ class RelayedConnection:
 class RelayedSource:
     """One subscription; see :class:`parsl_flux_bulk.instances.events.EventSource`. Peers are numbers."""
 
-    def __init__(self, instance: RelayedInstance, number: int, sink: EventSink, scope: int) -> None:
+    def __init__(
+        self, instance: RelayedInstance, number: int, address: ChannelAddress, sink: EventSink, scope: int
+    ) -> None:
         self.number = number
+        self.address = address
         self.sink = sink
         self.scope = scope
         self._base = scope << SCOPE_BITS
         self._instance = instance
-
-    def channel(self) -> ChannelAddress:
-        return ChannelAddress(self._instance.request("channel", self.number))
 
     def watch(self, job_id: JobId) -> None:
         self._instance.send(protocol.WATCH, self.number, job_id & OWN_ID)

@@ -12,10 +12,10 @@ number of a subscription or, for REQUEST and REPLY, of a request.
       HELLO       body: JSON, see Hello                   WELCOME     (answers HELLO)
       REPLY       end: the request's; what: 0 or 1,       REQUEST     end: its number;
                   body: JSON answer, or an error                      body: JSON [verb, argument]
-      ENDED       what: job; body: JSON result, or        OPEN        end: number of a new subscription
-                  nothing for plain success               CLOSE       end it
-      MESSAGE     what: peer; body: its message           WATCH       what: job
-      PEER_LOST   what: peer                              SEND        what: peer; body: a message to it
+      ENDED       what: job; body: JSON result, or        WATCH       what: job
+                  nothing for plain success               SEND        what: peer; body: a message to it
+      MESSAGE     what: peer; body: its message
+      PEER_LOST   what: peer
       BYE         the block ends; body: why               BYE         end yourself; body: why
 """
 
@@ -31,7 +31,7 @@ from parsl_flux_bulk.instances.base import JobResult, JobStatus
 from parsl_flux_bulk.protocol.frames import HEADER, HEADER_SIZE
 
 PROBE, PROBED, HELLO, WELCOME, BYE = range(1, 6)
-REQUEST, REPLY, OPEN, CLOSE = range(6, 10)
+REQUEST, REPLY = range(6, 8)
 WATCH, ENDED, SEND, MESSAGE, PEER_LOST = range(10, 15)
 
 PROTOCOL = 2

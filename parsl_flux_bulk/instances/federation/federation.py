@@ -25,7 +25,7 @@ from parsl_flux_bulk.instances.base import (
 from parsl_flux_bulk.instances.events import MemberInstance
 from parsl_flux_bulk.instances.federation.completion import KEY_PREFIX, FederationCompletion
 from parsl_flux_bulk.instances.federation.members import Member, MemberState, own_id
-from parsl_flux_bulk.instances.federation.placement import BlockPlacement, PlacementPolicy
+from parsl_flux_bulk.instances.federation.placement import Placement
 from parsl_flux_bulk.instances.federation.registry import MemberRegistry
 from parsl_flux_bulk.jobspec.jobspec import Demand
 
@@ -35,7 +35,7 @@ class Federation:
 
     Parameters
     ----------
-    policy : PlacementPolicy, optional
+    policy : Placement, optional
         For blocks by default.
     on_drained : callable
         See :class:`.registry.MemberRegistry`.
@@ -47,9 +47,9 @@ class Federation:
     """
 
     def __init__(
-        self, policy: PlacementPolicy | None = None, *, on_drained: Callable[[Member], None] = lambda _: None
+        self, policy: Placement | None = None, *, on_drained: Callable[[Member], None] = lambda _: None
     ) -> None:
-        self.registry = MemberRegistry(policy or BlockPlacement(), on_drained)
+        self.registry = MemberRegistry(policy or Placement(), on_drained)
 
     def add(
         self,
@@ -88,7 +88,7 @@ class Federation:
         return FederationConnection(self.registry)
 
     def completion(self) -> FederationCompletion:
-        return FederationCompletion(self.registry)
+        return self.registry.open_completion()
 
     def job_name(self, job_id: JobId) -> str:
         member = self.registry.member_of(job_id)

@@ -7,7 +7,6 @@ can be released; else the one with the fewest cores waited for. A policy restric
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from parsl_flux_bulk.errors import InstanceLost
 from parsl_flux_bulk.instances.base import Capacity, Instance, Refusal
@@ -15,17 +14,21 @@ from parsl_flux_bulk.instances.federation.members import Member
 from parsl_flux_bulk.jobspec.jobspec import Demand
 
 
-class PlacementPolicy(Protocol):
-    """What differs between federations."""
+class Placement:
+    """The policy for blocks: all members are alike, and their resources add up."""
 
     def label(self, member: Member) -> str:
-        """Name a member in messages."""
+        """Return the name of a member for messages."""
+        return f"block {member.name}"
 
     def capacity(self, members: Sequence[Member]) -> Capacity:
         """Add up the resources of READY members."""
+        sizes = [member.capacity for member in members]
+        return Capacity(*(sum(getattr(size, name) for size in sizes) for name in ("nodes", "cores", "gpus")))
 
     def candidates(self, fitting: list[Member], demand: Demand) -> list[Member]:
-        """Choose from the members that can run a job; at least one of them."""
+        """Restrict the choice between the members that can run a job; return at least one of them."""
+        return fitting
 
     def removed(self, member: Member) -> None:
         """Note that a member was removed."""
@@ -34,28 +37,8 @@ class PlacementPolicy(Protocol):
         """Raise InstanceLost if no job can ever be placed again."""
 
 
-class BlockPlacement:
-    """Blocks: all members are alike, and their resources add up."""
-
-    def label(self, member: Member) -> str:
-        return f"block {member.name}"
-
-    def capacity(self, members: Sequence[Member]) -> Capacity:
-        sizes = [member.capacity for member in members]
-        return Capacity(*(sum(getattr(size, name) for size in sizes) for name in ("nodes", "cores", "gpus")))
-
-    def candidates(self, fitting: list[Member], demand: Demand) -> list[Member]:
-        return fitting
-
-    def removed(self, member: Member) -> None:
-        pass
-
-    def check(self) -> None:
-        pass
-
-
-class NestedPlacement:
-    """Inner instances of an outer one: inner ones are preferred until the first job that fits none of them.
+class NestedPlacement(Placement):
+    """The policy for inner instances: preferred until the first job that fits none of them.
 
     Parameters
     ----------

@@ -8,46 +8,24 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping
 
 from parsl_flux_bulk.instances.base import (
     Capacity,
     CapacityChanged,
     EndCause,
-    Event,
     JobId,
     JobResult,
     JobStatus,
     Refusal,
 )
 from parsl_flux_bulk.instances.events import SCOPE_BITS, MemberInstance
+from parsl_flux_bulk.instances.federation.completion import FederationCompletion
 from parsl_flux_bulk.instances.federation.members import Member, MemberState
-from parsl_flux_bulk.instances.federation.placement import PlacementPolicy, choose, no_room
+from parsl_flux_bulk.instances.federation.placement import Placement, choose, no_room
 from parsl_flux_bulk.jobspec.jobspec import Demand
 
 logger = logging.getLogger(__name__)
-
-
-class MemberListener(Protocol):
-    """A completion of the federation."""
-
-    key: str
-
-    def put(self, events: Sequence[Event]) -> None:
-        """Queue events."""
-
-    def open(self, member: Member) -> None:
-        """Subscribe to a member; blocks."""
-
-    def address_in(self, member: Member) -> Mapping[str, str]:
-        """Return the environment with which a member's jobs reach the completion's channel."""
-
-    def member_removed(self, member: Member, result: JobResult) -> None:
-        """End a removed member's jobs with `result`, and its peers."""
-
-    def close_source(self, member: Member) -> None:
-        """End the subscription to a member; may wait for a thread."""
 
 
 class MemberRegistry:
@@ -55,18 +33,18 @@ class MemberRegistry:
 
     Parameters
     ----------
-    policy : PlacementPolicy
+    policy : Placement
     on_drained : callable
         Called, under the lock, with a DRAINING member that has no jobs left; perhaps more than once.
     """
 
-    def __init__(self, policy: PlacementPolicy, on_drained: Callable[[Member], None]) -> None:
+    def __init__(self, policy: Placement, on_drained: Callable[[Member], None]) -> None:
         self.policy = policy
         self.lock = threading.RLock()
         self._on_drained = on_drained
         self._job_ended = threading.Condition(self.lock)
         self._members: dict[int, Member] = {}
-        self._listeners: dict[str, MemberListener] = {}
+        self._completions: dict[str, FederationCompletion] = {}
         self._numbers = itertools.count(1)
         self._unplaced_ids = itertools.count(1)
         self._out_of_time: dict[JobId, int] = {}
@@ -96,9 +74,9 @@ class MemberRegistry:
         with self.lock:
             member = Member(next(self._numbers), name, instance, capacity, ends_at, environment)
             self._members[member.number] = member
-            listeners = list(self._listeners.values())
-        for listener in listeners:
-            listener.open(member)
+            completions = list(self._completions.values())
+        for completion in completions:
+            completion.open(member)
         with self.lock:
             if member.state is MemberState.STARTING:
                 member.advance(MemberState.READY)
@@ -130,13 +108,16 @@ class MemberRegistry:
             self._job_ended.notify_all()
             # A relayed block's own error begins with its name.
             result = lost_result(why if why.startswith(label) else f"{label}: {why}")
-            listeners = list(self._listeners.values())
-            for listener in listeners:
-                listener.member_removed(member, result)
+            sources = [c.member_removed(member, result) for c in self._completions.values()]
             self._announce_capacity()
-        for listener in listeners:
-            listener.close_source(member)
+        for source in filter(None, sources):
+            source.close()
         member.instance.close()
+
+    def _remove_lost(self, number: int, why: str) -> None:
+        member = self._members.get(number)
+        if member is not None:
+            self.remove(member, why)
 
     def wait_empty(self, member: Member, timeout: float) -> bool:
         """Wait until a member has no jobs; return whether it has none."""
@@ -145,29 +126,32 @@ class MemberRegistry:
 
     # -- completions ----------------------------------------------------------------------------
 
-    def attach(self, listener: MemberListener) -> None:
-        """Register a completion, and subscribe it to all members."""
+    def open_completion(self) -> FederationCompletion:
+        """Return a completion that is subscribed to all members, and to those that are added later."""
+        completion = FederationCompletion(
+            self.lock,
+            job_ended=self._end_job,
+            lost=self._remove_lost,
+            unplaced=self.unplaced_result,
+            closed=lambda completion: self._completions.pop(completion.key, None),
+        )
         with self.lock:
-            self._listeners[listener.key] = listener
+            self._completions[completion.key] = completion
             members = self.members
         for member in members:
-            listener.open(member)
-
-    def detach(self, listener: MemberListener) -> None:
-        """Forget a completion that closes."""
-        with self.lock:
-            self._listeners.pop(listener.key, None)
+            completion.open(member)
+        return completion
 
     def address(self, key: str, member: Member) -> Mapping[str, str]:
         """Return how a member's jobs reach the channel of the completion with this key."""
-        listener = self._listeners.get(key)
-        return listener.address_in(member) if listener else {}
+        completion = self._completions.get(key)
+        return completion.address_in(member) if completion else {}
 
     def _announce_capacity(self) -> None:
         self._changes += 1
         event = CapacityChanged(self.capacity())
-        for listener in self._listeners.values():
-            listener.put([event])
+        for completion in self._completions.values():
+            completion.put([event])
 
     # -- jobs -----------------------------------------------------------------------------------
 
@@ -224,9 +208,9 @@ class MemberRegistry:
             # The members have changed: another attempt may succeed.
             return lost_result("no block was available", started=False)
 
-    def job_ended(self, member: Member, job_id: JobId) -> None:
-        """Free the resources of a job that ended."""
-        with self.lock:
+    def _end_job(self, job_id: JobId) -> None:
+        member = self.member_of(job_id)
+        if member is not None:
             member.remove_job(job_id)
             if not member.jobs:
                 self._job_ended.notify_all()

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from typing import IO
+from typing import IO, cast
 
 from parsl_flux_bulk.errors import InstanceUnavailable
 from parsl_flux_bulk.instances.flux.lifeline import Lifeline
@@ -57,25 +57,20 @@ class Broker:
             # cat is the initial program: the instance ends with cat, and cat with its standard input.
             *("sh", "-c", 'echo "$FLUX_URI"; exec cat >/dev/null'),
         ]
-        output, write = os.pipe()
         with tempfile.TemporaryFile() as stderr:
-            try:
-                self._lifeline = Lifeline(
-                    command, stdout=write, stderr=stderr, environment=base_environment(os.environ)
-                )
-            finally:
-                os.close(write)
+            self._lifeline = Lifeline(
+                command, stdout=subprocess.PIPE, stderr=stderr, env=base_environment(os.environ)
+            )
             process = self._lifeline.process
             try:
-                uri = _read_line(output, START_TIMEOUT)
+                with cast("IO[bytes]", process.stdout) as output:
+                    uri = _read_line(output.fileno(), START_TIMEOUT)
                 if uri is None:
                     raise InstanceUnavailable(f"`{flux} start` {_failure(process)}: {_written(stderr)}")
             except BaseException:  # KeyboardInterrupt, too
                 _kill_group(process)
                 self._lifeline.close()
                 raise
-            finally:
-                os.close(output)
         self.uri = uri
 
     def stop(self) -> None:

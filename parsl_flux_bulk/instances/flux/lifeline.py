@@ -6,8 +6,8 @@ import contextlib
 import os
 import subprocess
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import IO, Any
+from collections.abc import Sequence
+from typing import IO, Any, cast
 
 
 class Lifeline:
@@ -21,41 +21,18 @@ class Lifeline:
     process : subprocess.Popen
     """
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        *,
-        stdout: int | IO[bytes],
-        stderr: int | IO[bytes],
-        environment: Mapping[str, str] | None = None,
-    ) -> None:
-        read, write = os.pipe()
-        self._pipe = open(write, "wb", buffering=0)  # noqa: SIM115
-        try:
-            self.process: subprocess.Popen[bytes] = subprocess.Popen(
-                command, stdin=read, stdout=stdout, stderr=stderr, env=environment, start_new_session=True
-            )
-        except BaseException:
-            self.close()
-            raise
-        finally:
-            os.close(read)
-        _close_in_forks(self)
+    def __init__(self, command: Sequence[str], **options: Any) -> None:
+        self.process: subprocess.Popen[bytes] = subprocess.Popen(
+            command, stdin=subprocess.PIPE, bufsize=0, start_new_session=True, **options
+        )
+        # `register_at_fork` keeps its callbacks for ever: a weak one.
+        close = weakref.WeakMethod(self.close)
+        os.register_at_fork(after_in_child=lambda: (call := close()) and call())
 
     def close(self, last: bytes = b"") -> None:
         """Close the pipe, after writing `last`; may be called twice."""
-        if not self._pipe.closed:
+        pipe = cast("IO[bytes]", self.process.stdin)
+        if not pipe.closed:
             with contextlib.suppress(BrokenPipeError):
-                self._pipe.write(last)
-            self._pipe.close()
-
-
-def _close_in_forks(lifeline: Lifeline) -> None:
-    reference: weakref.ref[Any] = weakref.ref(lifeline)
-
-    def close() -> None:
-        lifeline = reference()
-        if lifeline is not None:
-            lifeline.close()
-
-    os.register_at_fork(after_in_child=close)
+                pipe.write(last)
+            pipe.close()

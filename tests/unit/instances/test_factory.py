@@ -59,5 +59,5 @@ def test_a_uri_is_attached_to() -> None:
 
 
 def test_a_name_that_names_nothing() -> None:
-    with pytest.raises(ValueError, match="instance='laptop' names no instance: give 'local'"):
+    with pytest.raises(ValueError, match="instance='laptop' is not an instance: give 'local'"):
         choose_instance("laptop")
