@@ -169,13 +169,12 @@ class RelayedInstance:
         goodbye = None
         for kind, end, what, body in records:
             if kind == protocol.REPLY:
-                reply = self._replies.pop(end, None)
-                if reply is None:
-                    continue
-                if what:
+                with self._lock:
+                    reply = self._replies.pop(end, None)
+                if reply is not None and what:
                     why = body.decode(errors="replace")
                     reply.set_exception(InstanceError(f"{self.description}: request failed: {why}"))
-                else:
+                elif reply is not None:
                     reply.set_result(body)
             elif kind == protocol.BYE:
                 goodbye = body.decode(errors="replace")

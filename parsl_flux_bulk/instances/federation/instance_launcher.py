@@ -22,6 +22,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
@@ -81,17 +82,15 @@ _NEXT = {
 }
 
 
+@dataclass(slots=True)
 class _Inner:
     """An inner instance."""
 
-    __slots__ = ("job_id", "member", "name", "peer", "state")
-
-    def __init__(self, job_id: JobId, name: str) -> None:
-        self.job_id = job_id
-        self.name = name
-        self.state = InnerState.SUBMITTED
-        self.peer: PeerId = None
-        self.member: Member | None = None
+    job_id: JobId
+    name: str
+    state: InnerState = InnerState.SUBMITTED
+    peer: PeerId = None
+    member: Member | None = None
 
     def advance(self, state: InnerState) -> None:
         if state not in _NEXT[self.state]:
@@ -217,9 +216,9 @@ class InstanceLauncher(threading.Thread):
 
     def _on_hello(self, completion: Completion, message: PeerMessage) -> None:
         for _, _, token, payload in frames.decode(message.body):
-            inner = self._inner[token]
-            if inner.state is not InnerState.SUBMITTED:
-                continue  # It was canceled meanwhile.
+            inner = self._inner.get(token)
+            if inner is None or inner.state is not InnerState.SUBMITTED:
+                continue  # It has ended or was canceled meanwhile.
             inner.advance(InnerState.READY)
             inner.peer = message.peer
             about = frames.decode_json(payload)

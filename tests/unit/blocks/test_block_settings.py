@@ -68,6 +68,16 @@ def started(tmp_path: Path) -> Any:
         executor.shutdown()
 
 
+def launch_command(executor: FluxBulkExecutor) -> str:
+    """The command line that the provider gets for the first block."""
+    commands: list[str] = []
+    provider: Any = executor.provider
+    provider.submit = lambda command, *_: commands.append(command) or "11"
+    provider.cancel = lambda jobs: [True for _ in jobs]
+    assert executor.scale_out_facade(1) == ["0"]
+    return commands[0]
+
+
 def settings_of(command: str) -> dict[str, Any]:
     values = json.loads(Path(shlex.split(command)[-1]).read_text())
     assert isinstance(values, dict)
@@ -76,14 +86,14 @@ def settings_of(command: str) -> dict[str, Any]:
 
 def test_flux_is_started_around_the_blocks_program(started: Any) -> None:
     executor = started(LocalProvider())
-    command = executor._get_launch_command("0")
+    command = launch_command(executor)
     assert command.startswith(f"flux start {sys.executable} ")
     assert command.split()[3].endswith("/parsl_flux_bulk/blocks/main.py")
     assert type(command) is str
 
 
 def test_the_launch_line_is_plain_words_without_secrets(started: Any) -> None:
-    command = started(LocalProvider())._get_launch_command("0")
+    command = launch_command(started(LocalProvider()))
     assert not set(command) & set("$`\\\"'"), "launchers put it through a shell once more"
     directory = Path(settings_of(command)["certificates"])
     for secret in directory.glob("*secret"):
@@ -101,11 +111,11 @@ def test_the_launch_line_is_plain_words_without_secrets(started: Any) -> None:
     ],
 )
 def test_what_starts_a_block_can_be_chosen(started: Any, options: dict[str, Any], begins: str) -> None:
-    assert started(LocalProvider(), **options)._get_launch_command("0").startswith(begins)
+    assert launch_command(started(LocalProvider(), **options)).startswith(begins)
 
 
 def test_where_the_provider_starts_flux_the_program_runs_once_a_block(started: Any) -> None:
-    command = started(FluxProvider())._get_launch_command("0")
+    command = launch_command(started(FluxProvider()))
     assert isinstance(command, OncePerBlock)
     assert command.startswith(sys.executable)
 
@@ -121,7 +131,7 @@ def test_where_the_provider_starts_flux_the_program_runs_once_a_block(started: A
     ],
 )
 def test_a_launcher_starts_it_on_every_node(started: Any, launcher: Any, line: str) -> None:
-    command = started(LocalProvider())._get_launch_command("0")
+    command = launch_command(started(LocalProvider()))
     text = launcher(command, 1, 3, "/scripts")
     assert line in text
     assert command in text
@@ -132,9 +142,9 @@ def test_a_launcher_starts_it_on_every_node(started: Any, launcher: Any, line: s
 
 def test_blocks_of_this_machine_are_for_this_machine_alone(started: Any) -> None:
     executor = started(LocalProvider(), node_init="echo hello")
-    values = settings_of(executor._get_launch_command("7"))
+    values = settings_of(launch_command(executor))
     assert values["addresses"] == ["127.0.0.1"]
-    assert (values["block_id"], values["node_init"], values["walltime"]) == ("7", "echo hello", None)
+    assert (values["block_id"], values["node_init"], values["walltime"]) == ("0", "echo hello", None)
     assert Settings(**values).unreachable_timeout < 120
 
 
@@ -143,7 +153,7 @@ def test_others_are_told_how_to_reach_this_host(
     started: Any, address: str | None, expected: list[str] | None
 ) -> None:
     provider = SlurmProvider(partition="debug", walltime="01:30:00")
-    values = settings_of(started(provider, address=address)._get_launch_command("0"))
+    values = settings_of(launch_command(started(provider, address=address)))
     assert values["addresses"] == (expected or addresses_of_this_host())
     assert values["walltime"] == 5400.0
 
@@ -176,21 +186,22 @@ def test_htex_auto_scale_takes_it_for_one_whose_idle_blocks_it_may_end() -> None
 def test_a_provider_that_fails_to_cancel_is_in_the_log_and_raises_nothing(
     started: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    provider = LocalProvider()
+    provider: Any = LocalProvider()
     executor = started(provider, instance="local")
-    executor.blocks_to_job_id = {"0": "11", "1": "12"}
+    jobs = iter(["11", "12"])
+    monkeypatch.setattr(provider, "submit", lambda *_: next(jobs))
+    assert executor.scale_out_facade(2) == ["0", "1"]
 
     def fail(jobs: list[str]) -> list[bool]:
         raise OSError("scancel is not there")
 
     monkeypatch.setattr(provider, "cancel", fail)
     with caplog.at_level(logging.WARNING):
-        executor._cancel_blocks(["0", "1"])
-        assert "blocks=['0', '1']: scancel is not there" in caplog.text
-        monkeypatch.setattr(provider, "cancel", lambda jobs: [True, False])
-        executor._cancel_blocks(["0", "1", "not submitted"])
+        assert executor.scale_in_facade(1) == ["0"]
+        assert "blocks=['0']: scancel is not there" in caplog.text
+        monkeypatch.setattr(provider, "cancel", lambda jobs: [False for _ in jobs])
+        assert executor.scale_in_facade(1) == ["1"]
     assert "cancel refused by the provider executor=FluxBulkExecutor jobs=['12']" in caplog.text
-    executor.blocks_to_job_id = {}
 
 
 def test_closing_blocks_twice_is_fine(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parsl_flux_bulk.blocks.relay import protocol
@@ -26,6 +26,7 @@ EDGES = [
 RECORDS = st.tuples(st.integers(0, 255), ENDS, NUMBERS, st.sampled_from(EDGES))
 
 
+@settings(deadline=None)  # Copying megabytes takes as long as the machine is busy.
 @given(st.lists(RECORDS, max_size=8))
 def test_what_is_packed_is_unpacked(shapes: list[tuple[int, int, int, int]]) -> None:
     stuff = os.urandom(64) * (max(EDGES) // 64 + 1)

@@ -44,20 +44,20 @@ class FakeInstance:
         self.watched = set()
         self.closed = False
         self.gone = False
-        self._events = []
-        self._there = threading.Condition()
+        self.pending = []
+        self.changed = threading.Condition()
 
     # -- what a test does --------------------------------------------------------------------------
 
     def tell(self, *events):
-        with self._there:
-            self._events += events
-            self._there.notify_all()
+        with self.changed:
+            self.pending += events
+            self.changed.notify_all()
 
     def lose(self):
-        with self._there:
+        with self.changed:
             self.gone = True
-            self._there.notify_all()
+            self.changed.notify_all()
 
     def environment(self, job_id):
         return self.requests[job_id].jobspec.environment
@@ -125,18 +125,18 @@ class FakeCompletion:
 
     def poll(self, timeout):
         instance = self.instance
-        with instance._there:
-            instance._there.wait_for(lambda: instance._events or instance.gone or self.woken, timeout)
+        with instance.changed:
+            instance.changed.wait_for(lambda: instance.pending or instance.gone or self.woken, timeout)
             self.woken = False
             if instance.gone:
                 raise InstanceLost("its host died")
-            events, instance._events = instance._events, []
+            events, instance.pending = instance.pending, []
             return events
 
     def wake(self):
-        with self.instance._there:
+        with self.instance.changed:
             self.woken = True
-            self.instance._there.notify_all()
+            self.instance.changed.notify_all()
 
     def close(self):
         pass
