@@ -92,7 +92,7 @@ class Scheduler:
         self._no_workers = tasks_per_job == 1
         self._out: list[Instruction] = []
         self._timers = Timers()
-        self._story = Story(self._timers)
+        self._story = Story()
         self.lifecycle = Lifecycle(self._out, self._timers, self._story, worker_idle_time)
         self.assigner = Assigner(self._out, self._timers, self._story, self.lifecycle)
         self._autoscaler = Autoscaler(
@@ -131,6 +131,7 @@ class Scheduler:
         if not self.closed:
             self._decide(now)
         self._timers.settle()
+        self._story.settle(now)
         out = self._out.copy()
         self._out.clear()
         return out
@@ -373,15 +374,17 @@ class Scheduler:
         """Count tasks, workers and jobs."""
         return count(self.lifecycle, self.assigner, self._outcomes)
 
-    def story(self, task_id: int, task: Task | None = None) -> list[Record]:
-        """Return what was decided about a task, its jobs and its group, by time; callable in any thread.
+    def story(self, now: float, task_id: int, task: Task | None = None) -> list[Record]:
+        """Return what was decided about a task, its jobs and its group, in order; callable in any thread.
 
         Parameters
         ----------
+        now : float
+            The time, as for `take`.
         task : Task or None
             The task, if it has not ended: then the last record says where it is now.
         """
         if task is None or task.state is TaskState.DONE:
             return self._story.of(task_id)
         shape = task.resources.shape if task.place is None else None
-        return [*self._story.of(task_id, shape), self._story.now(task, self.lifecycle.groups)]
+        return [*self._story.of(task_id, shape), self._story.now(now, task, self.lifecycle.groups)]

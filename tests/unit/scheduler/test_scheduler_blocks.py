@@ -103,7 +103,7 @@ def test_an_outcome_that_came_before_the_block_was_lost_counts():
     assert [resolved.outcome for resolved in bench.told(ResolveTask)] == [b"value"]
 
 
-def test_a_cancelled_task_does_not_move():
+def test_a_canceled_task_does_not_move():
     first = task()
     bench = Bare(first)
     job = bench.job()
@@ -135,7 +135,7 @@ def test_others_do_not_wait_for_it():
     assert [submitted.job.task.task_id for submitted in bench.told(SubmitJob)] == [3, 4]
 
 
-def test_it_can_be_cancelled_meanwhile():
+def test_it_can_be_canceled_meanwhile():
     first = task()
     bench = Bare(first)
     bench.scheduler.handle(JobEnded(bench.job(), TOO_SHORT))
@@ -203,8 +203,7 @@ def test_a_block_that_is_to_end_gives_back_what_it_has_not_started():
     world.run(until=lambda: len(world.scheduler.status().workers) and len(world.active()) == 2)
     world.run(for_=0.05)
     leaving, staying = [model.job for model in world.active()]
-    world.scheduler.drain_jobs(lambda job: job is leaving, "its block is to end")
-    world._dirty = True
+    world.event(lambda scheduler: scheduler.drain_jobs(lambda job: job is leaving, "its block is to end"))
     world.run_all()
     assert set(map(type, world.outcomes.values())) == {bytes}
     assert leaving.result is not None and staying.result is None
@@ -216,15 +215,14 @@ def test_only_the_chosen_workers_leave():
     world.submit(100, function=Function(0.2))
     world.run(until=lambda: len(world.active()) == 2)
     chosen = world.active()[0].job
-    world.scheduler.drain_jobs(lambda job: job is chosen, "its block is to end")
-    world._dirty = True
+    world.event(lambda scheduler: scheduler.drain_jobs(lambda job: job is chosen, "its block is to end"))
     world.run(until=lambda: chosen.result is not None)
     assert world.now < 2.0, "it ended only when all work was done"
     world.run_all()
     assert all(isinstance(outcome, bytes) for outcome in world.outcomes.values())
 
 
-def test_workers_of_a_block_that_is_to_end_are_cancelled_if_they_have_not_begun():
+def test_workers_of_a_block_that_is_to_end_are_canceled_if_they_have_not_begun():
     bench = Bare(task(resources=SMALL))
     job = bench.job()
     bench.scheduler.drain_jobs(lambda _: True, "its block is to end")

@@ -42,6 +42,9 @@ def make_task(task_id, resources, function, call=b"", *, bare=False):
 
 
 SMALL = Resources(shape=Shape())
+EXCLUSIVE = Resources(num_nodes=2, num_tasks=2, exclusive=True)
+ALONE = Resources(num_tasks=1, duration=60.0)
+TWO_RANKS = Resources(num_tasks=2)
 COMPLETED = JobResult(JobStatus.COMPLETED, exit_code=0)
 JOB_CANCELED = JobResult(JobStatus.CANCELED, exception="cancel")
 NODE_LOST = JobResult(JobStatus.FAILED, exception="exec", note="node failure")
@@ -131,7 +134,7 @@ class Pool:
             slot = self.slots[instruction.slot]
             for task in list(slot.queue):
                 if instruction.task_id in (0, task.task_id):
-                    self._return(slot, task)
+                    self.return_task(slot, task)
         elif isinstance(instruction, KillWorker):
             self._kill(self.slots[instruction.slot], instruction.task_id)
         else:
@@ -149,7 +152,7 @@ class Pool:
             assert all(t.function.function_id in self.functions for t in other.queue), "forgotten too early"
         self.world.got_work(slot)
 
-    def _return(self, slot, task):
+    def return_task(self, slot, task):
         slot.queue.remove(task)
 
         def give_back(scheduler):
@@ -165,7 +168,7 @@ class Pool:
             return
         for task in list(slot.queue):
             if task.task_id == task_id:
-                self._return(slot, task)
+                self.return_task(slot, task)
 
     # -- what its workers do -----------------------------------------------------------------------
 
@@ -199,7 +202,7 @@ class Pool:
             lambda d: d.handle(WorkerDied(self.peer_id, slot.number, task_id, exit_code, signal, "trace"))
         )
         for task in list(slot.queue):
-            self._return(slot, task)
+            self.return_task(slot, task)
 
     def end(self, exit_code=0, lose=0, silent=False):
         """It ends, or its node does: then the last messages may be lost, even that it is gone."""
@@ -654,3 +657,25 @@ def check_worker(scheduler, worker):
     settled = worker not in scheduler.assigner.unsettled
     if settled and worker.peer.state is PeerState.CONNECTED and not scheduler.closed:
         assert bool(worker.queue) == (worker.state in (WorkerState.BUSY, WorkerState.DRAINING))
+
+
+def slots(world):
+    return [job.slots for job in world.worker_jobs()]
+
+
+def losses(world, tasks):
+    return [world.outcomes[task].reason for task in tasks if isinstance(world.outcomes[task], Loss)]
+
+
+def running(world):
+    """Tasks that a worker runs at this moment."""
+    return [slot.running for pool in world.pools.values() for slot in pool.slots if slot.running]
+
+
+def until_running(world, count=1):
+    world.run(until=lambda: len(running(world)) >= count)
+    return running(world)
+
+
+def cancel(world, task):
+    world.event(lambda scheduler: scheduler.cancel(task))
