@@ -1,4 +1,4 @@
-"""Every contract test runs over every instance: embedded, Flux of our own, attached, and relayed blocks."""
+"""Fixtures of the contract tests, which run on every kind of instance."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ KINDS = [
     "local",
     "federation",
     "relay-local",
-    pytest.param("flux-own", marks=pytest.mark.flux),
     pytest.param("flux-attached", marks=pytest.mark.flux),
+    pytest.param("flux-own", marks=pytest.mark.flux),
     pytest.param("relay-flux", marks=pytest.mark.flux),
 ]
+DIFFERENT = KINDS[:4]
+"""The kinds that run jobs in different ways."""
+
+ALL_KINDS_IN = {"test_lifecycle", "test_channel"}
+"""Modules of tests for which it matters who starts an instance, or what carries its messages."""
 
 
 class OneBlock(Federation):
-    """A federation with one embedded instance in it."""
+    """A federation of one embedded instance."""
 
     def start(self) -> None:
         member = LocalInstance()
@@ -32,15 +37,21 @@ class OneBlock(Federation):
         self.add("0", member)
 
 
-@pytest.fixture(scope="session", params=KINDS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kind" in metafunc.fixturenames:
+        kinds = KINDS if metafunc.module.__name__ in ALL_KINDS_IN else DIFFERENT
+        metafunc.parametrize("kind", kinds, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
 def kind(request: pytest.FixtureRequest) -> str:
-    """Which implementation of the seam a test runs on."""
+    """The implementation of the interface that a test runs on."""
     return str(request.param)
 
 
 @pytest.fixture(scope="session")
 def new_instance(kind: str, request: pytest.FixtureRequest) -> Callable[[], Instance]:
-    """Makes instances of this kind, not started."""
+    """A function that makes instances of this kind, not started."""
     if kind == "local":
         return LocalInstance
     if kind == "federation":
@@ -57,7 +68,7 @@ def new_instance(kind: str, request: pytest.FixtureRequest) -> Callable[[], Inst
 
 @pytest.fixture(scope="session")
 def instance(new_instance: Callable[[], Instance]) -> Iterator[Instance]:
-    """One started instance of this kind, for all tests that leave it as it was."""
+    """A started instance of this kind, for all tests that leave it unchanged."""
     before = set(helpers.own_processes())
     started = new_instance()
     started.start()
@@ -70,7 +81,7 @@ def instance(new_instance: Callable[[], Instance]) -> Iterator[Instance]:
 
 @pytest.fixture
 def seam(instance: Instance, kind: str) -> Iterator[Seam]:
-    """A fresh connection and completion of it."""
+    """A new connection and completion of the instance."""
     connection, completion = instance.connect(), instance.completion()
     seam = Seam(instance, connection, completion, kind)
     yield seam
