@@ -40,12 +40,7 @@ LEVEL = {name: level for level, line in enumerate(ORDER) for name in line.split(
 KNOWN_UPWARDS = {"errors uses instances.base"}
 """Uses that are about to be removed; to end empty."""
 
-KNOWN_CIRCLES: list[set[str]] = []
-"""Circles that are about to be removed; to end empty."""
-
 MOST_LINES = 450
-KNOWN_LONG: set[str] = set()
-"""Modules that are about to be split; to end empty."""
 
 
 def test_at_the_root_stands_what_users_import_and_folders() -> None:
@@ -66,8 +61,7 @@ def test_packages_use_only_what_is_below_them() -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_no_circle_in_a_folder(folder: str) -> None:
-    found = circles(inside(folder, USES))
-    assert [circle for circle in found if not any(circle <= known for known in KNOWN_CIRCLES)] == []
+    assert circles(inside(folder, USES)) == []
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -78,8 +72,7 @@ def test_a_folder_says_what_belongs_in_it_and_what_it_may_import(folder: str) ->
 
 
 def test_modules_stay_short() -> None:
-    long = {name for name in USES if PACKAGE.lines_of(name) > MOST_LINES}
-    assert long <= KNOWN_LONG
+    assert {name for name in USES if PACKAGE.lines_of(name) > MOST_LINES} == set()
 
 
 def test_flux_is_imported_in_one_folder_only() -> None:
