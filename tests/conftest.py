@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import helpers
+import hypothesis
 import pytest
 from slurm_cluster import slurm_missing
 
@@ -43,6 +44,9 @@ PR_SET_CHILD_SUBREAPER = 36
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "flux: needs the flux command and its Python bindings")
     config.addinivalue_line("markers", "may_leak(reason): exempt from the leak check")
+    # The time of a single example says nothing on a machine that is busy; tests have timeouts.
+    hypothesis.settings.register_profile("suite", deadline=None)
+    hypothesis.settings.load_profile("suite")
     # With SHLVL unset, every bash that Flux starts reads ~/.bashrc (bash(1), INVOCATION). Tests kill many of
     # these; pyenv, for one, then leaves a lock behind for which each later bash waits a minute.
     os.environ.setdefault("SHLVL", "1")
