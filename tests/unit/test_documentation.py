@@ -9,7 +9,7 @@ from pathlib import Path
 import helpers
 import pytest
 
-from parsl_flux_bulk import FluxBulkExecutor
+from parsl_flux_bulk import BulkSubmitter, FluxBulkExecutor
 
 PAGES = [
     *sorted(helpers.PROJECT.glob("*.md")),
@@ -17,13 +17,15 @@ PAGES = [
 ]
 
 
-def test_every_parameter_of_the_executor_is_documented() -> None:
-    text = (helpers.PROJECT / "docs" / "executor.md").read_text(encoding="utf-8")
-    parameters = text[text.index("## Parameters") : text.index("`instance` is one of")]
-    documented = re.findall(r"^\| `(\w+)` \| `(.*?)` \|", parameters, re.MULTILINE)
-    signature = inspect.signature(FluxBulkExecutor.__init__).parameters.values()
-    actual = [(parameter.name, parameter.default) for parameter in signature if parameter.name != "self"]
-    assert documented == [(name, repr(default).replace("'", '"')) for name, default in actual]
+@pytest.mark.parametrize(
+    ("page", "documented"), [("executor.md", FluxBulkExecutor), ("bulksubmit.md", BulkSubmitter)]
+)
+def test_every_parameter_is_documented(page: str, documented: type) -> None:
+    text = (helpers.PROJECT / "docs" / page).read_text(encoding="utf-8")
+    table = text[text.index("| Parameter |") :].partition("\n\n")[0]
+    rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \|", table, re.MULTILINE)
+    parameters = list(inspect.signature(documented).parameters.values())
+    assert rows == [(each.name, repr(each.default).replace("'", '"')) for each in parameters]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
