@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from typing import Any
 
 import typeguard
+from parsl.dataflow.futures import AppFuture
 from parsl.executors.status_handling import BlockProviderExecutor
 from parsl.jobs.states import JobStatus
 from parsl.monitoring.radios.base import RadioConfig
@@ -35,6 +36,7 @@ from parsl_flux_bulk.instances.federation.federation import Federation
 from parsl_flux_bulk.jobspec.job_environment import base_environment, soft_limits
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.pipeline.pipeline import Pipeline
+from parsl_flux_bulk.scheduler.story import Record
 from parsl_flux_bulk.scheduler.task import CallTask, CommandTask, Task
 
 logger = logging.getLogger(__name__)
@@ -299,6 +301,38 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
         if queue is None or pipeline is None or queue.scheduler is None:
             return None
         return StatusReport.of(queue.scheduler, pipeline)
+
+    def story(self, future: Future[Any]) -> list[Record]:
+        """Return what the scheduler decided about a task, and why: which task waits for what, for example.
+
+        ::
+
+            >>> print(*executor.story(app_future), sep="\\n")
+            4711.204 submit job=1 cores=1 gpus=0: 2 cores, 0 GPUs
+            4711.290 connect job=1 cores=1 gpus=0: manager 0 on node7
+            4713.841 now task=12: one of 3 tasks that wait for a worker: 2 are busy, 0 idle, 0 starting
+
+        Times are seconds of ``time.monotonic()``. The last record of a task that has not ended says where
+        the task is. Only the latest decisions are kept, some thousands. Any thread may call this method.
+
+        Parameters
+        ----------
+        future : Future
+            Of an app, or of `submit`.
+
+        Raises
+        ------
+        ValueError
+            If the task was not submitted to this kind of executor, or not yet.
+        """
+        if isinstance(future, AppFuture):
+            future = future.task_record["exec_fu"] or future
+        if not isinstance(future, TaskFuture):
+            raise ValueError(
+                f"no story of {future!r}: expected the future of a task that was submitted to a "
+                "FluxBulkExecutor; an app's task is submitted when its dependencies have ended"
+            )
+        return future.story()
 
 
 def own_sys_path() -> tuple[str, ...]:

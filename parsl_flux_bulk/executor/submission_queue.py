@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from parsl_flux_bulk.instances.base import JobId
 from parsl_flux_bulk.scheduler.model import WorkerJob
 from parsl_flux_bulk.scheduler.state_machine import Scheduler
 from parsl_flux_bulk.scheduler.states import TaskState
+from parsl_flux_bulk.scheduler.story import Record
 from parsl_flux_bulk.scheduler.task import Task
 
 
@@ -49,6 +51,14 @@ class TaskFuture(Future[Any]):
         if queue is not None and task is not None:
             queue.cancel(task)
         return True
+
+    def story(self) -> list[Record]:
+        """Return what the scheduler decided about the task; see `FluxBulkExecutor.story`."""
+        queue, now = self._queue(), time.monotonic()
+        if queue is None or queue.scheduler is None:
+            why = "the instance is not ready" if queue is not None else "the executor was shut down"
+            return [Record(now, "now", why, (self.parsl_executor_task_id,))]
+        return queue.scheduler.story(now, self.parsl_executor_task_id, self._task())
 
 
 class SubmissionQueue:

@@ -232,3 +232,22 @@ def test_workers_of_long_tasks_are_not_kept_waiting(bench, monkeypatch):
     bench.submit(3)
     assert bench.runtime.batching_delay(WAIT) == 0
     bench.shut_down()
+
+
+def test_a_future_tells_the_story_of_its_task(bench):
+    (task,) = bench.submit(1)
+    *_, now = task.future.story()
+    assert (now.event, list(now.tasks)) == ("now", [task.task_id])
+    assert now.cause.startswith("one of 1 tasks that wait for a worker: 0 are busy")
+    bench.shut_down()
+    assert task.future.story()[-1].cause == "the executor was shut down"
+
+
+def test_a_task_that_waits_for_the_instance_says_so():
+    queue = SubmissionQueue(lambda: None)
+    function, call = FunctionTable().get(len), serialize_call("len", ("abc",), {})
+    new_future = functools.partial(TaskFuture, queue)
+    task = CallTask(1, Resources.from_specification({}), new_future, function, call)
+    queue.put(task)
+    (record,) = task.future.story()
+    assert (record.event, record.cause) == ("now", "the instance is not ready")
