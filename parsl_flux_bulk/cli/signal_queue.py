@@ -7,13 +7,14 @@ a signal arrives (``signal.set_wakeup_fd``).
 
 from __future__ import annotations
 
-import os
 import select
 import signal
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Generic, TypeVar
+
+from parsl_flux_bulk.protocol.wakeup import Wakeup
 
 T = TypeVar("T")
 
@@ -23,29 +24,24 @@ class SignalQueue(Generic[T]):
 
     def __init__(self) -> None:
         self._items: deque[T] = deque()
-        # Never closed: a thread may be about to write. The pipe ends with the process.
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._reader, False)
-        os.set_blocking(self._writer, False)
+        self._wakeup = Wakeup()
 
     def put(self, item: T) -> None:
         """Add an item, from any thread."""
         self._items.append(item)
-        with suppress(BlockingIOError):  # a full pipe wakes `get`, too
-            os.write(self._writer, b"\0")
+        self._wakeup.wake()
 
     def get(self, timeout: float | None = None) -> T | None:
         """Wait for an item; None after `timeout` seconds, or if a signal arrived."""
         if not self._items:
-            select.select([self._reader], [], [], timeout)
-            with suppress(BlockingIOError):
-                os.read(self._reader, 1 << 16)
+            select.select([self._wakeup], [], [], timeout)
+            self._wakeup.clear()
         return self._items.popleft() if self._items else None
 
     @contextmanager
     def woken_by_signals(self) -> Iterator[None]:
         """Let signals interrupt `get` within the block."""
-        before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        before = self._wakeup.wake_on_signals()
         try:
             yield
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from threading import RLock
+from _thread import RLock  # a worker's process need not import threading
 
 
 class Wakeup:

@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 
+from parsl_flux_bulk.protocol.wakeup import Wakeup
 from parsl_flux_bulk.worker.slot import Worker
 from parsl_flux_bulk.worker.worker_process import RunningTasks, WorkerProcess
 
@@ -41,18 +42,16 @@ class Forkserver:
     Attributes
     ----------
     running : RunningTasks
-    wake : int
-        File descriptor that becomes readable when a process may have exited, or on any other signal.
+    wakeup : Wakeup
+        Readable when a process may have exited, or on any other signal.
     """
 
     def __init__(self, bindings: Sequence[Binding]) -> None:
         self.running = RunningTasks(len(bindings))
         self._bindings = bindings
         self._alive: set[int] = set()
-        self.wake, wake = os.pipe()
-        for end in (self.wake, wake):
-            os.set_blocking(end, False)
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        self.wakeup = Wakeup()
+        self.wakeup.wake_on_signals()
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def fork_workers(
@@ -118,10 +117,7 @@ class Forkserver:
 
     def reap(self) -> list[Exit]:
         """Reap the worker processes that have exited, and kill what they had started."""
-        try:
-            os.read(self.wake, 4096)
-        except BlockingIOError:
-            pass
+        self.wakeup.clear()
         exits = []
         while self._alive:
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -141,7 +137,7 @@ class Forkserver:
         """Wait at most `timeout` seconds for all worker processes to exit; report each exit."""
         deadline = time.monotonic() + timeout
         poll = select.poll()
-        poll.register(self.wake, select.POLLIN)
+        poll.register(self.wakeup, select.POLLIN)
         on_exits(self.reap())
         while self._alive and (left := deadline - time.monotonic()) > 0:
             poll.poll(left * 1000)

@@ -129,7 +129,7 @@ class Manager:
         self._stderr = StderrRelay(self._loop)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
-        self._loop.watch(self._forkserver.wake, lambda: self._on_exits(self._forkserver.reap()))
+        self._loop.watch(self._forkserver.wakeup.fileno(), lambda: self._on_exits(self._forkserver.reap()))
         self._loop.watch(channel.fileno(), self._receive)
 
     # -- the loop -------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 import struct
 import threading
@@ -10,6 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import zmq
+
+from parsl_flux_bulk.protocol.wakeup import Wakeup
 
 _RECEIVE_LIMIT = 64
 """Packets that one `receive` takes, which bounds how long senders wait for the lock."""
@@ -35,14 +36,14 @@ class SharedSocket:
         self._lock = threading.RLock()
         self._closed = False
         self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wakeup = Wakeup()
         self._poll = select.poll()
         for descriptor in self.descriptors():
             self._poll.register(descriptor, select.POLLIN)
 
     def descriptors(self) -> list[int]:
         """Return descriptors of which one becomes readable when a message arrives; edge-triggered."""
-        return [int(self._socket.FD), int(self._monitor.FD), self._wake_fd]
+        return [int(self._socket.FD), int(self._monitor.FD), self._wakeup.fileno()]
 
     # -- any thread ---------------------------------------------------------------------------
 
@@ -63,9 +64,7 @@ class SharedSocket:
 
     def wake(self) -> None:
         """Make `wait` return."""
-        with self._lock:
-            if not self._closed:
-                os.eventfd_write(self._wake_fd, 1)
+        self._wakeup.wake()
 
     # -- one thread ---------------------------------------------------------------------------
 
@@ -75,10 +74,7 @@ class SharedSocket:
         Call it only after `receive` has returned nothing, since the descriptors are edge-triggered.
         """
         self._poll.poll(None if timeout is None else max(0.0, timeout * 1000))
-        try:
-            os.eventfd_read(self._wake_fd)
-        except BlockingIOError:
-            pass
+        self._wakeup.clear()
 
     def receive(self, limit: int = _RECEIVE_LIMIT) -> list[tuple[Any, list[bytes]]]:
         """Return up to `limit` arrived messages, each with its sender's frame (None for a DEALER)."""
@@ -108,7 +104,7 @@ class SharedSocket:
             if self._closed:
                 return
             self._closed = True
-            os.close(self._wake_fd)
+            self._wakeup.close()
             self._socket.disable_monitor()
             self._monitor.close(0)
             self._socket.close(int(linger * 1000))

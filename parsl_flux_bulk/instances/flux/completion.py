@@ -30,6 +30,7 @@ from parsl_flux_bulk.instances.flux.channel_service import ChannelService
 from parsl_flux_bulk.instances.flux.handle import LOST_HINT
 from parsl_flux_bulk.instances.flux.results import first_exit, read_output, read_result
 from parsl_flux_bulk.protocol.stderr_tail import last_lines
+from parsl_flux_bulk.protocol.wakeup import Wakeup
 
 EVENT_LIMIT = 512
 """Events after which one `poll` returns, although more may have arrived."""
@@ -61,10 +62,8 @@ class FluxCompletion:
         self._expired = False
         # A reactor timer runs only during a poll with a timeout.
         self._timer = handle.timer_watcher_create(0.0, self._on_timer)
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
-        self._wake_watcher = handle.fd_watcher_create(self._wake_read, self._on_wake, FLUX_POLLIN)
+        self._wakeup = Wakeup()
+        self._wake_watcher = handle.fd_watcher_create(self._wakeup.fileno(), self._on_wake, FLUX_POLLIN)
         self._wake_watcher.start()
 
     # -- jobs ---------------------------------------------------------------------------------
@@ -168,18 +167,11 @@ class FluxCompletion:
         self._expired = True
 
     def _on_wake(self, *_: Any) -> None:
-        try:
-            while len(os.read(self._wake_read, 4096)) == 4096:
-                pass
-        except BlockingIOError:
-            pass
+        self._wakeup.clear()
         self._woken = True
 
     def wake(self) -> None:
-        try:
-            os.write(self._wake_write, b"\0")
-        except (BlockingIOError, OSError):
-            pass  # The pipe is full, so that a wake-up is pending; or closed.
+        self._wakeup.wake()
 
     # -- the channel --------------------------------------------------------------------------
 
@@ -209,6 +201,4 @@ class FluxCompletion:
             future.stop()
         self._waits.clear()
         self._handle = None
-        os.close(self._wake_read)
-        write, self._wake_write = self._wake_write, -1
-        os.close(write)
+        self._wakeup.close()

@@ -49,6 +49,7 @@ from parsl_flux_bulk.instances.local.machine import Machine, gpu_names
 from parsl_flux_bulk.instances.local.output import spool_paths
 from parsl_flux_bulk.instances.local.server_process import ServerProcess
 from parsl_flux_bulk.protocol.framing import frame
+from parsl_flux_bulk.protocol.wakeup import Wakeup
 from parsl_flux_bulk.worker.affinity import physical_cores
 
 _COMPLETED = JobResult(JobStatus.COMPLETED, exit_code=0)
@@ -221,11 +222,10 @@ class LocalCompletion:
         self._events: list[Event] = []
         self._selector = selectors.DefaultSelector()
         self._link = FramedSocket(server.connect(), self._selector, self._from_server)
-        self._wake_lock = threading.Lock()
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wakeup = Wakeup()
         self._woken = False
         self._closed = False
-        self._selector.register(self._wake_fd, selectors.EVENT_READ, self._on_wake)
+        self._selector.register(self._wakeup, selectors.EVENT_READ, self._on_wake)
 
     def watch(self, job_id: JobId) -> None:
         """Report the end of this job."""
@@ -267,17 +267,14 @@ class LocalCompletion:
 
     def wake(self) -> None:
         """Make `poll` return, from any thread."""
-        with self._wake_lock:  # or `close` might give the descriptor's number to somebody else
-            if not self._closed:
-                os.eventfd_write(self._wake_fd, 1)
+        self._wakeup.wake()
 
     def close(self) -> None:
         """Close."""
-        with self._wake_lock:
-            if self._closed:
-                return
-            self._closed = True
-            os.close(self._wake_fd)
+        if self._closed:
+            return
+        self._closed = True
+        self._wakeup.close()
         if self._channel is not None:
             self._channel.close()
             self._channel = None
@@ -296,7 +293,7 @@ class LocalCompletion:
                 self._events.append(JobEnded(job_id, _result(fields)))
 
     def _on_wake(self) -> None:
-        os.eventfd_read(self._wake_fd)
+        self._wakeup.clear()
         self._woken = True
 
 

@@ -33,6 +33,7 @@ from parsl_flux_bulk.instances.local.framed_socket import LONGEST_WAIT, FramedSo
 from parsl_flux_bulk.instances.local.job import JobState, LocalJob, StartFailed
 from parsl_flux_bulk.instances.local.job_plan import JobPlan
 from parsl_flux_bulk.instances.local.kept_output import KeptOutput, KeptResults, Result
+from parsl_flux_bulk.protocol.wakeup import Wakeup
 
 KILL_GRACE = 5.0
 """Seconds between the first signal to a job that must end and SIGKILL."""
@@ -69,17 +70,14 @@ class Server:
         self._listen(configuration["owner"])
 
     def _listen(self, owner: int) -> None:
-        wake_read, wake_write = socket.socketpair()
-        wake_read.setblocking(False)
-        wake_write.setblocking(False)
-        self._wake = (wake_read, wake_write)
-        signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
+        self._wakeup = Wakeup()
+        self._wakeup.wake_on_signals()
         for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGHUP):
             # Handlers, and not SIG_IGN, which the jobs would inherit. The user's process decides on Ctrl-C.
             signal.signal(number, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: self._close())
         register = self.selector.register
-        register(wake_read, selectors.EVENT_READ, self._woken)
+        register(self._wakeup, selectors.EVENT_READ, self._wakeup.clear)
         register(self._control, selectors.EVENT_READ, self._on_control)
         # A child that the user's process forked keeps the control socket open; the pidfd tells.
         try:
@@ -229,13 +227,6 @@ class Server:
 
     # -- processes -----------------------------------------------------------------------------------
 
-    def _woken(self) -> None:
-        try:
-            while len(self._wake[0].recv(4096)) == 4096:
-                pass
-        except BlockingIOError:
-            pass
-
     def _reap(self) -> None:
         reaped = False
         while (pid := _ended_child()) is not None:
@@ -270,8 +261,8 @@ class Server:
         while (left := processes.children()) and time.monotonic() < deadline:
             for pid in left:
                 processes.kill(pid, signal.SIGKILL)
-            select.select([self._wake[0]], [], [], 0.2)  # until SIGCHLD
-            self._woken()
+            select.select([self._wakeup], [], [], 0.2)  # until SIGCHLD
+            self._wakeup.clear()
             while (ended := _ended_child()) is not None:
                 os.waitpid(ended, 0)
         shutil.rmtree(self._directory, ignore_errors=True)
