@@ -3,32 +3,29 @@
 ::
 
     FluxBulkError
-     ├─ InstanceError              about the place where jobs run
-     │   ├─ InstanceUnavailable    it could not be reached or started; says what to do
-     │   └─ InstanceLost           it went away while jobs were outstanding
+     ├─ InstanceError              the place where jobs run
+     │   ├─ InstanceUnavailable    could not be reached or started; says what to do
+     │   └─ InstanceLost           was lost while jobs were outstanding
      ├─ ExecutorClosed             submit after shutdown
      ├─ JobspecError               a jobspec is not valid; says where in it, and why
-     ├─ JobError                   a job ended otherwise than with exit status 0
-     │   ├─ JobRefused             the instance would not take it
+     ├─ JobError                   a job ended, but not with exit status 0
+     │   ├─ JobRefused             the instance rejected the job
      │   ├─ JobFailed              exit status, signal or a fatal job exception
      │   ├─ JobCanceled
-     │   └─ JobTimeout             its duration ran out
+     │   └─ JobTimeout             the duration of the job ran out
      └─ TaskError                  a task ended without an outcome of its own
-         ├─ TaskCrashed            its process died while it was running
-         │   └─ WorkerLost         its worker or node was lost while it was running
-         │       └─ BlockLost      the whole block that it ran in was lost
-         ├─ NotSerializable        a call, result or exception cannot travel
-         └─ RemoteError            an exception of the task that cannot be rebuilt here
+         ├─ TaskCrashed            the process of the task died while the task was running
+         │   └─ WorkerLost         the worker or node was lost while the task was running
+         │       └─ BlockLost      the whole block was lost
+         ├─ NotSerializable        a call, result or exception cannot be serialized
+         └─ RemoteError            an exception of the task that cannot be rebuilt in this process
 
-An exception that a task raises itself is none of these: it reaches the future as it was raised.
+An exception that a task raises reaches the future unchanged.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from parsl_flux_bulk.instances.base import JobResult
+from typing import Any
 
 
 class FluxBulkError(Exception):
@@ -49,7 +46,7 @@ def rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, An
 
 
 class InstanceError(FluxBulkError):
-    """Something about the instance, not about one job."""
+    """An error of the instance, not of one job."""
 
 
 class InstanceUnavailable(InstanceError):
@@ -57,11 +54,11 @@ class InstanceUnavailable(InstanceError):
 
 
 class InstanceLost(InstanceError):
-    """The instance went away; every outstanding job of it ends with this error."""
+    """The instance was lost; all its outstanding jobs end with this error."""
 
 
 class ExecutorClosed(FluxBulkError, RuntimeError):
-    """Something was submitted after shutdown."""
+    """A task or job was submitted after shutdown, or was outstanding at shutdown."""
 
 
 class JobspecError(FluxBulkError, ValueError):
@@ -87,16 +84,17 @@ class JobError(FluxBulkError):
     Attributes
     ----------
     result : JobResult
-        How it ended.
+        How the job ended: an `instances.base.JobResult`.
     """
 
-    def __init__(self, message: str, result: JobResult) -> None:
+    # Any: this module is below all others, and imports none of them.
+    def __init__(self, message: str, result: Any) -> None:
         super().__init__(message)
         self.result = result
 
 
 class JobRefused(JobError):
-    """The instance would not take the job, or cannot ever satisfy its resource request."""
+    """The instance rejected the job, or can never satisfy its resource request."""
 
 
 class JobFailed(JobError):
@@ -104,11 +102,11 @@ class JobFailed(JobError):
 
 
 class JobCanceled(JobError):
-    """The job was cancelled."""
+    """The job was canceled."""
 
 
 class JobTimeout(JobError):
-    """The job's duration ran out."""
+    """The duration of the job ran out."""
 
 
 class TaskError(FluxBulkError):
@@ -123,11 +121,11 @@ class TaskCrashed(TaskError):
     job : str
         Name of the job, as the instance writes it.
     host : str
-        Where it ran, as far as is known.
+        Where the task ran; "" if that is not known.
     exit_code, signal : int or None
-        How the process ended: one of the two, or neither where it is not known.
+        How the process ended: one of the two, or neither if that is not known.
     stderr : str
-        Last lines of its standard error, if there were any.
+        Last lines of the standard error of the process or job.
     """
 
     def __init__(
@@ -153,15 +151,15 @@ class WorkerLost(TaskCrashed):
 
 
 class BlockLost(WorkerLost):
-    """The block, an allocation with the instance in it, that ran a task was lost."""
+    """The block that ran a task, an allocation with an instance, was lost."""
 
 
 class NotSerializable(TaskError):
-    """A call, a result or an exception cannot be serialized; says which, and why."""
+    """A call, a result or an exception cannot be serialized; the message says which, and why."""
 
 
 class RemoteError(TaskError):
-    """An exception that a task raised cannot be rebuilt here.
+    """An exception that a task raised cannot be rebuilt in this process.
 
     Attributes
     ----------

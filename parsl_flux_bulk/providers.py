@@ -1,15 +1,14 @@
 """FluxProvider: blocks from a machine whose system scheduler is Flux.
 
-Only Parsl's provider interface and the ``flux`` command line are here: any Parsl executor can use
-it, and neither Flux's Python bindings nor the rest of this package are needed.
+Any Parsl executor can use the provider, which needs the ``flux`` command but not Flux's Python bindings.
 
-A block is a ``flux batch`` job. Flux runs its script once, as the initial program of a Flux
-instance of the block's own that spans the block's nodes. From there
+A block is a ``flux batch`` job. Flux runs the script of the block once, as the initial program of a new Flux
+instance that spans the nodes of the block.
 
-* an executor that starts one pool of workers a node (HighThroughputExecutor) has its command started
-  on every node by a launcher, :class:`FluxLauncher`;
-* :class:`~parsl_flux_bulk.FluxBulkExecutor`, which wants one Flux instance a block, has it already: its
-  command is a :class:`OncePerBlock`, which no default launcher wraps.
+* An executor with one manager on each node, such as HighThroughputExecutor, has its command started on every
+  node by a launcher, :class:`FluxLauncher`.
+* :class:`~parsl_flux_bulk.FluxBulkExecutor` uses the Flux instance of the block. Its command is a
+  :class:`OncePerBlock`, which is not wrapped by a default launcher.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ RESULTS = {
     "CANCELED": JobState.CANCELLED,
     "TIMEOUT": JobState.TIMEOUT,
 }
-"""Flux's results of an inactive job (flux-jobs(1)) in Parsl's words."""
+"""Parsl's states by the result of an inactive job (flux-jobs(1))."""
 
 
 class OncePerBlock(str):
-    """A command that runs once a block, inside the block's own Flux instance, not once a node."""
+    """A command that runs once in a block, inside the Flux instance of the block, and not on every node."""
 
     __slots__ = ()
 
@@ -60,7 +59,7 @@ class FluxLauncher(Launcher):
     debug : bool
         Write the ``flux run`` line to the block's standard error.
     overrides : str
-        More options of flux-run(1), such as ``"-o mpi=none"``.
+        Further options of flux-run(1), such as ``"-o mpi=none"``.
     """
 
     def __init__(self, debug: bool = True, overrides: str = "") -> None:
@@ -68,7 +67,7 @@ class FluxLauncher(Launcher):
         self.overrides = overrides
 
     def __call__(self, command: str, tasks_per_node: int, nodes_per_block: int, script_dir: str = "") -> str:
-        # Without --exclusive a task gets, and is bound to, one core.
+        # Without --exclusive, each task is bound to one core.
         line = (
             f"flux run --nodes={nodes_per_block} --ntasks={nodes_per_block * tasks_per_node} --exclusive "
             f"{self.overrides} /bin/bash -c {shlex.quote(command)}"
@@ -77,7 +76,7 @@ class FluxLauncher(Launcher):
 
 
 class FluxProvider(ExecutionProvider, RepresentationMixin):
-    """Get blocks from Flux as the system's scheduler, as ``flux batch`` does.
+    """Submit blocks with ``flux batch`` to the Flux instance that schedules the system.
 
     Parameters
     ----------
@@ -86,46 +85,46 @@ class FluxProvider(ExecutionProvider, RepresentationMixin):
     bank : str or None
         Bank to charge (``flux batch --bank``); None means the user's default.
     nodes_per_block : int
-        Nodes of a block.
+        Number of nodes of a block.
     cores_per_node : int or None
-        Cores that a block needs on each of its nodes; None means all.
+        Cores to request on each node of a block. None means all.
     gpus_per_node : int or None
-        GPUs that a block needs on each of its nodes; None means all with `exclusive`, else none.
+        GPUs to request on each node of a block. None means all with `exclusive`, else none.
     exclusive : bool
-        Whole nodes (``flux batch --exclusive``). Without it `cores_per_node` must be given.
+        Request whole nodes (``flux batch --exclusive``). False requires `cores_per_node`.
     walltime : str
-        How long a block may run, ``HH:MM:SS``.
+        Time limit of a block, ``HH:MM:SS``.
     init_blocks, min_blocks, max_blocks : int
-        Blocks at the start, at least and at most.
+        Number of blocks at the start, at least, and at most.
     parallelism : float
-        Slots to provide for each waiting task, 0 to 1: see Parsl's scaling strategies.
+        Slots to provide for each waiting task, from 0 to 1; see Parsl's scaling strategies.
     scheduler_options : str
-        More lines for the head of the batch script, each a directive such as
-        ``#flux: --setattr=thp=always`` (flux-batch(1)). They win over what this class writes.
+        Further directives for the batch script, one a line, such as ``#flux: --setattr=thp=always``
+        (flux-batch(1)). They override the directives of this class.
     worker_init : str
-        Shell commands to run, once, in the batch script, before the block's command.
+        Shell commands that the batch script runs once, before the command of the block.
     uri : str or None
-        Flux instance to submit to (``local://…``, ``ssh://…``); None means that of ``FLUX_URI``, or
-        the system's where that is not set.
+        Flux instance to submit to (``local://…``, ``ssh://…``). None means the instance in ``FLUX_URI``, or
+        the system instance if that variable is not set.
     launcher : Launcher or None
-        Wraps every command. None means :class:`FluxLauncher` for a command that is to run on each
-        node, and nothing for one that is to run once in a block.
+        Wraps every command. None means :class:`FluxLauncher` for a command that runs on each node, and no
+        launcher for a command that runs once in a block.
     cmd_timeout : float
-        Seconds that a ``flux`` command may take.
+        Timeout of each ``flux`` command, in seconds.
 
     Raises
     ------
     ValueError
-        An argument cannot be right; says which, and what would be.
+        For a bad argument; names the argument and says what would be right.
 
     Notes
     -----
-    A block's script, its standard output and its standard error lie side by side in the executor's
-    script directory, which the nodes have to share.
+    The script of a block and its standard output and error are files in the executor's script directory,
+    which must be on a file system that the nodes share.
     """
 
     starts_flux = True
-    """A block's script runs inside a Flux instance of the block: no need to start one."""
+    """The script of a block runs inside a Flux instance of the block, so the executor need not start one."""
 
     @typeguard.typechecked
     def __init__(
@@ -158,7 +157,7 @@ class FluxProvider(ExecutionProvider, RepresentationMixin):
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if launcher is not None and not isinstance(launcher, Launcher):
             raise BadLauncher(launcher)
-        seconds_of(walltime)
+        _check_walltime(walltime)
         _check_directives(scheduler_options)
         self.queue = queue
         self.bank = bank
@@ -198,23 +197,23 @@ class FluxProvider(ExecutionProvider, RepresentationMixin):
         Parameters
         ----------
         command : str
-            What the block runs: once a node, or once if it is a :class:`OncePerBlock`.
+            Runs on each node of the block, or once if it is a :class:`OncePerBlock`.
         tasks_per_node : int
-            How many times on each node.
+            Number of times that the command runs on each node.
         job_name : str
-            Name of the job in Flux; the time is appended.
+            Name of the Flux job; the time is appended.
 
         Returns
         -------
         str
-            The job's id, as ``flux batch`` prints it, in ASCII.
+            The job id, as ``flux batch`` prints it, in ASCII.
 
         Raises
         ------
         SubmitException
-            Flux would not take it; has what ``flux batch`` wrote.
+            If Flux rejects the block; carries the output of ``flux batch``.
         ScriptPathError
-            The script could not be written.
+            If the script cannot be written.
         """
         job_name = f"{job_name}.{time.time()}"
         base = os.path.abspath(os.path.join(self.script_dir or ".", re.sub(r"[^\w.+=-]", "_", job_name)))
@@ -274,9 +273,9 @@ class FluxProvider(ExecutionProvider, RepresentationMixin):
     # -- status and cancel ---------------------------------------------------------------------------
 
     def status(self, job_ids: Sequence[object]) -> list[JobStatus]:
-        """Say how blocks are, with one ``flux jobs`` for all that have not ended.
+        """Return the status of blocks, with one ``flux jobs`` for all blocks that have not ended.
 
-        Where Flux does not answer, the last known state is given and a warning logged.
+        If Flux does not answer, the last known status is returned and a warning is logged.
         """
         with self._lock:
             alive = [str(job_id) for job_id in job_ids if not self.resources[job_id]["status"].terminal]
@@ -289,7 +288,7 @@ class FluxProvider(ExecutionProvider, RepresentationMixin):
             return [self.resources[job_id]["status"] for job_id in job_ids]
 
     def _jobs(self, job_ids: Sequence[str]) -> dict[str, dict[str, Any]] | None:
-        """What Flux says of each job; those it does not know are left out. None: no answer."""
+        """Return what Flux reports about each job that it knows; None if it does not answer."""
         if not job_ids:
             return {}
         try:
@@ -300,11 +299,11 @@ class FluxProvider(ExecutionProvider, RepresentationMixin):
             if done.returncode != 0:
                 raise ValueError(done.stderr.strip())
             answer = json.loads(done.stdout)
-            # One id alone is answered with its job, without a list around it.
+            # For a single id, flux jobs prints the job without a list around it.
             jobs = answer.get("jobs", [answer] if "id" in answer else [])
             return {job["jobid"].replace("ƒ", "f"): job for job in jobs}
         except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-            logger.warning("no status of blocks %s from flux jobs: %s", " ".join(job_ids), error)
+            logger.warning("status unknown blocks=%s: %s", " ".join(job_ids), error)
             return None
 
     def cancel(self, job_ids: Sequence[object]) -> list[bool]:
@@ -313,7 +312,7 @@ class FluxProvider(ExecutionProvider, RepresentationMixin):
         Returns
         -------
         list of bool
-            False where Flux did not do it, and the block has not ended by itself either.
+            False for each block that Flux did not cancel and that has not ended by itself.
         """
         if not job_ids:
             return []
@@ -324,7 +323,7 @@ class FluxProvider(ExecutionProvider, RepresentationMixin):
             reason = done.stderr.strip()
         except (OSError, subprocess.TimeoutExpired) as error:
             reason = str(error)
-        # flux-cancel(1) names those that it could not cancel, and cancels the others.
+        # flux-cancel(1) names the jobs that it cannot cancel, and cancels the others.
         refused = [bool(re.search(rf"(?<!\w){re.escape(str(job_id))}(?!\w)", reason)) for job_id in job_ids]
         if not any(refused):
             refused = [True for _ in job_ids]
@@ -332,14 +331,14 @@ class FluxProvider(ExecutionProvider, RepresentationMixin):
             not no or status.terminal for no, status in zip(refused, self.status(job_ids), strict=True)
         ]
         if not all(done_with):
-            logger.warning("flux cancel: %s", reason)
+            logger.warning("cancel failed blocks=%s: %s", " ".join(map(str, job_ids)), reason)
         return done_with
 
     def _flux(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {**base_environment(os.environ), "FLUX_F58_FORCE_ASCII": "1"}
         if self.uri is not None:
             environment["FLUX_URI"] = self.uri
-        # A session of its own: an interrupt from the keyboard must not cut a submission in two.
+        # A new session, so that Ctrl-C does not interrupt the command in the middle of a submission.
         return subprocess.run(
             ["flux", *arguments],
             stdin=subprocess.DEVNULL,
@@ -352,20 +351,28 @@ class FluxProvider(ExecutionProvider, RepresentationMixin):
         )
 
 
-def seconds_of(walltime: str) -> int:
-    """Seconds of a wall time as Parsl's providers take it, ``HH:MM:SS``.
+def seconds_of(walltime: str | None) -> int | None:
+    """Return the seconds of a walltime as Parsl's providers take them, ``[DD:]HH:MM:SS`` or ``MM``.
 
-    Raises
-    ------
-    ValueError
-        It is not of that form, or zero.
+    Returns
+    -------
+    int or None
+        None for None, and for a string of another form.
     """
-    match = re.fullmatch(r"(\d+):([0-5]?\d):([0-5]?\d)", walltime.strip())
-    if match is not None:
-        hours, minutes, seconds = map(int, match.groups())
-        if total := 3600 * hours + 60 * minutes + seconds:
-            return total
-    raise ValueError(f"walltime must be HH:MM:SS, such as '01:30:00', and more than zero, not {walltime!r}")
+    try:
+        numbers = [int(part) for part in (walltime or "").replace("-", ":").split(":")]
+    except ValueError:
+        return None
+    if len(numbers) == 1:
+        return numbers[0] * 60
+    return sum(n * weight for n, weight in zip(reversed(numbers), (1, 60, 3600, 86400), strict=False))
+
+
+def _check_walltime(walltime: str) -> None:
+    if not re.fullmatch(r"\d+:[0-5]?\d:[0-5]?\d", walltime) or not seconds_of(walltime):
+        raise ValueError(
+            f"walltime must be HH:MM:SS, such as '01:30:00', and more than zero, not {walltime!r}"
+        )
 
 
 def _check_directives(options: str) -> None:
@@ -373,16 +380,16 @@ def _check_directives(options: str) -> None:
         if line.strip() and not line.lstrip().startswith("#"):
             raise ValueError(
                 f"scheduler_options must be directives such as '#flux: --setattr=NAME=VALUE', one a line, "
-                f"not {line.strip()!r}; shell commands belong into worker_init"
+                f"not {line.strip()!r}; put shell commands into worker_init"
             )
 
 
 def _status_of(job: dict[str, Any] | None, before: JobStatus) -> JobStatus:
-    """Translate one entry of ``flux jobs --json``; None for a job that Flux does not know."""
+    """Translate an entry of ``flux jobs --json``, or None for a job that Flux does not know."""
     message, exit_code = None, None
     if job is None:
-        # Flux forgets only jobs that have ended, after a time that the site chooses.
-        state, message = JobState.COMPLETED, "ended; Flux no longer knows how"
+        # Flux purges only inactive jobs, after a time that the site configures.
+        state, message = JobState.COMPLETED, "ended; Flux has purged the job"
     elif job["state"] == "INACTIVE":
         state = RESULTS.get(job.get("result", ""), JobState.UNKNOWN)
         exit_code = job.get("returncode") if isinstance(job.get("returncode"), int) else None
@@ -401,7 +408,7 @@ def _status_of(job: dict[str, Any] | None, before: JobStatus) -> JobStatus:
 
 
 def _why(job: dict[str, Any]) -> str | None:
-    """Why a job did not complete, or None if it did."""
+    """Return why a job did not complete; None if it completed."""
     exception = job.get("exception", {})
     if exception.get("occurred"):
         return f"{exception.get('type', 'exception')}: {exception.get('note', '')}".rstrip(": ")

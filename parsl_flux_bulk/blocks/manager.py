@@ -230,17 +230,6 @@ class Blocks:
             logger.error("block not usable id=%s: %s", block.block_id, error)
 
 
-def seconds_of(walltime: str | None) -> float | None:
-    """Return the seconds of a Parsl provider's walltime, ``[DD:]HH:MM:SS`` or ``MM``; None for others."""
-    try:
-        numbers = [int(part) for part in (walltime or "").replace("-", ":").split(":")]
-    except ValueError:
-        return None
-    if len(numbers) == 1:
-        return numbers[0] * 60.0
-    return float(sum(n * weight for n, weight in zip(reversed(numbers), (1, 60, 3600, 86400), strict=False)))
-
-
 def addresses_of_this_host() -> list[str]:
     """Return the IPv4 addresses of this host's network interfaces, without loopback if there are others.
 

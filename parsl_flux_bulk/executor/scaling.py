@@ -15,8 +15,9 @@ from parsl.executors.status_handling import BlockProviderExecutor
 from parsl.jobs.states import TERMINAL_STATES, JobState, JobStatus
 from parsl.providers import LocalProvider
 
-from parsl_flux_bulk.blocks.manager import Blocks, BlockSettings, addresses_of_this_host, seconds_of
+from parsl_flux_bulk.blocks.manager import Blocks, BlockSettings, addresses_of_this_host
 from parsl_flux_bulk.errors import ExecutorClosed
+from parsl_flux_bulk.providers import seconds_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -37,7 +37,7 @@ ORDER = [
 
 LEVEL = {name: level for level, line in enumerate(ORDER) for name in line.split()}
 
-KNOWN_UPWARDS = {"errors uses instances.base"}
+KNOWN_UPWARDS: set[str] = set()
 """Uses that are about to be removed; to end empty."""
 
 MOST_LINES = 450

@@ -91,8 +91,24 @@ def test_a_command_reaches_every_node_as_it_is() -> None:
     assert " -o mpi=none " in FluxLauncher(overrides="-o mpi=none")("true", 1, 1)
 
 
-def test_walltimes() -> None:
-    assert [seconds_of(text) for text in ("00:00:01", "1:00:00", "100:59:59")] == [1, 3600, 363599]
+@pytest.mark.parametrize(
+    ("walltime", "seconds"),
+    [
+        ("00:00:01", 1),
+        ("100:59:59", 363599),
+        ("00:10:00", 600),
+        ("01:00:30", 3630),
+        ("1:02:03:04", 93784),
+        ("1-02:03:04", 93784),
+        ("05:00", 300),
+        ("30", 1800),
+        ("", None),
+        (None, None),
+        ("as long as it takes", None),
+    ],
+)
+def test_a_walltime_is_read_as_batch_systems_write_it(walltime: str | None, seconds: int | None) -> None:
+    assert seconds_of(walltime) == seconds
 
 
 @pytest.mark.parametrize("walltime", ["10", "00:00:00", "1:2", "01:60:00", "one hour"])

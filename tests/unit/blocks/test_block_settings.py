@@ -18,27 +18,9 @@ from parsl.providers import LocalProvider, SlurmProvider
 
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.blocks.main import Settings
-from parsl_flux_bulk.blocks.manager import Blocks, BlockSettings, addresses_of_this_host, seconds_of
+from parsl_flux_bulk.blocks.manager import Blocks, BlockSettings, addresses_of_this_host
 from parsl_flux_bulk.instances.federation.federation import Federation
 from parsl_flux_bulk.providers import FluxProvider, OncePerBlock
-
-
-@pytest.mark.parametrize(
-    ("walltime", "seconds"),
-    [
-        ("00:10:00", 600.0),
-        ("01:00:30", 3630.0),
-        ("1:02:03:04", 93784.0),
-        ("1-02:03:04", 93784.0),
-        ("05:00", 300.0),
-        ("30", 1800.0),
-        ("", None),
-        (None, None),
-        ("as long as it takes", None),
-    ],
-)
-def test_a_walltime_is_read_as_batch_systems_write_it(walltime: str | None, seconds: float | None) -> None:
-    assert seconds_of(walltime) == seconds
 
 
 def test_the_addresses_of_this_host_are_numbers_and_not_its_loopback_if_it_has_others() -> None:
