@@ -125,7 +125,7 @@ class Processes:
         return sorted(found)
 
     def send(self, process: Process, number: signal.Signals) -> bool:
-        """Send a signal, unless the process has ended, whoever has its pid now."""
+        """Send a signal, unless the process has ended and its pid may belong to another."""
         try:
             descriptor = os.pidfd_open(process.pid)
         except OSError:

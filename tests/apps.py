@@ -134,7 +134,7 @@ def kill_self(number: int = signal.SIGKILL) -> None:
 
 
 def append(path: str, line: str) -> None:
-    """Append a line in one piece, whoever else does so too."""
+    """Append a line in one piece, even if other processes append too."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.write(descriptor, f"{line}\n".encode())
     os.close(descriptor)

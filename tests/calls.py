@@ -25,12 +25,12 @@ def mark(path, seconds=0.0):
 
 
 def what_is_ours():
-    """What a task sees of the worker: its own codec module, __main__, environment, first of sys.path."""
-    import codec
+    """Return what a task sees: the user's module `channel`, names in __main__, environment, sys.path[0]."""
+    import channel
 
     names = [name for name in vars(sys.modules["__main__"]) if not name.startswith("__")]
     ours = [name for name in os.environ if name.startswith("PARSL_FLUX_BULK_")]
-    return codec.whose(), names, ours, sys.path[0]
+    return channel.whose(), names, ours, sys.path[0]
 
 
 def read_stdin():

@@ -302,7 +302,7 @@ def own_processes() -> dict[int, str]:
     for pid in LONG_LIVED:
         owned |= descendants(pid)
     found = {pid: command_of(pid) for pid in descendants(os.getpid()) - owned}
-    # multiprocessing starts one for good at first use, on whoever's behalf.
+    # multiprocessing starts its resource tracker once, and keeps it.
     return {
         pid: command for pid, command in found.items() if "multiprocessing.resource_tracker" not in command
     }

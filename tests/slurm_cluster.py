@@ -1,9 +1,9 @@
-"""A real Slurm of several nodes on this one machine, for tests: Slurm's own daemons, run privately.
+"""Run Slurm's own daemons as a private cluster of several nodes on this machine.
 
-Everything that it reads or writes is below one directory: a munged with a key of its own, a
-slurmctld, and a slurmd for each node (``slurmd -N``), all in the foreground. Ports are free ones of
-the loopback interface. The machine's own Slurm, if it has one, is not touched: ``SLURM_CONF`` names
-the configuration. A guard sees to it that nothing of all this outlives the tests, however they end.
+All files are below one directory: a munged with its own key, a slurmctld, and a slurmd for each node
+(``slurmd -N``), all in the foreground, on free ports of the loopback interface. ``SLURM_CONF`` names the
+configuration, so that the machine's own Slurm, if it has one, is not used. A guard process kills what is
+left when the tests end, however they end.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Fail if a tracked file uses a word that is retired; ``retired_words.txt`` lists them.
 
 A word counts wherever it stands by itself or is a part of an identifier, in the singular or the plural:
-``crew`` is found in ``Crew``, ``crews``, ``_crew_of`` and ``newCrew``.
+``old`` is found in ``Old``, ``olds``, ``_old_of`` and ``newOld``.
 """
 
 from __future__ import annotations

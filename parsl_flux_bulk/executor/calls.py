@@ -62,6 +62,9 @@ class FunctionTable:
         self._ids = itertools.count(1)
         self._known: dict[int, tuple[weakref.ref[Any], Function]] = {}
 
+    def __len__(self) -> int:
+        return len(self._known)
+
     def get(self, function: Callable[..., Any]) -> Function:
         """Return a function, serialized; `function` is what Parsl hands to an executor.
 

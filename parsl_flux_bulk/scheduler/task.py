@@ -97,7 +97,7 @@ class CallTask(_Task):
         Positive, larger than that of every task before it.
     resources : Resources
     future : Future
-        Never touched by the scheduler.
+        Not used by the scheduler.
     function : Function
     call : bytes
         The serialized arguments.

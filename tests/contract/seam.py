@@ -191,15 +191,15 @@ from parsl_flux_bulk.worker import handshake
 from parsl_flux_bulk.worker.channel import ChannelLost
 
 channel = handshake.connect(os.environ)
-inbox = []
+received = []
 
 def say(body):
     channel.send(body)
 
 def hear():
-    while not inbox:
+    while not received:
         channel.wait(30)
-        inbox.extend(channel.receive())
-    return inbox.pop(0)
+        received.extend(channel.receive())
+    return received.pop(0)
 
 """

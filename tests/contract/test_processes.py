@@ -16,7 +16,7 @@ def lines(seam: Seam, text: str) -> list[str]:
 
 
 def test_environment(seam: Seam) -> None:
-    text = shell('echo "$COLOUR|${HOME-unset}"', environment={"COLOUR": "a b\nü", "HOME": "/x"})
+    text = shell('echo "$COLOR|${HOME-unset}"', environment={"COLOR": "a b\nü", "HOME": "/x"})
     assert lines(seam, text) == sorted(["a b", "ü|/x"])
 
 
@@ -109,11 +109,11 @@ def test_a_file_a_task(seam: Seam, tmp_path: Path) -> None:
     assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["0\n", "1\n"]
 
 
-def test_labelled_output(seam: Seam, tmp_path: Path) -> None:
+def test_labeled_output(seam: Seam, tmp_path: Path) -> None:
     per_core = {"type": "core", "count": 2}
-    text = shell("echo a; echo b", cwd=tmp_path, per_resource=per_core, **files("labelled", label=True))
+    text = shell("echo a; echo b", cwd=tmp_path, per_resource=per_core, **files("labeled", label=True))
     assert seam.run_one(text)[1].ok
-    assert sorted((tmp_path / "labelled").read_text().splitlines()) == ["0: a", "0: b", "1: a", "1: b"]
+    assert sorted((tmp_path / "labeled").read_text().splitlines()) == ["0: a", "0: b", "1: a", "1: b"]
 
 
 def test_a_file_is_replaced_or_appended_to(seam: Seam, tmp_path: Path) -> None:

@@ -89,6 +89,18 @@ def test_libraries_that_are_imported_are_declared() -> None:
     assert imported == {"zmq" if name == "pyzmq" else name for name in declared}
 
 
+def test_no_test_looks_into_closures() -> None:
+    names = {"__closure__", "__globals__", "cell_contents"}
+    found = [
+        f"{path.name} uses {name}"
+        for path in sorted((helpers.PROJECT / "tests").rglob("*.py"))
+        if path != Path(__file__)
+        for name in names
+        if name in path.read_text(encoding="utf-8")
+    ]
+    assert found == []
+
+
 # -- that the checks see what they are for ------------------------------------------------------------
 
 

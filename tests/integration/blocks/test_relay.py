@@ -447,7 +447,7 @@ def test_what_a_block_says_of_itself(block: BlockInstance) -> None:
     ("text", "said"),
     [
         ("", "cannot use the settings"),
-        ('{"adresses": []}', "unexpected keyword argument 'adresses'"),
+        ('{"unknown": []}', "unexpected keyword argument 'unknown'"),
         ("{}", "missing"),
     ],
 )

@@ -99,11 +99,11 @@ def test_output_goes_to_files(bulk: BulkSubmitter, tmp_path: Path) -> None:
 
 
 def test_a_failed_job_raises_its_error(bulk: BulkSubmitter) -> None:
-    future = bulk.submit_command(["sh", "-c", "echo last words >&2; exit 3"], label="three")
+    future = bulk.submit_command(["sh", "-c", "echo the last line >&2; exit 3"], label="three")
     with pytest.raises(JobFailed) as caught:
         future.result(BOUND)
     assert str(caught.value).startswith(f"job {future.job_name} (three): exit status 3\n")
-    assert "last words" in str(caught.value)
+    assert "the last line" in str(caught.value)
     assert caught.value.result is future.job_result
     assert caught.value.result.exit_code == 3
 

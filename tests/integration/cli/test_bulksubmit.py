@@ -174,7 +174,7 @@ def test_each_failure_is_reported_rightly_and_the_others_run(where: Where) -> No
         write_job(f"jobs/good-{number}.json", "sh", "-c", "echo ran >> ran")
     Path("jobs/garbage.json").write_text('{"resources": [}')
     write_job("jobs/huge.json", "true", num_tasks=10_000)
-    write_job("jobs/three.json", "sh", "-c", "echo last words >&2; exit 3")
+    write_job("jobs/three.json", "sh", "-c", "echo the last line >&2; exit 3")
     write_job("jobs/killed.json", "sh", "-c", "kill -KILL $$")
 
     run = bulksubmit(*where, "--json", "records", "jobs")
@@ -189,7 +189,7 @@ def test_each_failure_is_reported_rightly_and_the_others_run(where: Where) -> No
     assert "not a valid jobspec: line 1 column 16: not JSON" in told["jobs/garbage.json"]
     assert "refused: " in told["jobs/huge.json"] and "10000" in told["jobs/huge.json"]
     assert re.search(r"\(job \S+\): exit status 3$", told["jobs/three.json"])
-    assert said[said.index(told["jobs/three.json"]) + 1] == "      | last words"
+    assert said[said.index(told["jobs/three.json"]) + 1] == "      | the last line"
     assert re.search(r"\(job \S+\): killed by SIGKILL$", told["jobs/killed.json"])
 
     record = records("records")

@@ -1,4 +1,4 @@
-"""Cancelling an executor's future: one that waits, one that runs on a warm worker, one that is a task job."""
+"""Canceling an executor's future: one that waits, one that runs on a warm worker, one that is a task job."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_a_task_that_has_ended_cannot_be_cancelled(executor: FluxBulkExecutor) -
     assert future.result() == 8
 
 
-def test_cancelling_everything_at_random(executor: FluxBulkExecutor, tmp_path: Path) -> None:
+def test_canceling_everything_at_random(executor: FluxBulkExecutor, tmp_path: Path) -> None:
     numbers = tmp_path / "numbers"
     futures = [executor.submit(apps.mark_number, {}, str(numbers), n, 0.01) for n in range(40)]
     futures[5].exception(BOUND)

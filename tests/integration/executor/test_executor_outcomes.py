@@ -135,11 +135,11 @@ def crash_of(future: Future[Any], executor: FluxBulkExecutor) -> TaskCrashed:
 
 
 def test_exit_of_the_process(run: Run, executor: FluxBulkExecutor) -> None:
-    error = crash_of(run(apps.exit_process, 3, "last words"), executor)
+    error = crash_of(run(apps.exit_process, 3, "the last line"), executor)
     assert (error.exit_code, error.signal) == (3, None)
     assert "exit_process (task " in str(error) and "exit status 3" in str(error)
-    assert error.stderr.splitlines()[-1] == "last words"
-    assert str(error).endswith("    last words")
+    assert error.stderr.splitlines()[-1] == "the last line"
+    assert str(error).endswith("    the last line")
 
 
 def test_exit_of_the_process_with_status_0(run: Run, executor: FluxBulkExecutor) -> None:

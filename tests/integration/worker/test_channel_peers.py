@@ -86,11 +86,11 @@ def test_waiting_for_nothing_takes_as_long_as_asked(unix):
 
 def test_all_that_came_before_the_end_is_received(unix):
     link, executor = unix
-    executor.sendall(framed(b"last words"))
+    executor.sendall(framed(b"the last line"))
     executor.close()
 
     assert link.wait(5)
-    assert link.receive() == [b"last words"]
+    assert link.receive() == [b"the last line"]
     with pytest.raises(ChannelLost):
         link.receive()
     with pytest.raises(ChannelLost):
@@ -241,7 +241,7 @@ def test_flux_the_executor_is_killed(service):
 
 
 @pytest.mark.flux
-def test_flux_an_executor_that_dies_with_a_question_unanswered_is_asked_again(service):
+def test_flux_an_executor_that_dies_before_it_replies_is_asked_again(service):
     link = connected(service, PARSL_FLUX_BULK_PING="0.2")
     link.send(b"mute")
     assert not link.wait(0.5)

@@ -214,8 +214,8 @@ def started_by(end: ExecutorEnd, *command: object, slots: int = 1, **setup: obje
 
 
 def test_nothing_of_ours_stands_before_the_users_modules(end, tmp_path):
-    (tmp_path / "codec.py").write_text("def whose(): return 'mine'\n")
-    (tmp_path / "wire.py").write_text("")
+    (tmp_path / "channel.py").write_text("def whose(): return 'mine'\n")
+    (tmp_path / "manager.py").write_text("")
 
     whose, in_main, ours, first = Pool(end, sys_path=[str(tmp_path), *sys.path]).run(calls.what_is_ours)
 

@@ -74,7 +74,7 @@ def test_a_function_that_died_gives_its_place_to_no_other() -> None:
         seen.add(made.function_id)
     assert len(seen) == 200
     gc.collect()
-    assert len(table._known) <= 1
+    assert len(table) <= 1
 
 
 def test_the_table_keeps_no_function_alive() -> None:

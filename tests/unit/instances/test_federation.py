@@ -39,7 +39,7 @@ class FakeInstance:
         self.size = Capacity(nodes, nodes * cores, nodes * gpus)
         self.ids = itertools.count(1)
         self.requests = {}
-        self.cancelled = []
+        self.canceled = []
         self.sent = []
         self.watched = set()
         self.closed = False
@@ -100,7 +100,7 @@ class FakeConnection:
         return answers
 
     def cancel(self, job_ids, reason):
-        self.instance.cancelled += job_ids
+        self.instance.canceled += job_ids
 
     def output(self, job_id):
         return f"out of {job_id}", ""
@@ -437,7 +437,7 @@ def test_the_same_id_in_two_members_is_two_ids_here(bench):
     assert [bench.connection.output(job_id)[0] for job_id in ids] == ["out of 1"] * 2
     bench.connection.cancel([ids[0]], "not wanted")
     there, elsewhere = (a, b) if bench.where(ids[0]) == "a" else (b, a)
-    assert (there.cancelled, elsewhere.cancelled) == ([1], [])
+    assert (there.canceled, elsewhere.canceled) == ([1], [])
 
 
 def test_what_is_gone_is_passed_over(bench):

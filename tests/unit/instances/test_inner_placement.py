@@ -199,7 +199,7 @@ def test_those_that_are_late_are_canceled_at_the_first_misfit(monkeypatch: pytes
     bench.submit(request())
     assert bench.counts() == [0, 1, 0]
     bench.submit(request(cores=3))
-    helpers.wait_until(lambda: bench.outer.cancelled == [2], BOUND, "the other is canceled")
+    helpers.wait_until(lambda: bench.outer.canceled == [2], BOUND, "the other is canceled")
     bench.outer.say_hello(2)
     bench.submit(request())
     assert bench.counts() == [2, 1, 0]

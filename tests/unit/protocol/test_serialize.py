@@ -534,7 +534,7 @@ def test_errors_of_ours_can_be_pickled_by_parsl() -> None:
 
 @pytest.fixture
 def bare_python() -> Iterator[Callable[[str], str]]:
-    """Runs code in an interpreter that has only the codec."""
+    """Runs code in an interpreter that has only the package."""
 
     def python(code: str) -> str:
         done = subprocess.run(

@@ -80,7 +80,7 @@ def test_many_functions_that_are_called_once_still_flow():
 
 def test_a_function_travels_to_a_peer_once_and_old_ones_are_forgotten():
     world = Simulation(cores=2)
-    favourite = Function(0.0001)
+    favorite = Function(0.0001)
     sent = []
     take = world.scheduler.take
 
@@ -92,9 +92,9 @@ def test_a_function_travels_to_a_peer_once_and_old_ones_are_forgotten():
     world.scheduler.take = watched
     for _ in range(1500):
         world.submit(1, function=Function(0.0001))
-        world.submit(3, function=favourite)
+        world.submit(3, function=favorite)
     world.run_all()
-    assert sent.count(favourite) <= 1 + 1500 // 256
+    assert sent.count(favorite) <= 1 + 1500 // 256
     (pool,) = world.pools.values()
     assert len(pool.functions) <= 600  # the model checks that none was forgotten too early
 
