@@ -61,8 +61,8 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
     instance : None, str or Instance
         Where jobs run: ``"local"`` for this machine without Flux; ``"flux"`` for a new Flux instance, which
         ends with the executor; a URI (``local://…``, ``ssh://…``) for a running Flux instance. None chooses:
-        inside a task of an instance, a new instance on the cores of that task; else the instance in
-        ``FLUX_URI``; else a new Flux instance if there is a ``flux`` command; else this machine.
+        the instance in ``FLUX_URI``; else a new Flux instance if there is a ``flux`` command; else this
+        machine.
     tasks_per_job : int or None
         1 makes every invocation a job of its own. None lets small ones share warm workers.
     max_active_jobs : int or None
