@@ -98,7 +98,7 @@ class BlockRelay:
             except Exception as error:
                 self.end(_describe(error), 1)
             if ended:
-                self.end("the connection to the executor ended: it is gone, or was silent for too long", 1)
+                self.end("the connection to the executor ended: it has ended, or was silent for too long", 1)
             if self._end is None:
                 self._socket.wait()
         return self._end

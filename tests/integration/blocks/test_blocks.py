@@ -82,7 +82,7 @@ def members(executor: FluxBulkExecutor) -> int:
 
 
 def wait_members(executor: FluxBulkExecutor, count: int) -> None:
-    helpers.wait_until(lambda: members(executor) == count, BOUND, f"{count} block(s) are there")
+    helpers.wait_until(lambda: members(executor) == count, BOUND, f"{count} block(s) have joined")
 
 
 def alive(executor: FluxBulkExecutor) -> int:
@@ -101,7 +101,7 @@ def block_programs(directory: Path) -> list[psutil.Process]:
 
 
 def below(directory: Path) -> list[psutil.Process]:
-    """Running processes of ours whose command line names something below a directory."""
+    """Return this test's processes whose command line names something below a directory."""
     found = []
     for pid in helpers.own_processes():
         if str(directory) in helpers.command_of(pid):
@@ -124,7 +124,7 @@ def test_tasks_run_on_all_blocks_with_what_worker_init_set(
         gate = str(tmp_path / "gate")
 
         def together(number: int) -> list[str | None]:
-            """Say where we are, and wait for the others."""
+            """Report that this task runs, and wait for the others."""
             import os
 
             import apps
@@ -289,7 +289,7 @@ def test_a_block_that_has_not_joined_can_be_given_back(running: Running) -> None
         assert alive(executor) == 0
 
 
-# -- blocks that do not come up ----------------------------------------------------------------------
+# -- blocks that do not become ready ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -484,7 +484,7 @@ def test_what_could_not_be_cancelled_is_named(
 
 
 def listening() -> list[tuple[str, int]]:
-    """Addresses on which we, or any descendants of ours, accept TCP connections."""
+    """Return the addresses on which this process and its descendants accept TCP connections."""
     found = []
     for pid in [os.getpid(), *helpers.own_processes()]:
         try:

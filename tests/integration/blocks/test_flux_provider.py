@@ -25,7 +25,7 @@ from parsl_flux_bulk.providers import FluxProvider, OncePerBlock
 pytestmark = pytest.mark.flux
 
 BLOCK_BOUND = 45.0
-"""Seconds that a block may take to come up or go: a nested instance, on a machine that may be busy."""
+"""Seconds that a block, a nested instance, may take to start or end on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def system_uri() -> Iterator[str]:
 
 @pytest.fixture
 def new_provider(system_uri: str, tmp_path: Path) -> Iterator[Callable[..., FluxProvider]]:
-    """Makes providers; what they still run at the end of the test is canceled."""
+    """Return a function that makes providers; their jobs are canceled at the end of the test."""
     made: list[FluxProvider] = []
 
     def new(**options: object) -> FluxProvider:
@@ -118,7 +118,7 @@ def test_cancel_ends_what_runs_and_what_waits_and_tells_what_it_could_not(
     assert provider.cancel([waits, runs]) == [True, True]
     wait_state(provider, waits, JobState.CANCELLED)
     wait_state(provider, runs, JobState.CANCELLED)
-    assert provider.cancel([runs, waits]) == [True, True], "blocks that have ended need no canceling"
+    assert provider.cancel([runs, waits]) == [True, True], "blocks that have ended need no cancelling"
     provider.uri = "local:///nowhere"
     provider.resources[runs]["status"].state = JobState.RUNNING
     assert provider.cancel([runs]) == [False]

@@ -79,7 +79,7 @@ def test_a_cancelled_allocation_leaves_no_broker_behind(slurm: SlurmCluster, tmp
     submitted = slurm.run("sbatch", *options, str(script))
     job = submitted.stdout.strip()
     assert job, submitted.stderr
-    pid = int(helpers.wait_until(lambda: started.exists() and started.read_text(), BOUND, "Flux is up"))
+    pid = int(helpers.wait_until(lambda: started.exists() and started.read_text(), BOUND, "Flux has started"))
     assert helpers.is_running(pid)
     assert slurm.run("scancel", job).returncode == 0
     helpers.wait_gone([pid], 30)

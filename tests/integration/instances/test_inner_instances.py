@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
 import helpers
 import pytest
-from test_bulksubmit import bulksubmit, in_tmp_path  # noqa: F401
 
+import parsl_flux_bulk
 from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
 from parsl_flux_bulk.errors import BlockLost, JobFailed
 from parsl_flux_bulk.instances.federation import instance_launcher
@@ -27,6 +29,22 @@ def member(future: JobFuture) -> int:
     """The number of the instance that ran a job: that of the range which the job's id is in."""
     assert future.job_id is not None
     return future.job_id >> 56
+
+
+@pytest.fixture(autouse=True)
+def package_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(parsl_flux_bulk.__file__).parent.parent))
+    monkeypatch.chdir(tmp_path)
+
+
+def bulksubmit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "parsl_flux_bulk", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+        env={**os.environ, **environment},
+    )
 
 
 def jobs_of(uri: str) -> list[str]:
@@ -134,7 +152,7 @@ def test_one_that_dies_fails_its_jobs_only(flux_uri: str, tmp_path: Path) -> Non
         assert all(future.result(BOUND).ok for future in later)
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["attached", "our own"])
+@pytest.mark.parametrize("own", [False, True], ids=["attached", "owned"])
 def test_nothing_is_left_when_the_script_is_killed(own: bool, flux_uri: str, tmp_path: Path) -> None:
     where = "flux" if own else flux_uri
     source = f"""

@@ -34,7 +34,7 @@ def test_the_addresses_of_this_host_are_numbers_and_not_its_loopback_if_it_has_o
 
 @pytest.fixture
 def started(tmp_path: Path) -> Any:
-    """Makes an executor that is up, with a provider that launches nothing by itself."""
+    """Return a function that starts an executor with a provider that launches nothing by itself."""
     made: list[FluxBulkExecutor] = []
 
     def start(provider: Any, **options: Any) -> FluxBulkExecutor:

@@ -175,7 +175,7 @@ class Bench:
         return answers
 
     def events(self, kind, count=1):
-        """The next events of a kind; others are passed over."""
+        """Return the next events of a kind; ignore others."""
         found = []
         deadline = time.monotonic() + BOUND
         while len(found) < count and time.monotonic() < deadline:
@@ -374,7 +374,7 @@ def test_how_a_lost_members_jobs_end(bench):
 
 def test_a_member_that_is_lost_while_jobs_are_submitted_takes_none_of_them(bench):
     a, _ = bench.add("a")
-    a.gone = True  # nobody has noticed yet
+    a.gone = True  # not noticed yet
     (job_id,) = bench.submit(request())
     (ended,) = bench.events(JobEnded)
     assert ended.job_id == job_id
@@ -449,7 +449,7 @@ def test_what_is_gone_is_passed_over(bench):
     bench.connection.cancel([job_id, 7], "not wanted")
     assert bench.connection.output(job_id) == ("", "")
     assert bench.federation.job_name(job_id) == "1"
-    bench.completion.send(message.peer, b"nobody hears this")
+    bench.completion.send(message.peer, b"ignored")
     assert instance.sent == []
 
 
