@@ -28,6 +28,20 @@ def test_every_parameter_is_documented(page: str, documented: type) -> None:
     assert rows == [(each.name, repr(each.default).replace("'", '"')) for each in parameters]
 
 
+def test_the_modules_of_the_architecture_exist() -> None:
+    text = (helpers.PROJECT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    package = helpers.PROJECT / "parsl_flux_bulk"
+    named = set(re.findall(r"`([\w/]+\.py|\w[\w/]*/)`", text))
+    existing = [f"/{path.relative_to(helpers.PROJECT)}" for path in package.rglob("*.py")]
+    missing = {
+        name
+        for name in named
+        if not (helpers.PROJECT / name).exists()
+        and not any(path.endswith(f"/{name}") or f"/{name}" in path for path in existing)
+    }
+    assert len(named) > 50 and not missing
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     broken = []
