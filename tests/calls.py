@@ -1,6 +1,6 @@
-"""What tasks call in the tests of workers: importable there, since ``tests/`` is on the ``sys.path`` sent.
+"""Functions that tasks call in the tests of workers, which import this module from the ``sys.path`` sent.
 
-Imports little, since every worker of a test that kills them does it again.
+The module imports little: each worker of a test that kills workers imports it again.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ def sleep_and_return(seconds, value=None):
 
 
 def mark(path, seconds=0.0):
-    """Write down that a task has started, then take some time."""
+    """Record that a task has started, then sleep."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.write(fd, b"started\n")
     os.close(fd)
     time.sleep(seconds)
 
 
-def what_is_ours():
-    """Return what a task sees: the user's module `channel`, names in __main__, environment, sys.path[0]."""
+def traces_of_the_package():
+    """Return what a task sees of the package: the module `channel`, __main__, variables, sys.path[0]."""
     import channel
 
     names = [name for name in vars(sys.modules["__main__"]) if not name.startswith("__")]
@@ -72,7 +72,7 @@ def fork():
 
 
 def start_another(path):
-    """Start a process that takes long, write down its number, wait for it."""
+    """Start a long process, write its pid to a file, and wait for it."""
     import subprocess
 
     subprocess.run(["sh", "-c", f"echo $$ > {path}; exec sleep 60"])

@@ -116,9 +116,11 @@ def render(
 
 def _check_text(name: str, text: str) -> None:
     if "\0" in text:
-        raise bash_runner.caught(name, ValueError("embedded null byte"))
+        raise bash_runner.app_exception(name, ValueError("embedded null byte"))
     if len(os.fsencode(text)) > MAX_COMMAND_BYTES:
-        raise bash_runner.caught(name, OSError(errno.E2BIG, os.strerror(errno.E2BIG), bash_runner.BASH))
+        raise bash_runner.app_exception(
+            name, OSError(errno.E2BIG, os.strerror(errno.E2BIG), bash_runner.BASH)
+        )
 
 
 def _arguments(text: str, walltime: float | None) -> tuple[str, ...]:
@@ -138,9 +140,9 @@ def _limit(name: str, walltime: Any, resources: Resources) -> tuple[float | None
         if math.isnan(seconds):
             raise ValueError("walltime must be a number of seconds, not nan")
     except Exception as error:
-        raise bash_runner.caught(name, error) from error
+        raise bash_runner.app_exception(name, error) from error
     if seconds <= 0:
-        raise bash_runner.timed_out(name, walltime)
+        raise bash_runner.app_timeout(name, walltime)
     if math.isinf(seconds) or 0 < resources.duration < seconds:
         return None, resources
     return walltime, replace(resources, duration=seconds + START_ALLOWANCE)
@@ -150,7 +152,7 @@ def _create(which: str, spec: Any, directory: str, header: str = "") -> str | No
     """Open the file of a stream as Parsl does, so that the job can append to it; return its path."""
     if spec is None:
         return None
-    path, _ = bash_runner.stream_place(which, spec)
+    path, _ = bash_runner.stream_target(which, spec)
     if "{{" in path:
         return path  # a file for each job or rank, named and opened by Flux
     _check_path(which, path, directory)
@@ -198,7 +200,7 @@ def _error(command: Command, result: JobResult, job: str) -> BaseException:
     if command.walltime is not None and (
         result.status is JobStatus.TIMEOUT or (exited and result.exit_code == TIMED_OUT)
     ):
-        return bash_runner.timed_out(command.name, command.walltime)
+        return bash_runner.app_timeout(command.name, command.walltime)
     if exited and (result.signal or result.exit_code):
         # Parsl passes on the return code of `subprocess`, which is negative for a signal.
         return bash_runner.exit_failure(

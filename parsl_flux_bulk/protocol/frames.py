@@ -122,13 +122,7 @@ def decode_json(payload: bytes | memoryview) -> dict[str, Any]:
 
 
 def decode(message: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
-    """Yield the frames of a message as (kind, slot, id, payload); payloads are views, not copies.
-
-    Raises
-    ------
-    FrameError
-        The message ends within a frame.
-    """
+    """Yield the frames of a message as (kind, slot, id, payload); payloads are views, not copies."""
     for kind, slot, id, frame in split(message):
         yield kind, slot, id, frame[HEADER_SIZE:]
 

@@ -7,35 +7,14 @@ from __future__ import annotations
 
 PREFIX = "PARSL_FLUX_BULK_"
 
-MODE = PREFIX + "MODE"
-"""What ``worker/main.py`` runs: ``manager``, ``task`` or ``inner_instance``."""
-
-TOKEN = PREFIX + "TOKEN"
-"""Decimal number of the job; HELLO repeats it."""
-
-CHANNEL = PREFIX + "CHANNEL"
-"""Address of the executor: ``unix:PATH`` or ``flux:RANK:SERVICE``."""
-
-LIBFLUX = PREFIX + "LIBFLUX"
-"""Path of the executor's libflux-core, which the process tries first."""
-
-PING = PREFIX + "PING"
-"""Seconds of silence after which the process asks whether the executor is alive."""
-
-PING_TIMEOUT = PREFIX + "PING_TIMEOUT"
-"""Seconds to wait for the answer."""
-
-CORES = PREFIX + "CORES"
-"""Physical cores of one worker."""
-
-GPUS = PREFIX + "GPUS"
-"""GPUs of one worker."""
-
-SLOTS = PREFIX + "SLOTS"
-"""Number of workers of a manager; by default as many as fit its CPUs and GPUs."""
-
-OUTER_URI = PREFIX + "OUTER_URI"
-"""URI of the instance that an inner instance is a job of."""
-
-OUTER_JOB = PREFIX + "OUTER_JOB"
-"""Id of that job, in F58."""
+MODE = PREFIX + "MODE"  # what worker/main.py runs: manager, task or inner_instance
+TOKEN = PREFIX + "TOKEN"  # decimal number of the job, which HELLO repeats
+CHANNEL = PREFIX + "CHANNEL"  # address of the executor: unix:PATH or flux:RANK:SERVICE
+LIBFLUX = PREFIX + "LIBFLUX"  # path of the executor's libflux-core, which the process tries first
+PING = PREFIX + "PING"  # seconds of silence after which the process asks whether the executor is alive
+PING_TIMEOUT = PREFIX + "PING_TIMEOUT"  # seconds to wait for the answer
+CORES = PREFIX + "CORES"  # physical cores of one worker
+GPUS = PREFIX + "GPUS"  # GPUs of one worker
+SLOTS = PREFIX + "SLOTS"  # number of workers of a manager; by default as many as fit its CPUs and GPUs
+OUTER_URI = PREFIX + "OUTER_URI"  # URI of the instance that an inner instance is a job of
+OUTER_JOB = PREFIX + "OUTER_JOB"  # id of that job, in F58

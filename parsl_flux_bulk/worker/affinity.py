@@ -8,7 +8,7 @@ from parsl_flux_bulk.protocol.variables import CORES, GPUS, SLOTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
 _GPU_LISTS = (
     "CUDA_VISIBLE_DEVICES",
@@ -49,8 +49,7 @@ def bindings(environ: Mapping[str, str], cores: Sequence[tuple[int, ...]] | None
     cores
         Logical CPUs of each physical core; by default of those that this process may use.
     """
-    if cores is None:
-        cores = physical_cores()
+    cores = physical_cores() if cores is None else cores
     cores_each = max(1, int(environ.get(CORES) or 1))
     gpus_each = max(0, int(environ.get(GPUS) or 0))
     lists = {name: environ[name].split(",") for name in _GPU_LISTS if gpus_each and environ.get(name)}
@@ -73,40 +72,22 @@ def bindings(environ: Mapping[str, str], cores: Sequence[tuple[int, ...]] | None
     return found
 
 
-def physical_cores() -> list[tuple[int, ...]]:
-    """Return the logical CPUs that this process may use, those of one physical core together."""
-    return group_by_core(os.sched_getaffinity(0), _siblings)
-
-
-def group_by_core(cpus: Collection[int], siblings: Callable[[int], list[int]]) -> list[tuple[int, ...]]:
-    """Group logical CPUs by physical core, in order of their numbers.
+def physical_cores(cpus: Collection[int] | None = None, siblings: str = _SIBLINGS) -> list[tuple[int, ...]]:
+    """Return the logical CPUs that this process may use, those of one physical core together.
 
     Parameters
     ----------
+    cpus
+        The CPUs to group; by default those that this process may use.
     siblings
-        Returns all logical CPUs of the core of a CPU.
+        Path of the file that lists all CPUs of the core of CPU ``{}``.
     """
-    left, cores = set(cpus), []
-    for cpu in sorted(cpus):
-        if cpu in left:
-            core = tuple(other for other in siblings(cpu) if other in left) or (cpu,)
-            left.difference_update(core, (cpu,))
-            cores.append(core)
-    return cores
-
-
-def parse_list(text: str) -> list[int]:
-    """Parse the kernel's list format, such as ``0,4-6``."""
-    numbers: list[int] = []
-    for part in text.strip().split(","):
-        first, _, last = part.partition("-")
-        numbers += range(int(first), int(last or first) + 1)
-    return numbers
-
-
-def _siblings(cpu: int) -> list[int]:
-    try:
-        with open(_SIBLINGS.format(cpu)) as file:
-            return parse_list(file.read())
-    except OSError:
-        return [cpu]
+    cores: dict[str, list[int]] = {}
+    for cpu in sorted(os.sched_getaffinity(0) if cpus is None else cpus):
+        try:
+            with open(siblings.format(cpu)) as file:
+                core = file.read()
+        except OSError:
+            core = str(cpu)
+        cores.setdefault(core, []).append(cpu)
+    return [tuple(core) for core in cores.values()]

@@ -1,9 +1,8 @@
-"""What Parsl does around the command of a bash app, step by step, without importing Parsl.
+"""Run bash apps as Parsl does, without importing Parsl.
 
-A warm worker runs small bash apps with :func:`run`; `executor.bash_apps` takes single steps
-where the command is a job of its own. The outcome is Parsl's in every case: its exceptions are imported
-when one is raised, and only then. One thing is better than there: a walltime ends the command and all
-that it has started.
+A worker runs small bash apps with :func:`run`; `executor.bash_apps` uses the single steps where the command
+is a job. Results and exceptions are Parsl's; its exceptions are imported only when one is raised. Unlike in
+Parsl, a walltime ends the command and all processes that it has started.
 """
 
 from __future__ import annotations
@@ -22,36 +21,39 @@ if TYPE_CHECKING:
 BASH = "/bin/bash"
 
 KILL_GRACE = 1.0
-"""Seconds between SIGTERM and SIGKILL for a command that has exceeded its walltime."""
+"""Seconds between SIGTERM and SIGKILL for a command that exceeded its walltime."""
 
 _DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
-"""Python ignores these; a command expects them as they were."""
+"""Python ignores these signals; commands expect the default action."""
 
 
 def run(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> int:
-    """Run a bash app whose command `function` returns; return 0, or raise what Parsl would."""
+    """Run a bash app, whose command `function` returns; return 0 or raise what Parsl would."""
     name = name_of(function)
     command = compose(function, args, kwargs)
-    streams: list[IO[str] | None] = []
+    streams: dict[str, IO[str]] = {}
     try:
         for which in ("stdout", "stderr"):
-            spec = kwargs.get(which)
-            streams.append(None if spec is None else open_stream(which, spec))
-        if streams[1] is not None:
-            write_header(streams[1], command)
+            if (spec := kwargs.get(which)) is not None:
+                streams[which] = open_stream(which, spec)
+        if "stderr" in streams:
+            write_header(streams["stderr"], command)
         walltime = kwargs.get("walltime")
         try:
             status = _execute(command, streams, walltime)
         except Exception as error:
-            raise caught(name, error) from error
-        if status is None:
-            raise told(timed_out(name, walltime), kwargs)
+            raise app_exception(name, error) from error
         if status != 0:
-            raise told(exit_failure(name, status), kwargs)
+            failure = app_timeout(name, walltime) if status is None else exit_failure(name, status)
+            places = [f"{which} in {stream_target(which, kwargs[which])[0]}" for which in streams]
+            if places:
+                from parsl_flux_bulk.errors import add_note
+
+                add_note(failure, ", ".join(places))
+            raise failure
     finally:
-        for stream in streams:
-            if stream is not None:
-                stream.close()
+        for stream in streams.values():
+            stream.close()
     check_outputs(name, kwargs.get("outputs", ()), os.path.exists)
     return status
 
@@ -60,17 +62,17 @@ def run(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> int:
 
 
 def name_of(function: Callable[..., Any]) -> str:
-    """The name of a bash app, for errors."""
+    """Return the name of a bash app, for errors."""
     return getattr(function, "__name__", "bash_app")
 
 
 def compose(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """Call the user's function for the command.
+    """Call the user's function to get the command.
 
     Raises
     ------
     parsl.app.errors.AppBadFormatting, parsl.app.errors.BashAppNoReturn, ValueError
-        In the cases in which Parsl raises them; and whatever else the function raises.
+        In the same cases as in Parsl; other exceptions of the function pass through.
     """
     try:
         command = function(*args, **kwargs)
@@ -92,8 +94,8 @@ def compose(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
     return command
 
 
-def stream_place(which: str, spec: Any) -> tuple[str, str]:
-    """Return the path and the mode that a ``stdout`` or ``stderr`` argument means."""
+def stream_target(which: str, spec: Any) -> tuple[str, str]:
+    """Return the path and the mode of a ``stdout`` or ``stderr`` argument."""
     if isinstance(spec, str):
         return spec, "a+"
     files = sys.modules.get("parsl.data_provider.files")
@@ -103,25 +105,25 @@ def stream_place(which: str, spec: Any) -> tuple[str, str]:
         return os.fsdecode(spec), "a+"
     if type(spec) is tuple and list(map(type, spec)) == [str, str]:
         return spec
-    from parsl.utils import get_std_fname_mode  # says what is wrong with it
+    from parsl.utils import get_std_fname_mode  # raises the error that explains what is wrong
 
     path, mode = get_std_fname_mode(which, spec)
     return path, mode
 
 
 def open_stream(which: str, spec: Any, directory: str = "") -> IO[str]:
-    """Open what a ``stdout`` or ``stderr`` argument names, and make its directory.
+    """Open the file of a ``stdout`` or ``stderr`` argument, and create its directory.
 
     Parameters
     ----------
     directory : str
-        What a relative path is relative to; "" for the directory of this process.
+        Base of a relative path; "" for the working directory.
 
     Raises
     ------
     parsl.app.errors.BadStdStreamFile
     """
-    path, mode = stream_place(which, spec)
+    path, mode = stream_target(which, spec)
     try:
         full = os.path.join(directory, path)
         if os.path.dirname(full):
@@ -134,7 +136,7 @@ def open_stream(which: str, spec: Any, directory: str = "") -> IO[str]:
 
 
 def write_header(stderr: IO[str], command: str) -> None:
-    """Begin a standard error with the command, as Parsl does."""
+    """Write the command at the beginning of a standard error file, as Parsl does."""
     stderr.write(f"--> executable follows <--\n{command}\n--> end executable <--\n")
     stderr.flush()
 
@@ -148,79 +150,62 @@ def check_outputs(name: str, outputs: Sequence[Any], exists: Callable[[str], boo
         raise MissingOutputs(f"Missing outputs from app {name}", missing)
 
 
-def timed_out(name: str, walltime: Any) -> Exception:
-    """What Parsl raises for a command that took longer than its walltime."""
+def app_timeout(name: str, walltime: Any) -> Exception:
+    """Return Parsl's exception for a command that exceeded its walltime."""
     from parsl.app.errors import AppTimeout
 
     return AppTimeout(f"App {name} exceeded walltime: {walltime} seconds")
 
 
 def exit_failure(name: str, status: int) -> Exception:
-    """What Parsl raises for a command that failed: its exit code, or minus the signal's number."""
+    """Return Parsl's exception for a failed command; `status` is negative for a signal."""
     from parsl.app.errors import BashExitFailure
 
     return BashExitFailure(name, status)
 
 
-def caught(name: str, error: Exception) -> Exception:
-    """What Parsl raises for a command that could not be run at all."""
+def app_exception(name: str, error: Exception) -> Exception:
+    """Return Parsl's exception for a command that could not be run."""
     from parsl.app.errors import AppException
 
     return AppException(f"App {name} caught exception", error)
 
 
-def told(error: Exception, kwargs: Mapping[str, Any]) -> Exception:
-    """Note on an error where the output of its command is."""
-    places = [
-        f"{which} in {stream_place(which, kwargs[which])[0]}"
-        for which in ("stdout", "stderr")
-        if kwargs.get(which) is not None
-    ]
-    if places:
-        from parsl_flux_bulk.errors import add_note
-
-        add_note(error, ", ".join(places))
-    return error
-
-
 # -- the command --------------------------------------------------------------------------------------
 
 
-def _execute(command: str, streams: Sequence[IO[str] | None], walltime: float | None) -> int | None:
-    """Run a command; return its status as `subprocess` would, or None if its walltime ended it."""
-    targets = [
-        (os.POSIX_SPAWN_DUP2, stream.fileno(), number)
-        for number, stream in enumerate(streams, 1)
-        if stream is not None
-    ]
-    # The kernel's clock for processes is too coarse to tell what was there just before.
-    before = frozenset() if walltime is None else frozenset(_members(0))
+def _execute(command: str, streams: Mapping[str, IO[str]], walltime: float | None) -> int | None:
+    """Run a command; return its status as `subprocess` would, or None after a timeout."""
+    numbers = {"stdout": 1, "stderr": 2}
+    targets = [(os.POSIX_SPAWN_DUP2, stream.fileno(), numbers[which]) for which, stream in streams.items()]
+    # Start times of processes are too coarse to exclude those that started just before.
+    before = frozenset() if walltime is None else frozenset(_group_members(0))
     began = time.monotonic()
     pid = os.posix_spawn(
         BASH, [BASH, "-c", command], os.environ, file_actions=targets, setsigdef=_DEFAULT_SIGNALS
     )
     try:
-        if walltime is None or _ends_within(pid, walltime - (time.monotonic() - began)):
+        if walltime is None or _exits_within(pid, walltime - (time.monotonic() - began)):
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     except BaseException:
-        _end_all(pid, before)
+        _kill_command(pid, before)
         raise
-    _end_all(pid, before)
+    _kill_command(pid, before)
     return None
 
 
-def _ends_within(pid: int, timeout: float) -> bool:
-    """Wait for the end of a child of ours, which stays a zombie; return whether it came in time."""
+def _exits_within(pid: int, timeout: float) -> bool:
+    """Wait for a child process to exit, without reaping it; return whether it did in time."""
     deadline = time.monotonic() + timeout
     try:
         descriptor = os.pidfd_open(pid)
-    except (AttributeError, OSError):  # Python or Linux is older than that
-        return _polled(pid, deadline)
+    except (AttributeError, OSError):  # not available in this Python or Linux
+        return _poll_exit(pid, deadline)
     try:
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         while True:
-            # Rounded up, since a poll that ends early is only repeated; bounded, as poll(2) is.
+            # Rounded up, so that the loop does not spin; at most a day, since poll(2) takes an int.
             left = min(max(0.0, deadline - time.monotonic()), 86400.0)
             if poll.poll(int(left * 1000) + (left > 0)):
                 return True
@@ -230,7 +215,7 @@ def _ends_within(pid: int, timeout: float) -> bool:
         os.close(descriptor)
 
 
-def _polled(pid: int, deadline: float) -> bool:
+def _poll_exit(pid: int, deadline: float) -> bool:
     pause = 0.0005
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         left = deadline - time.monotonic()
@@ -241,59 +226,54 @@ def _polled(pid: int, deadline: float) -> bool:
     return True
 
 
-def _end_all(pid: int, before: Collection[int]) -> None:
-    """End a child of ours and everything that it has started, also what has outlived its parent.
+def _kill_command(pid: int, before: Collection[int]) -> None:
+    """Kill a command and all processes that it has started, including orphans.
 
-    A command is not made a process group of its own, because it has to end with the worker, however that
-    ends, and the worker's group is how. So what belongs to the command is what is in that group, began
-    no earlier than it, and was not there `before`.
+    The command stays in the worker's process group, so that it is killed with the worker. Its processes are
+    those members of the group that started no earlier than the command and did not exist `before`.
     """
     try:
-        since = _begun(pid)
-        for member in _members(since, before):
+        _, _, since = _stat(pid)
+        for member in _group_members(since, before):
             _kill(member, signal.SIGTERM)
         deadline = time.monotonic() + KILL_GRACE
-        while (members := _members(since, before)) and time.monotonic() < deadline:
+        while (members := _group_members(since, before)) and time.monotonic() < deadline:
             time.sleep(0.005)
         while members:
             for member in members:
                 _kill(member, signal.SIGKILL)
             time.sleep(0.001)
-            members = _members(since, before)
+            members = _group_members(since, before)
     finally:
         _kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 
 
-def _members(since: int, but: Collection[int] = ()) -> list[int]:
-    """The live processes of our group, but for ourselves and `but`, that began at `since` or later."""
+def _group_members(since: int, excluded: Collection[int] = ()) -> list[int]:
+    """Return the other live processes of this process group that started at `since` or later."""
     own, group = os.getpid(), os.getpgrp()
     found = []
     for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != own and int(entry) not in but:
+        if entry.isdigit() and int(entry) != own and int(entry) not in excluded:
             try:
-                state, _, pgrp, begun = _stat(int(entry))
+                state, pgrp, started = _stat(int(entry))
             except OSError:
                 continue  # it has ended
-            if pgrp == group and begun >= since and state not in "ZX":
+            if pgrp == group and started >= since and state not in "ZX":
                 found.append(int(entry))
     return found
 
 
-def _begun(pid: int) -> int:
-    return _stat(pid)[3]
-
-
-def _stat(pid: int) -> tuple[str, int, int, int]:
-    """State, parent, process group and start time, in clock ticks, of a process; proc(5)."""
+def _stat(pid: int) -> tuple[str, int, int]:
+    """Return state, process group and start time (clock ticks) of a process; see proc(5)."""
     with open(f"/proc/{pid}/stat", "rb") as file:
-        # The name, in parentheses, may hold anything.
+        # The name, in parentheses, may contain any character.
         fields = file.read().rpartition(b")")[2].split()
-    return fields[0].decode(), int(fields[1]), int(fields[2]), int(fields[19])
+    return fields[0].decode(), int(fields[2]), int(fields[19])
 
 
 def _kill(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)
     except OSError:
-        pass  # it has ended, or belongs to somebody else by now
+        pass  # the process has ended, or the pid is another user's by now

@@ -186,22 +186,17 @@ class FluxChannel(Channel):
 
 def load_library(preferred: str) -> ctypes.CDLL:
     """Load libflux-core, from the preferred path if possible, and declare the functions used."""
-    try:
-        lib = _open_library(preferred)
-    except OSError as error:
+    for path in filter(None, (preferred, _SONAME)):
+        try:
+            lib = ctypes.CDLL(path, use_errno=True)
+            break
+        except OSError as error:  # the preferred one may be built for another system than this node's
+            reason = error
+    else:
         raise ChannelLost(
-            f"cannot load {_SONAME}: {error}; set LD_LIBRARY_PATH in the job's environment to its directory"
-        ) from error
+            f"cannot load {_SONAME}: {reason}; set LD_LIBRARY_PATH in the job's environment to its directory"
+        )
     for name, result, arguments in _PROTOTYPES:
         function = getattr(lib, name)
         function.restype, function.argtypes = result, arguments
     return lib
-
-
-def _open_library(preferred: str) -> ctypes.CDLL:
-    if preferred and os.path.exists(preferred):
-        try:
-            return ctypes.CDLL(preferred, use_errno=True)
-        except OSError:
-            pass  # built for another system than this node's; the node may have its own
-    return ctypes.CDLL(_SONAME, use_errno=True)

@@ -20,17 +20,6 @@ if TYPE_CHECKING:
     from parsl_flux_bulk.worker.affinity import Binding
 
 
-class Exit:
-    """How a process ended: its exit code, or the signal that killed it; the other one is None."""
-
-    __slots__ = ("exit_code", "pid", "signal")
-
-    def __init__(self, pid: int, exit_code: int | None, signal: int | None) -> None:
-        self.pid = pid
-        self.exit_code = exit_code
-        self.signal = signal
-
-
 class Forkserver:
     """Forks worker processes and learns of their exits.
 
@@ -55,7 +44,7 @@ class Forkserver:
         signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def fork_workers(
-        self, slots: Sequence[int], limit: int | None, before: Callable[[], None] | None
+        self, slots: Sequence[int], limit: float, before: Callable[[], None] | None
     ) -> list[Worker]:
         """Fork a worker process for each slot.
 
@@ -64,7 +53,7 @@ class Forkserver:
         Parameters
         ----------
         limit
-            Number of tasks after which each worker exits, or None.
+            Number of tasks after which each worker exits.
         before
             Called first in each worker.
 
@@ -96,7 +85,7 @@ class Forkserver:
             workers.append(Worker(pid, tasks, process.tasks, outcomes, stderr, limit))
         return workers
 
-    def _prepare(self, slot: int, limit: int | None) -> tuple[WorkerProcess, socket.socket, int, int]:
+    def _prepare(self, slot: int, limit: float) -> tuple[WorkerProcess, socket.socket, int, int]:
         self.running.clear(slot)
         tasks, worker_tasks = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         outcomes, worker_outcomes = os.pipe()
@@ -115,25 +104,25 @@ class Forkserver:
         for pid in self._alive:
             kill_group(pid)
 
-    def reap(self) -> list[Exit]:
-        """Reap the worker processes that have exited, and kill what they had started."""
+    def reap(self) -> list[tuple[int, int]]:
+        """Reap the worker processes that have exited, and kill what they had started.
+
+        Returns
+        -------
+        list of (pid, exit code)
+            Minus the number of the signal for a process that was killed.
+        """
         self.wakeup.clear()
         exits = []
-        while self._alive:
-            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            if found is None:
-                break
+        while self._alive and (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)):
             # A zombie keeps its pid, so that no other process can have it.
             kill_group(found.si_pid)
-            os.waitpid(found.si_pid, 0)
-            self._alive.discard(found.si_pid)
-            exited = found.si_code == os.CLD_EXITED
-            exits.append(
-                Exit(found.si_pid, found.si_status if exited else None, None if exited else found.si_status)
-            )
+            pid, status = os.waitpid(found.si_pid, 0)
+            self._alive.discard(pid)
+            exits.append((pid, os.waitstatus_to_exitcode(status)))
         return exits
 
-    def wait(self, timeout: float, on_exits: Callable[[list[Exit]], None]) -> None:
+    def wait(self, timeout: float, on_exits: Callable[[list[tuple[int, int]]], None]) -> None:
         """Wait at most `timeout` seconds for all worker processes to exit; report each exit."""
         deadline = time.monotonic() + timeout
         poll = select.poll()

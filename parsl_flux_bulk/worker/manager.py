@@ -10,19 +10,16 @@ first task. The manager runs no user code, so it can always fork another worker,
 executor assigns tasks to slots, and the manager reports exactly how each one ended. When a worker dies, its
 outcomes are sent first, the task recorded as running is blamed, and all its other tasks are returned.
 
-States of a manager::
-
-    SERVING ──> STOPPING   RETIRE or a signal arrived
-       └──────> CLOSED     an error; no more messages are sent
-    STOPPING ─> CLOSED
-
-Any other transition raises RuntimeError. The states of workers are in :mod:`.slot`.
+A manager is SERVING, then STOPPING once RETIRE or a signal arrives, then CLOSED, when no more messages are
+sent; an error leads from SERVING to CLOSED. Any other transition raises RuntimeError. :mod:`.slot` has the
+states of workers.
 """
 
 from __future__ import annotations
 
 import enum
 import importlib
+import math
 import os
 import resource
 import signal
@@ -33,9 +30,10 @@ from functools import partial
 from parsl_flux_bulk.protocol import frames, serialize
 from parsl_flux_bulk.worker import affinity, handshake
 from parsl_flux_bulk.worker.event_loop import EventLoop
-from parsl_flux_bulk.worker.forkserver import Exit, Forkserver
+from parsl_flux_bulk.worker.forkserver import Forkserver
 from parsl_flux_bulk.worker.packets import Packet, function_packet, task_packet
 from parsl_flux_bulk.worker.slot import Slot, Worker, WorkerState
+from parsl_flux_bulk.worker.state import State
 from parsl_flux_bulk.worker.stderr_relay import StderrRelay
 
 TYPE_CHECKING = False
@@ -67,19 +65,13 @@ class ManagerError(Exception):
     """The manager cannot go on; the message is for people."""
 
 
-class ManagerState(enum.Enum):
-    """State of a manager, see above."""
+@enum.unique
+class ManagerState(State):
+    """State of a manager."""
 
-    SERVING = "serving"
-    STOPPING = "stopping"
-    CLOSED = "closed"
-
-
-_TRANSITIONS: dict[ManagerState, tuple[ManagerState, ...]] = {
-    ManagerState.SERVING: (ManagerState.STOPPING, ManagerState.CLOSED),
-    ManagerState.STOPPING: (ManagerState.STOPPING, ManagerState.CLOSED),
-    ManagerState.CLOSED: (),
-}
+    SERVING = "STOPPING CLOSED"
+    STOPPING = "CLOSED"
+    CLOSED = ""
 
 
 def main() -> int:
@@ -116,7 +108,7 @@ class Manager:
         self._functions: dict[bytes, Packet] = {}
         self._slots = [Slot(number) for number in range(len(bindings))]
         self._forkserver = Forkserver(bindings)
-        self._limit: int | None = None
+        self._limit = math.inf
         self._out: list[bytes] = []
         self._out_size = 0
         self._to_start: list[Slot] = []
@@ -163,8 +155,7 @@ class Manager:
             os.kill(os.getpid(), self._signal)
 
     def _enter(self, state: ManagerState) -> None:
-        if state not in _TRANSITIONS[self._state]:
-            raise RuntimeError(f"manager: {self._state.value} -> {state.value} is not allowed")
+        self._state.to(state)
         self._state = state
 
     def _timeout(self) -> float | None:
@@ -177,6 +168,10 @@ class Manager:
     def _on_signal(self, number: int, _: object) -> None:
         if self._state is not ManagerState.CLOSED:
             self._signal = number
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._state is ManagerState.SERVING:
             self._enter(ManagerState.STOPPING)
 
     def _send(self, frame: bytes) -> None:
@@ -217,7 +212,7 @@ class Manager:
                 elif kind == frames.KILL:
                     self._kill(slots[number], id)
                 elif kind == frames.RETIRE:
-                    self._enter(ManagerState.STOPPING)
+                    self._stop()
                 elif kind == frames.SETUP:
                     self._set_up(frames.decode_json(frame[frames.HEADER_SIZE :]))
                 else:
@@ -227,7 +222,7 @@ class Manager:
 
     def _set_up(self, setup: dict[str, Any]) -> None:
         handshake.extend_sys_path(setup)
-        self._limit = setup.get("tasks_per_worker")
+        self._limit = setup.get("tasks_per_worker") or math.inf
         self._debug = bool(setup.get("debug"))
 
     def _add_function(self, frame: memoryview) -> None:
@@ -244,7 +239,8 @@ class Manager:
         packet = function_packet(frame)
         self._functions.pop(packet.function_id, None)
         for slot in self._slots:
-            if slot.forget(packet):
+            if slot.worker is not None and slot.worker.forget(packet.function_id):
+                slot.waiting.append(packet)
                 self._feed(slot)
 
     def _recall(self, slot: Slot, task_id: int) -> None:
@@ -294,12 +290,11 @@ class Manager:
         self._feed(slot)
 
     def _start(self, slots: list[Slot]) -> None:
-        drop = sum(slot.waiting_size() for slot in self._slots) > DROP_WAITING_SIZE
+        waiting = sum(slot.waiting_size() for slot in self._slots)
+        drop = self._drop_waiting if waiting > DROP_WAITING_SIZE else None
         numbers = [slot.number for slot in slots]
         try:
-            workers = self._forkserver.fork_workers(
-                numbers, self._limit, self._drop_waiting if drop else None
-            )
+            workers = self._forkserver.fork_workers(numbers, self._limit, drop)
         except OSError as error:
             raise ManagerError(f"cannot fork a worker: {error}") from error
         for slot, worker in zip(slots, workers, strict=True):
@@ -349,30 +344,30 @@ class Manager:
         if self._debug:
             self._log(f"worker killed slot={slot.number} pid={worker.pid}: {cause}")
 
-    def _on_exits(self, exits: list[Exit]) -> None:
+    def _on_exits(self, exits: list[tuple[int, int]]) -> None:
         by_pid = {slot.worker.pid: (slot, slot.worker) for slot in self._slots if slot.worker is not None}
-        for end in exits:
-            if end.pid in by_pid:
-                self._on_exit(*by_pid[end.pid], end)
+        for pid, exit_code in exits:
+            if pid in by_pid:
+                self._on_exit(*by_pid[pid], exit_code)
 
-    def _on_exit(self, slot: Slot, worker: Worker, end: Exit) -> None:
-        """Report how each task of a worker ended."""
+    def _on_exit(self, slot: Slot, worker: Worker, exit_code: int) -> None:
+        """Report how each task of a worker ended; a negative exit code is a signal."""
         while self._read_outcomes(slot, worker):
             pass
         running, started = self._forkserver.running.read(slot.number)
         if running not in worker.given:
             running = 0
         about = {
-            "exit_code": end.exit_code,
-            "signal": end.signal,
+            "exit_code": exit_code if exit_code >= 0 else None,
+            "signal": -exit_code if exit_code < 0 else None,
             "stderr": self._stderr.detach(slot.number),
         }
         self._deadlines.pop(slot, None)
         if self._debug:
-            cause = "task limit" if worker.reached_limit else f"was {worker.state.value}"
+            cause = "task limit" if worker.reached_limit else f"was {worker.state.name}"
             self._log(
-                f"worker ended slot={slot.number} pid={worker.pid} exit_code={end.exit_code} "
-                f"signal={end.signal} running={running} done={worker.done}: {cause}"
+                f"worker ended slot={slot.number} pid={worker.pid} exit_code={exit_code} running={running} "
+                f"done={worker.done}: {cause}"
             )
         if not worker.reached_limit:
             self._send(frames.encode_json(frames.DIED, slot.number, running, about))

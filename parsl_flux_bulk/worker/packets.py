@@ -68,13 +68,9 @@ class Packet:
         self.content = content
         self.file = file
 
-    def fits(self) -> bool:
-        """Return whether the packet can be sent as it is."""
-        return len(self.content) < PACKET_LIMIT
-
     def with_file(self) -> Packet:
         """Move the frame to a file unless it fits in a packet."""
-        if self.fits():
+        if len(self.content) < PACKET_LIMIT:
             return self
         start = bytes((self.content[0] | BY_DESCRIPTOR,)) + bytes(self.content[1 : frames.CALL_START])
         return Packet(self.task_id, self.function_id, start, MemoryFile.containing(memoryview(self.content)))

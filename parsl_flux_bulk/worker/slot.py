@@ -5,25 +5,17 @@ Tasks wait in two places: in `Slot.waiting`, and in the kernel's queue of the wo
 keeps both ends of that socket open and can take back what the worker has not received; each task goes to
 exactly one of the two.
 
-States of a worker::
+==========  =================================================  ==============================
+state       meaning                                            next states
+==========  =================================================  ==============================
+READY       is given tasks                                     BLOCKED and those of BLOCKED
+BLOCKED     the queue of its socket is full                    READY, FINISHING, KILLED, ENDED
+FINISHING   reached its task limit, or its socket was closed   KILLED, ENDED
+KILLED      was sent SIGKILL by the manager                    ENDED
+ENDED       was reaped
+==========  =================================================  ==============================
 
-    READY ──> BLOCKED    the queue of its socket is full
-      │  <──             the queue has room again
-      ├────> FINISHING   the worker reached its task limit, or the manager closed the socket
-      ├────> KILLED      the manager sent SIGKILL
-      └────> ENDED       the process was reaped
-
-==========  ======================================
-state       allowed next states
-==========  ======================================
-READY       BLOCKED, FINISHING, KILLED, ENDED
-BLOCKED     READY, FINISHING, KILLED, ENDED
-FINISHING   KILLED, ENDED
-KILLED      ENDED
-ENDED
-==========  ======================================
-
-Only a worker in READY receives tasks. Any other transition raises RuntimeError.
+Any other transition raises RuntimeError.
 """
 
 from __future__ import annotations
@@ -35,7 +27,8 @@ from collections import deque
 
 from parsl_flux_bulk.protocol import frames
 from parsl_flux_bulk.worker import packets
-from parsl_flux_bulk.worker.packets import BY_DESCRIPTOR, MemoryFile, Packet
+from parsl_flux_bulk.worker.packets import BY_DESCRIPTOR, PACKET_LIMIT, MemoryFile, Packet
+from parsl_flux_bulk.worker.state import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -47,25 +40,18 @@ _QUEUED_FILES = 2
 _READ_SIZE = 1 << 18
 
 
-class WorkerState(enum.Enum):
-    """State of a worker process, see above."""
+@enum.unique
+class WorkerState(State):
+    """State of a worker process."""
 
-    READY = "ready"
-    BLOCKED = "blocked"
-    FINISHING = "finishing"
-    KILLED = "killed"
-    ENDED = "ended"
+    READY = "BLOCKED FINISHING KILLED ENDED"
+    BLOCKED = "READY FINISHING KILLED ENDED"
+    FINISHING = "KILLED ENDED"
+    KILLED = "ENDED"
+    ENDED = ""
 
 
 _RUNNING = (WorkerState.READY, WorkerState.BLOCKED)
-_EXITS = (WorkerState.FINISHING, WorkerState.KILLED, WorkerState.ENDED)
-_TRANSITIONS: dict[WorkerState, tuple[WorkerState, ...]] = {
-    WorkerState.READY: (WorkerState.BLOCKED, *_EXITS),
-    WorkerState.BLOCKED: (WorkerState.READY, *_EXITS),
-    WorkerState.FINISHING: (WorkerState.KILLED, WorkerState.ENDED),
-    WorkerState.KILLED: (WorkerState.ENDED,),
-    WorkerState.ENDED: (),
-}
 
 
 class Worker:
@@ -79,7 +65,7 @@ class Worker:
     outcomes, stderr
         File descriptors to read from.
     limit
-        Number of tasks after which the process exits, or None.
+        Number of tasks after which the process exits; may be infinite.
 
     Attributes
     ----------
@@ -91,13 +77,7 @@ class Worker:
     """
 
     def __init__(
-        self,
-        pid: int,
-        tasks: socket.socket,
-        queue: socket.socket,
-        outcomes: int,
-        stderr: int,
-        limit: int | None,
+        self, pid: int, tasks: socket.socket, queue: socket.socket, outcomes: int, stderr: int, limit: float
     ) -> None:
         tasks.setblocking(False)
         os.set_blocking(outcomes, False)
@@ -117,18 +97,11 @@ class Worker:
     @property
     def reached_limit(self) -> bool:
         """Whether the worker has run its last task."""
-        return self._limit is not None and self.done >= self._limit
+        return self.done >= self._limit
 
     def enter(self, state: WorkerState) -> None:
-        """Change the state.
-
-        Raises
-        ------
-        RuntimeError
-            The transition is not allowed.
-        """
-        if state not in _TRANSITIONS[self.state]:
-            raise RuntimeError(f"worker {self.pid}: {self.state.value} -> {state.value} is not allowed")
+        """Change the state; raise RuntimeError if the transition is not allowed."""
+        self.state.to(state)
         self.state = state
 
     def give(self, waiting: deque[Packet], functions: Mapping[bytes, Packet]) -> None:
@@ -137,9 +110,9 @@ class Worker:
         while waiting and self.state is ready:
             packet = waiting[0]
             if packet.task_id:
-                if self._limit is not None and self.done + len(given) >= self._limit:
+                if self.done + len(given) >= self._limit:
                     return
-                if not packet.fits():
+                if len(packet.content) >= PACKET_LIMIT:
                     if self._queued_files >= _QUEUED_FILES:
                         return
                     packet = waiting[0] = packet.with_file()
@@ -270,13 +243,6 @@ class Slot:
         self.number = number
         self.waiting: deque[Packet] = deque()
         self.worker: Worker | None = None
-
-    def forget(self, packet: Packet) -> bool:
-        """Enqueue a FORGET if the worker was sent that function; return whether it was."""
-        known = self.worker is not None and self.worker.forget(packet.function_id)
-        if known:
-            self.waiting.append(packet)
-        return known
 
     def take_back(self) -> None:
         """Move what the worker has not received back to `waiting`."""

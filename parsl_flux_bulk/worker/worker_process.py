@@ -65,7 +65,7 @@ class WorkerProcess:
     descriptors
         For outcomes, and for standard error.
     limit
-        Number of tasks after which to exit, or None.
+        Number of tasks after which to exit; may be infinite.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class WorkerProcess:
         running: RunningTasks,
         tasks: socket.socket,
         descriptors: tuple[int, int],
-        limit: int | None,
+        limit: float,
     ) -> None:
         self.tasks = tasks
         self.descriptors = descriptors
@@ -138,8 +138,8 @@ class WorkerProcess:
         pid = os.getpid()
         entry = slice(self._running.offset(self._slot), self._running.offset(self._slot) + 8)
         memory, none = self._running.memory, bytes(8)
-        left = -1 if self._limit is None else self._limit
-        while left and (frame := self._receive()):
+        done = 0
+        while done < self._limit and (frame := self._receive()):
             kind = frame[0]
             if kind == frames.TASK:
                 memory[entry] = frame[frames.ID]  # the task has started
@@ -149,7 +149,7 @@ class WorkerProcess:
                 handshake.flush_stdio()
                 self._send(frame, outcome)
                 memory[entry] = none
-                left -= 1
+                done += 1
             else:
                 function_id = frame[frames.ID]
                 self._functions.pop(function_id, None)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from parsl_flux_bulk.worker.affinity import bindings, group_by_core, parse_list
+import pytest
+
+from parsl_flux_bulk.worker.affinity import bindings, physical_cores
 
 
-def hyperthreads(cores):
-    """CPUs n and n + cores are one core, as Linux usually numbers them."""
-    return lambda cpu: [cpu % cores, cpu % cores + cores]
+@pytest.fixture
+def siblings(tmp_path):
+    """Files of 4 cores with two threads each, of which CPUs n and n + 4 are one, as Linux numbers them."""
+    for cpu in range(8):
+        (tmp_path / str(cpu)).write_text(f"{cpu % 4},{cpu % 4 + 4}\n")
+    return f"{tmp_path}/{{}}"
 
 
 def cores(*cpus):
@@ -19,16 +24,16 @@ def cpus_of(environ, cores):
     return [binding.cpus for binding in bindings(environ, cores)]
 
 
-def test_the_kernels_lists():
-    assert parse_list("0,4-6\n") == [0, 4, 5, 6]
+def test_hyperthreads_stay_together(siblings):
+    assert physical_cores({0, 1, 4, 5}, siblings) == [(0, 4), (1, 5)]
 
 
-def test_hyperthreads_stay_together():
-    assert group_by_core({0, 1, 4, 5}, hyperthreads(4)) == [(0, 4), (1, 5)]
+def test_siblings_outside_the_allowed_cpus_are_left_out(siblings):
+    assert physical_cores({0, 1, 5}, siblings) == [(0,), (1, 5)]
 
 
-def test_siblings_outside_the_allowed_cpus_are_left_out():
-    assert group_by_core({0, 1, 5}, hyperthreads(4)) == [(0,), (1, 5)]
+def test_without_a_topology_each_cpu_is_a_core(tmp_path):
+    assert physical_cores({0, 1}, f"{tmp_path}/{{}}") == [(0,), (1,)]
 
 
 def test_as_many_workers_as_fit_each_with_its_own_cores():

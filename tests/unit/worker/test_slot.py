@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections import deque
@@ -18,7 +19,7 @@ FUNCTION = packets.function_packet(memoryview(frames.encode(frames.FUNCTION, 0, 
 class Ends:
     """A worker without a process, and the ends that its process would have."""
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: float = math.inf) -> None:
         tasks, queue = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         outcomes, self.outcomes = os.pipe()
         self.worker = Worker(1, tasks, queue, outcomes, -1, limit)
@@ -91,7 +92,7 @@ def test_a_killed_worker_is_given_nothing(ends):
 def test_an_illegal_transition_raises(ends, state, then):
     ends.worker.enter(state)
 
-    with pytest.raises(RuntimeError, match=f"{state.value} -> {then.value} is not allowed"):
+    with pytest.raises(RuntimeError, match=f"{state.name} -> {then.name} is not allowed"):
         ends.worker.enter(then)
     assert ends.worker.state is state
 

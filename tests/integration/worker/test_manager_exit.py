@@ -1,0 +1,106 @@
+"""Managers: how they exit, and what they leave."""
+
+from __future__ import annotations
+
+import operator
+import signal
+import time
+from pathlib import Path
+
+import calls
+import helpers
+from manager_process import ManagerProcess
+
+from parsl_flux_bulk.protocol import frames
+
+
+def test_retire_is_quick_and_leaves_nothing(end):
+    manager = ManagerProcess(end, slots=4)
+    manager.add_function(calls.sleep_and_return)
+    for slot in range(3):
+        manager.give((slot + 1, 0.0), slot=slot)
+    manager.peer.get(frames.OUTCOME, 3)
+    manager.give((4, 60.0), slot=3)
+    children = helpers.wait_until(lambda: len(c := helpers.descendants(manager.process.pid)) == 4 and c)
+    start = time.monotonic()
+    manager.retire()
+
+    assert time.monotonic() - start < 1
+    assert manager.process.returncode == 0
+    helpers.wait_gone(children, 1)
+
+
+def busy_with_grandchild(end, tmp_path):
+    note = tmp_path / "pid"
+    manager = ManagerProcess(end)
+    manager.add_function(calls.start_another)
+    manager.give((1, str(note)))
+    helpers.wait_until(lambda: note.exists() and note.read_text().endswith("\n"))
+    return manager, [*helpers.descendants(manager.process.pid), int(note.read_text())]
+
+
+def test_nothing_is_left_when_the_executor_goes(end, tmp_path):
+    manager, processes = busy_with_grandchild(end, tmp_path)
+    manager.peer.connection.close()
+
+    assert b"executor" in manager.process.communicate(timeout=10)[1]
+    assert manager.process.returncode == 1
+    helpers.wait_gone(processes, 5)
+
+
+def test_nothing_is_left_when_the_manager_is_told_to_end(end, tmp_path):
+    manager, processes = busy_with_grandchild(end, tmp_path)
+    manager.process.terminate()
+    manager.process.communicate(timeout=10)
+
+    assert manager.process.returncode == -signal.SIGTERM
+    helpers.wait_gone(processes, 5)
+
+
+def test_workers_end_with_a_manager_that_is_killed(end):
+    manager = ManagerProcess(end, slots=2)
+    manager.add_function(calls.sleep_and_return)
+    manager.give((1, 60.0))
+    manager.give((2, 0.0), slot=1)
+    manager.peer.get(frames.OUTCOME)
+    children = helpers.descendants(manager.process.pid)
+    assert len(children) == 2
+    manager.process.kill()
+
+    helpers.wait_gone(children, 5)
+
+
+def test_an_idle_pool_does_nothing(end):
+    manager = ManagerProcess(end, slots=2)
+    manager.add_function(operator.neg)
+    manager.give((1, 1))
+    manager.give((2, 1), slot=1)
+    manager.peer.get(frames.OUTCOME, 2)
+    processes = [manager.process.pid, *helpers.descendants(manager.process.pid)]
+
+    def switches():
+        status = [Path(f"/proc/{pid}/status").read_text() for pid in processes]
+        return [text.partition("\nvoluntary_ctxt_switches:")[2].split()[0] for text in status]
+
+    for pid in processes:
+        helpers.wait_until(lambda p=pid: Path(f"/proc/{p}/stat").read_text().split()[2] == "S")
+    time.sleep(0.2)
+    before = switches()
+    time.sleep(1.0)
+
+    assert switches() == before
+
+
+def test_a_mode_that_there_is_not(end):
+    process = end.start("neither")
+
+    assert b"expected 'manager', 'task' or 'inner_instance'" in process.communicate(timeout=10)[1]
+    assert process.returncode == 2
+
+
+def test_no_executor_at_the_address(end):
+    end.listener.close()
+    process = end.start("manager")
+
+    assert b"cannot connect to the executor's socket" in process.communicate(timeout=10)[1]
+    assert process.returncode == 1
