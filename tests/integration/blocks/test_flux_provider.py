@@ -118,7 +118,7 @@ def test_cancel_ends_what_runs_and_what_waits_and_tells_what_it_could_not(
     assert provider.cancel([waits, runs]) == [True, True]
     wait_state(provider, waits, JobState.CANCELLED)
     wait_state(provider, runs, JobState.CANCELLED)
-    assert provider.cancel([runs, waits]) == [True, True], "blocks that have ended need no cancelling"
+    assert provider.cancel([runs, waits]) == [True, True], "blocks that have ended need no canceling"
     provider.uri = "local:///nowhere"
     provider.resources[runs]["status"].state = JobState.RUNNING
     assert provider.cancel([runs]) == [False]
