@@ -1,8 +1,8 @@
-"""Parsl's calls, made ready to travel: what Parsl wraps around a function stays here.
+"""Serialize the functions and arguments of Parsl's calls.
 
-Parsl hands an executor its functions inside ``wrap_error``, which makes whatever process unpickles
-them import all of Parsl. We take the function out, carry exceptions ourselves
-(:mod:`parsl_flux_bulk.protocol.serialize`), and raise them here.
+Parsl wraps every function in ``wrap_error``, so that a process that unpickles the function imports all of
+Parsl. This module unwraps the function; :mod:`parsl_flux_bulk.protocol.serialize` transfers exceptions
+instead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WRAP_ERROR_CODE = wrap_error(lambda: None).__code__
 
 
 class CallNotSerializable(NotSerializable, SerializationError):
-    """A call cannot be serialized; also Parsl's SerializationError, which Parsl's users expect."""
+    """A call cannot be serialized. Also a SerializationError, which Parsl's users expect."""
 
     def __init__(self, message: str) -> None:
         NotSerializable.__init__(self, message)
@@ -36,7 +36,7 @@ class CallNotSerializable(NotSerializable, SerializationError):
 
 
 def unwrap(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Take a function out of Parsl's ``wrap_error``, if it is in it."""
+    """Return the function inside Parsl's ``wrap_error``, or the function itself if it is not wrapped."""
     if getattr(function, "__code__", None) is _WRAP_ERROR_CODE:
         wrapped: Callable[..., Any] = function.__wrapped__  # type: ignore[attr-defined]
         return wrapped
@@ -44,20 +44,20 @@ def unwrap(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class FunctionTable:
-    """Serializes each function once, for as long as it lives.
+    """Serialize each function once for as long as the function lives.
 
-    As Parsl's own serializer does, it takes a function for immutable.
+    A function is assumed to be immutable, as in Parsl's serializer.
 
     Parameters
     ----------
-    carried
-        Says what travels in place of a function; by default that itself.
+    replacement : callable
+        Returns what is serialized in place of a function; by default, the function itself.
     """
 
     def __init__(
-        self, carried: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function
+        self, replacement: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function
     ) -> None:
-        self._carried = carried
+        self._replacement = replacement
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
         self._known: dict[int, tuple[weakref.ref[Any], Function]] = {}
@@ -66,7 +66,7 @@ class FunctionTable:
         return len(self._known)
 
     def get(self, function: Callable[..., Any]) -> Function:
-        """Return a function, serialized; `function` is what Parsl hands to an executor.
+        """Return the serialized function for a function that Parsl passes to an executor.
 
         Raises
         ------
@@ -77,7 +77,7 @@ class FunctionTable:
         known = self._known.get(key)
         if known is not None and known[0]() is function:
             return known[1]
-        made = self._serialize(self._carried(function))
+        made = self._serialize(self._replacement(function))
         try:
             reference = weakref.ref(function, _forgetter(self._known, key))
         except TypeError:
@@ -96,13 +96,13 @@ class FunctionTable:
         except Exception as error:
             raise CallNotSerializable(
                 f"the function {name} cannot be serialized ({type(error).__name__}: {error}); "
-                "let it import and open inside its body what cannot travel"
+                "import modules and open files inside the function's body"
             ) from error
         return Function(next(self._ids), name, payload)
 
 
 def _forgetter(known: dict[int, Any], key: int) -> Callable[[object], None]:
-    # A function of its own, so that it holds the dictionary alone and not the table.
+    # A separate function, so that the callback refers to the dictionary and not to the table.
     def forget(_: object) -> None:
         known.pop(key, None)
 
@@ -110,12 +110,12 @@ def _forgetter(known: dict[int, Any], key: int) -> Callable[[object], None]:
 
 
 def serialize_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
-    """Serialize a call's arguments; `name` is for the error.
+    """Serialize the arguments of a call of the function `name`.
 
     Raises
     ------
     CallNotSerializable
-        Names the arguments that cannot travel.
+        Names the arguments that cannot be serialized.
     """
     try:
         if _users_own(facade.methods_for_data, DillSerializer):
@@ -127,7 +127,7 @@ def serialize_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         culprits = ", ".join(_unserializable(args, kwargs)) or "arguments"
         raise CallNotSerializable(
             f"the call of {name} cannot be serialized: {culprits} ({type(error).__name__}: {error}); "
-            "pass plain data, or a path"
+            "pass plain data, or the path of a file"
         ) from error
 
 
@@ -135,7 +135,7 @@ _NO_WARNING = 1 << 62
 
 
 def _users_own(methods: Mapping[bytes, Any], default: type) -> bool:
-    """Whether a user registered a serializer with Parsl's facade: its first method is used first."""
+    """Return whether the user registered a serializer with Parsl's facade, which prefers the first."""
     return type(next(iter(methods.values()))) is not default or len(methods) > 1
 
 

@@ -34,11 +34,6 @@ class TaskFuture(Future[Any]):
         self._task = weakref.ref(task)
         self._queue = weakref.ref(queue)
 
-    @property
-    def task(self) -> Task | None:
-        """The scheduler's record of the task; None once the task has ended and the record is gone."""
-        return self._task()
-
     def cancel(self) -> bool:
         """Cancel the task: drop one that waits, and end one that runs with its process or job.
 
@@ -52,7 +47,7 @@ class TaskFuture(Future[Any]):
         if not super().cancel():
             return False
         self.set_running_or_notify_cancel()  # wakes threads that wait for several futures
-        queue, task = self._queue(), self.task
+        queue, task = self._queue(), self._task()
         if queue is not None and task is not None:
             queue.cancel(task)
         return True

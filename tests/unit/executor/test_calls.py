@@ -131,7 +131,7 @@ def test_a_function_that_cannot_travel_is_named() -> None:
     with pytest.raises(CallNotSerializable) as caught:
         FunctionTable().get(goes_on)
     assert "the function goes_on cannot be serialized" in str(caught.value)
-    assert "generator" in str(caught.value) and "inside its body" in str(caught.value)
+    assert "generator" in str(caught.value) and "inside the function's body" in str(caught.value)
     assert isinstance(caught.value.__cause__, TypeError)
 
 
@@ -150,7 +150,7 @@ def test_arguments_that_cannot_travel_are_named() -> None:
     assert text.startswith("the call of simulate cannot be serialized: argument 2, of type generator, ")
     assert "argument 'log', of type generator" in text
     assert "argument 1," not in text and "'steps'" not in text
-    assert "pass plain data, or a path" in text
+    assert "pass plain data, or the path of a file" in text
 
 
 def test_the_error_is_ours_and_parsls() -> None:
