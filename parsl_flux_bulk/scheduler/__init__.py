@@ -1,4 +1,4 @@
-"""Which job exists, and which worker gets which task: a state machine without clock or I/O.
+"""Which jobs exist, and which worker gets which task: a state machine without threads, clock or I/O.
 
-May import the records of `pipeline`, `instances.base` and `jobspec`, and nothing that waits or sends.
+May import the job record of `pipeline`, `instances.base` and `jobspec`.
 """

@@ -118,15 +118,8 @@ class Allocations:
 
     # -- bookkeeping -------------------------------------------------------------------------------
 
-    def add(self, allocation: Allocation, *, task: bool) -> None:
-        """Count a job that was submitted."""
-        self._count(allocation, 1, task)
-
-    def remove(self, allocation: Allocation, *, task: bool) -> None:
-        """Stop counting a job that ended."""
-        self._count(allocation, -1, task)
-
-    def _count(self, allocation: Allocation, sign: int, task: bool) -> None:
+    def count(self, allocation: Allocation, sign: int, *, task: bool) -> None:
+        """Count a job that was submitted (sign 1) or that ended (-1)."""
         self.cores += sign * allocation.cores
         self.gpus += sign * allocation.gpus
         if task:
@@ -134,15 +127,10 @@ class Allocations:
             self.task_nodes += sign * allocation.nodes
             self.task_jobs += sign
 
-    def leaves(self, allocation: Allocation) -> None:
-        """Count a worker job as one that will end soon."""
-        self.leaving_cores += allocation.cores
-        self.leaving_gpus += allocation.gpus
-
-    def stays(self, allocation: Allocation) -> None:
-        """Stop counting a worker job as one that will end soon: it serves again, or it ended."""
-        self.leaving_cores -= allocation.cores
-        self.leaving_gpus -= allocation.gpus
+    def count_leaving(self, allocation: Allocation, sign: int) -> None:
+        """Count a worker job that will end soon (sign 1), or that serves again or ended (-1)."""
+        self.leaving_cores += sign * allocation.cores
+        self.leaving_gpus += sign * allocation.gpus
 
 
 def _slots(shape: Shape, cores: int, gpus: int) -> int:

@@ -93,7 +93,7 @@ class Lifecycle:
 
     def _submit(self, job: WorkerJob | TaskJob) -> None:
         self.jobs[job.token] = job
-        self.allocations.add(job.allocation, task=isinstance(job, TaskJob))
+        self.allocations.count(job.allocation, 1, task=isinstance(job, TaskJob))
         self._out.append(SubmitJob(job))
         self._story.job("submit", job, f"{job.allocation.cores} cores, {job.allocation.gpus} GPUs")
 
@@ -102,13 +102,13 @@ class Lifecycle:
         self._story.job("end", job, result.note or result.exception or result.status.value)
         job.result = result
         del self.jobs[job.token]
-        self.allocations.remove(job.allocation, task=isinstance(job, TaskJob))
+        self.allocations.count(job.allocation, -1, task=isinstance(job, TaskJob))
         if isinstance(job, TaskJob):
             job.move_to(TaskJobState.ENDED)
             del self.task_jobs[job]
         else:
             self._enter(job, WorkerJobState.ENDED)
-            self.allocations.stays(job.allocation)
+            self.allocations.count_leaving(job.allocation, -1)
             for timer in (job.end_timer, job.idle_timer):
                 if timer is not None:
                     timer.cancel()
@@ -136,10 +136,10 @@ class Lifecycle:
         job.move_to(state)
         if before and not job.available:
             job.group.slots -= job.live
-            self.allocations.leaves(job.allocation)
+            self.allocations.count_leaving(job.allocation, 1)
         elif job.available and not before:
             job.group.slots += job.live
-            self.allocations.stays(job.allocation)
+            self.allocations.count_leaving(job.allocation, -1)
 
     # -- peers connect and disconnect --------------------------------------------------------------
 

@@ -37,21 +37,10 @@ class JobEnded:
 
 @dataclass(frozen=True, slots=True)
 class PeerConnected:
-    """A manager, or a rank of a task job, connected.
+    """A manager with so many slots, or a rank of a task job (0 slots), connected.
 
-    Attributes
-    ----------
-    peer : PeerId
-    token : int
-        Identifies its job.
-    slots : int
-        Workers of a manager; 0 for a rank of a task job.
-    host : str
-    pid : int
-    rank, size : int
-        Its rank among the processes of the job that connect, and their number.
-    node : hashable
-        Identifies its node where `host` does not: several nodes can share a host.
+    `token` identifies its job; `rank` and `size` count the processes of the job that connect; `node`
+    identifies its node where `host` does not, because several nodes can share a host.
     """
 
     peer: PeerId
@@ -92,15 +81,9 @@ class TaskReturned:
 
 @dataclass(frozen=True, slots=True)
 class WorkerDied:
-    """The process of a worker ended; the manager forks another.
+    """The process of a worker ended while it ran a task, or none (0); the manager forks another.
 
-    Attributes
-    ----------
-    task_id : int
-        The task that it ran; 0 if it ran none.
-    exit_code, signal : int or None
-    stderr : str
-        Last lines of its standard error.
+    `stderr` holds the last lines of its standard error.
     """
 
     peer: PeerId
@@ -137,16 +120,8 @@ class CancelJob:
 class AssignTasks:
     """Send tasks to a worker, or (slot 0) the task of a task job to one of its ranks.
 
-    Attributes
-    ----------
-    peer : PeerId
-    slot : int
-    tasks : list of CallTask
-        In the order in which they are to run.
-    functions : sequence of Function
-        To be sent before the tasks: the peer does not have them, or was told to forget them.
-    forget : sequence of int
-        Ids of functions that the peer must forget, before anything else is sent.
+    First the peer must forget the functions with the ids `forget`; then it gets `functions`, which it does
+    not have; then the tasks, in the order in which they are to run.
     """
 
     peer: PeerId

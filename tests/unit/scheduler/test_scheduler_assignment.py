@@ -40,7 +40,7 @@ def test_long_tasks_are_given_one_at_a_time():
     world.run(until=lambda: len(world.outcomes) > 10)
     for _ in range(100):
         world.run(for_=TARGET / 10)
-        assert all(len(slot.queue) == 0 for pool in world.pools.values() for slot in pool.slots)
+        assert all(len(slot.queue) == 0 for manager in world.managers.values() for slot in manager.slots)
 
 
 def test_what_a_worker_holds_is_a_few_hundredths_of_a_second_of_work():
@@ -49,8 +49,8 @@ def test_what_a_worker_holds_is_a_few_hundredths_of_a_second_of_work():
     world.run(until=lambda: len(world.outcomes) > 100)
     for _ in range(100):
         world.run(for_=0.003)
-        for pool in world.pools.values():
-            assert all(len(slot.queue) * 0.002 <= 1.1 * TARGET for slot in pool.slots)
+        for manager in world.managers.values():
+            assert all(len(slot.queue) * 0.002 <= 1.1 * TARGET for slot in manager.slots)
 
 
 @pytest.mark.parametrize("size", [1 << 20, 16 << 20])
@@ -61,7 +61,7 @@ def test_large_calls_are_given_by_the_byte_yet_one_travels_ahead(size):
     most = 0
     for _ in range(100):
         world.run(for_=0.003)
-        (slot,) = (slot for pool in world.pools.values() for slot in pool.slots)
+        (slot,) = (slot for manager in world.managers.values() for slot in manager.slots)
         held = len(slot.queue) + (slot.running is not None)
         most = max(most, held)
         assert held <= max(2, BYTES_LIMIT // size)
@@ -95,8 +95,8 @@ def test_a_function_travels_to_a_peer_once_and_old_ones_are_forgotten():
         world.submit(3, function=favorite)
     world.run_all()
     assert sent.count(favorite) <= 1 + 1500 // 256
-    (pool,) = world.pools.values()
-    assert len(pool.functions) <= 600  # the model checks that none was forgotten too early
+    (manager,) = world.managers.values()
+    assert len(manager.functions) <= 600  # the model checks that none was forgotten too early
 
 
 # -- no hoarding -----------------------------------------------------------------------------------
@@ -126,9 +126,9 @@ def test_tasks_behind_a_long_one_come_back_even_if_nobody_is_idle():
     world.submit(1, function=long)
     world.submit(10, function=short)
     world.run(for_=1.0)
-    (pool,) = world.pools.values()
-    assert pool.slots[0].running.function is long
-    assert not pool.slots[0].queue
+    (manager,) = world.managers.values()
+    assert manager.slots[0].running.function is long
+    assert not manager.slots[0].queue
     wakeups = world.wakeups
     world.run(for_=20.0)
     assert world.wakeups <= wakeups + 3  # nothing polls while it runs

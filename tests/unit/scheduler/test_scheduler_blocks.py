@@ -160,9 +160,9 @@ def test_it_ends_at_shutdown():
 def lose_block(world):
     """All that runs in the only block ends with it."""
     for model in [*world.active(), *world.pending()]:
-        for pool in model.pools:
-            pool.end(silent=True)
-            world.scheduler.handle(PeerLost(pool.peer_id))
+        for manager in model.managers:
+            manager.end(silent=True)
+            world.scheduler.handle(PeerLost(manager.peer_id))
         world.finish_job(model, LOST)
 
 

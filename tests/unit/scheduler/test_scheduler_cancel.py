@@ -44,10 +44,10 @@ def test_canceling_a_running_task_ends_its_worker_and_moves_the_others():
     told = world.scheduler.take(world.now)
     # First the others are asked back: nothing is to start between our look and the end.
     assert [type(instruction) for instruction in told] == [RecallTasks, KillWorker]
-    (pool,) = world.pools.values()
-    pool.down.extend(told)
-    world.sent_down(pool)
-    world.sent_down(pool)
+    (manager,) = world.managers.values()
+    manager.down.extend(told)
+    world.sent_down(manager)
+    world.sent_down(manager)
     start = world.now
     world.run_all()
     assert world.now - start < 1.0
@@ -59,8 +59,8 @@ def test_canceling_a_task_in_a_workers_queue_leaves_what_runs_alone():
     world = Simulation(cores=1)
     world.submit(2000, function=Function(0.002))
     world.run(until=lambda: len(world.outcomes) > 300)
-    (pool,) = world.pools.values()
-    task = pool.slots[0].queue[-1]
+    (manager,) = world.managers.values()
+    task = manager.slots[0].queue[-1]
     cancel(world, task)
     world.run_all()
     assert world.outcomes[task] is CANCELED
@@ -73,7 +73,7 @@ def test_canceling_too_late_leaves_the_outcome():
     (task,) = world.submit(1, function=Function(0.1))
     until_running(world)
     world.run(for_=0.0999)
-    (_pool,) = world.pools.values()
+    (_manager,) = world.managers.values()
     cancel(world, task)
     world.run_all()
     assert world.outcomes[task] == b"value of 1"
@@ -86,11 +86,11 @@ def test_a_canceled_task_that_cannot_be_recalled_is_killed_when_it_runs():
     world.submit(1, function=Function(0.05))
     (slow,) = world.submit(1, function=Function(1000.0))
     world.run(until=lambda: slow.place is not None)
-    (pool,) = world.pools.values()
-    pool.return_task = lambda slot, task: None  # it has gone down the pipe, and cannot be had back
+    (manager,) = world.managers.values()
+    manager.return_task = lambda slot, task: None  # it has gone down the pipe, and cannot be had back
     cancel(world, slow)
     world.run(until=lambda: world.counts[KillWorker])
-    del pool.return_task
+    del manager.return_task
     world.run_all()
     assert world.outcomes[slow] is CANCELED
 

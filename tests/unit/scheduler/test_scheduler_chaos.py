@@ -69,18 +69,20 @@ class Chaos(RuleBasedStateMachine):
 
     # -- what there is -----------------------------------------------------------------------------
 
-    def pools(self, *, with_up=False, with_down=False, alive=False):
+    def managers(self, *, with_up=False, with_down=False, alive=False):
         return [
-            pool
-            for pool in self.world.pools.values()
-            if (not with_up or pool.up) and (not with_down or pool.down) and not (alive and pool.ended)
+            manager
+            for manager in self.world.managers.values()
+            if (not with_up or manager.up)
+            and (not with_down or manager.down)
+            and not (alive and manager.ended)
         ]
 
     def slots(self, running):
         return [
             slot
-            for pool in self.pools(alive=True)
-            for slot in pool.slots
+            for manager in self.managers(alive=True)
+            for slot in manager.slots
             if (slot.running is not None) == running and (running or slot.queue)
         ]
 
@@ -92,7 +94,10 @@ class Chaos(RuleBasedStateMachine):
         return [
             model
             for model in self.world.jobs.values()
-            if (model.state == "running" and (all(pool.ended for pool in model.pools) or model.cancel))
+            if (
+                model.state == "running"
+                and (all(manager.ended for manager in model.managers) or model.cancel)
+            )
             or (model.state == "pending" and (model.cancel or not self.world.possible(model)))
         ]
 
@@ -178,10 +183,10 @@ class Chaos(RuleBasedStateMachine):
         models = self.world.pending()
         self.world.end(models[index % len(models)], RESULTS[result])
 
-    @precondition(lambda self: [m for m in self.world.active() if not m.pools])
+    @precondition(lambda self: [m for m in self.world.active() if not m.managers])
     @rule(index=INDEX, result=st.sampled_from(["completed", "failed"]))
     def bare_job_ends(self, index, result):
-        models = [model for model in self.world.active() if not model.pools]
+        models = [model for model in self.world.active() if not model.managers]
         self.end(models[index % len(models)], RESULTS[result])
 
     def finish(self, model):
@@ -195,7 +200,7 @@ class Chaos(RuleBasedStateMachine):
             self.end(model, COMPLETED)
 
     def end(self, model, result):
-        if not model.pools and model.state == "running":
+        if not model.managers and model.state == "running":
             self.world.starts[model.job.task] += 1
         self.world.end(model, result)
 
@@ -210,22 +215,22 @@ class Chaos(RuleBasedStateMachine):
 
     # -- messages ----------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.pools(with_up=True))
+    @precondition(lambda self: self.managers(with_up=True))
     @rule(index=INDEX, count=st.sampled_from([1, 2, 1000]))
     def hear(self, index, count):
-        pools = self.pools(with_up=True)
-        pool = pools[index % len(pools)]
-        for _ in range(min(count, len(pool.up))):
-            pool.up.popleft()(self.world.scheduler)
+        managers = self.managers(with_up=True)
+        manager = managers[index % len(managers)]
+        for _ in range(min(count, len(manager.up))):
+            manager.up.popleft()(self.world.scheduler)
 
-    @precondition(lambda self: self.pools(with_down=True))
+    @precondition(lambda self: self.managers(with_down=True))
     @rule(index=INDEX, count=st.sampled_from([1, 1000]))
     def tell(self, index, count):
-        pools = self.pools(with_down=True)
-        pool = pools[index % len(pools)]
-        for _ in range(min(count, len(pool.down))):
-            if pool.down:
-                pool.receive()
+        managers = self.managers(with_down=True)
+        manager = managers[index % len(managers)]
+        for _ in range(min(count, len(manager.down))):
+            if manager.down:
+                manager.receive()
 
     @rule(token=st.integers(0, 30))
     def stranger(self, token):
@@ -233,7 +238,7 @@ class Chaos(RuleBasedStateMachine):
         if token not in {model.job.token for model in self.world.jobs.values() if model.state != "ended"}:
             peer = ("stranger", token, self.world.now)
             scheduler = self.world.scheduler
-            self.world.pools[peer] = Stranger()
+            self.world.managers[peer] = Stranger()
             scheduler.handle(PeerConnected(peer, token, 2, "mars", 1, 0, 1))
             scheduler.handle(TaskOutcome(peer, 0, 1, b"mine"))
             scheduler.handle(TaskReturned(peer, 0, 1))
@@ -248,14 +253,14 @@ class Chaos(RuleBasedStateMachine):
     def begin(self, index):
         slots = self.slots(running=False)
         slot = slots[index % len(slots)]
-        slot.pool.begin(slot)
+        slot.manager.begin(slot)
 
     @precondition(lambda self: self.slots(running=True))
     @rule(index=INDEX, body=st.sampled_from([None, None, b"!raised"]))
     def finish_task(self, index, body):
         slots = self.slots(running=True)
         slot = slots[index % len(slots)]
-        slot.pool.finish(slot, body)
+        slot.manager.finish(slot, body)
 
     @precondition(lambda self: self.slots(running=True) or self.slots(running=False))
     @rule(index=INDEX, count=st.sampled_from([1, 5, 100]))
@@ -264,31 +269,31 @@ class Chaos(RuleBasedStateMachine):
         slot = slots[index % len(slots)]
         for _ in range(count):
             if slot.running is None and slot.queue:
-                slot.pool.begin(slot)
+                slot.manager.begin(slot)
             if slot.running is not None:
-                slot.pool.finish(slot)
+                slot.manager.finish(slot)
 
-    @precondition(lambda self: self.pools(alive=True))
+    @precondition(lambda self: self.managers(alive=True))
     @rule(index=INDEX, signal=st.sampled_from([None, 9]), idle=st.booleans())
     def worker_dies(self, index, signal, idle):
-        slots = [slot for pool in self.pools(alive=True) for slot in pool.slots]
+        slots = [slot for manager in self.managers(alive=True) for slot in manager.slots]
         slots = [slot for slot in slots if (slot.running is None) == idle] or slots
         slot = slots[index % len(slots)]
-        slot.pool.die(slot, None if signal else 3, signal)
+        slot.manager.die(slot, None if signal else 3, signal)
 
-    @precondition(lambda self: self.pools(alive=True))
+    @precondition(lambda self: self.managers(alive=True))
     @rule(index=INDEX, lose=st.sampled_from([0, 0, 1, 3, 1000]))
-    def pool_vanishes(self, index, lose):
-        pools = self.pools(alive=True)
-        pools[index % len(pools)].end(137, lose)
+    def manager_vanishes(self, index, lose):
+        managers = self.managers(alive=True)
+        managers[index % len(managers)].end(137, lose)
 
-    @precondition(lambda self: [m for m in self.world.active() if m.pools])
+    @precondition(lambda self: [m for m in self.world.active() if m.managers])
     @rule(index=INDEX, lose=st.sampled_from([0, 3]))
     def node_vanishes(self, index, lose):
-        models = [model for model in self.world.active() if model.pools]
+        models = [model for model in self.world.active() if model.managers]
         model = models[index % len(models)]
-        for pool in model.pools:
-            pool.end(1, lose, silent=True)
+        for manager in model.managers:
+            manager.end(1, lose, silent=True)
         self.end(model, NODE_LOST)
 
     # -- what is always true -----------------------------------------------------------------------
@@ -333,30 +338,30 @@ class Chaos(RuleBasedStateMachine):
         world.now += 0.0001
         world.take()
         something = False
-        for pool in self.pools(with_up=True):
-            while pool.up:
-                pool.up.popleft()(world.scheduler)
+        for manager in self.managers(with_up=True):
+            while manager.up:
+                manager.up.popleft()(world.scheduler)
                 something = True
-        for pool in self.pools(with_down=True):
-            while pool.down:
-                pool.receive()
+        for manager in self.managers(with_down=True):
+            while manager.down:
+                manager.receive()
                 something = True
         if something:
             return True
         self.nobody_idles()
         for slot in self.slots(running=False):
             if slot.running is None:
-                slot.pool.begin(slot)
+                slot.manager.begin(slot)
                 something = True
         if run:
             for slot in self.slots(running=True):
-                slot.pool.finish(slot)
+                slot.manager.finish(slot)
                 something = True
         for model in self.endable():
             self.finish(model)
             something = True
         for model in self.world.active() if run else ():
-            if not model.pools:
+            if not model.managers:
                 self.end(model, COMPLETED)
                 something = True
         for model in self.startable():
@@ -374,8 +379,8 @@ class Chaos(RuleBasedStateMachine):
             job = model.job
             if isinstance(job, TaskJob) or not job.available or job.shape not in waiting:
                 continue
-            for pool in model.pools:
-                assert pool.ended or all(slot.running or slot.queue for slot in pool.slots), "one idles"
+            for manager in model.managers:
+                assert manager.ended or all(slot.running or slot.queue for slot in manager.slots), "one idles"
 
 
 class Stranger:

@@ -32,13 +32,13 @@ def cost_of_a_task(workers, tasks):
     start = time.process_time()
     scheduler.submit(made)
     (submit,) = scheduler.take(0.0)
-    scheduler.handle(PeerConnected("pool", submit.job.token, workers))
+    scheduler.handle(PeerConnected("manager", submit.job.token, workers))
     now, ended = 0.1, 0
     while ended < tasks:
         for instruction in scheduler.take(now):
             if isinstance(instruction, AssignTasks):
                 for task in instruction.tasks:
-                    scheduler.handle(TaskOutcome("pool", instruction.slot, task.task_id, b""))
+                    scheduler.handle(TaskOutcome("manager", instruction.slot, task.task_id, b""))
             elif isinstance(instruction, ResolveTask):
                 ended += 1
         now += 0.0001 * tasks / workers / 1000

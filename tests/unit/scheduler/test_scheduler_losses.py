@@ -38,11 +38,11 @@ def test_a_death_is_blamed_on_the_task_that_ran_and_on_no_other():
     for _ in range(20):
         until_running(world)
         world.run(for_=0.02)
-        for pool in world.pools.values():
-            slot = next((slot for slot in pool.slots if slot.running), None)
+        for manager in world.managers.values():
+            slot = next((slot for slot in manager.slots if slot.running), None)
             if slot:
                 victims.append(slot.running)
-                pool.die(slot, signal=9)
+                manager.die(slot, signal=9)
                 break
     world.run_all()
     world.check_all_ended()
@@ -62,7 +62,7 @@ def test_a_function_that_kills_every_worker_fails_alone():
     def kills(slot):
         got_work(slot)
         if slot.running is not None and slot.running.function is poison:
-            slot.pool.die(slot, exit_code=139)
+            slot.manager.die(slot, exit_code=139)
             world.got_work(slot)
 
     world.got_work = kills
@@ -75,7 +75,7 @@ def test_a_function_that_kills_every_worker_fails_alone():
     assert len(slots(world)) == 1
 
 
-def test_a_function_that_kills_its_pool_ends_too():
+def test_a_function_that_kills_its_manager_ends_too():
     world = Simulation(cores=2)
     poison = Function(0.01)
     got_work = world.got_work
@@ -83,7 +83,7 @@ def test_a_function_that_kills_its_pool_ends_too():
     def kills(slot):
         got_work(slot)
         if slot.running is not None:
-            slot.pool.end(137)
+            slot.manager.end(137)
 
     world.got_work = kills
     bad = world.submit(20, function=poison)
@@ -94,12 +94,12 @@ def test_a_function_that_kills_its_pool_ends_too():
     assert len(slots(world)) <= 20
 
 
-def test_of_a_lost_pool_only_what_it_had_is_lost_and_workers_come_again():
+def test_of_a_lost_manager_only_what_it_had_is_lost_and_workers_come_again():
     world = Simulation(nodes=2, cores=1)
     tasks = world.submit(200, function=Function(0.1))
     until_running(world, 2)
     world.run(for_=1.05)
-    victim = next(pool for pool in world.pools.values() if pool.slots[0].running)
+    victim = next(manager for manager in world.managers.values() if manager.slots[0].running)
     hit = [slot.running for slot in victim.slots]
     victim.end(137)
     world.run_all()
@@ -112,7 +112,7 @@ def test_of_a_lost_pool_only_what_it_had_is_lost_and_workers_come_again():
 
 
 @pytest.mark.parametrize("leaving", [False, True])
-def test_what_is_left_of_a_job_ends_after_the_loss_of_the_pool_that_was_busy(leaving):
+def test_what_is_left_of_a_job_ends_after_the_loss_of_the_manager_that_was_busy(leaving):
     world = Simulation(nodes=2, cores=2)
     world.submit(2, function=Function(0.1))
     until_running(world, 2)
@@ -120,8 +120,8 @@ def test_what_is_left_of_a_job_ends_after_the_loss_of_the_pool_that_was_busy(lea
     world.run(until=lambda: len(world.outcomes) == 2)
     world.submit(1, function=Function(1000.0))
     world.run(for_=60.0)
-    assert model.state == "running"  # one of its two pools is busy
-    (busy,) = [pool for pool in model.pools if pool.slots[0].running]
+    assert model.state == "running"  # one of its two managers is busy
+    (busy,) = [manager for manager in model.managers if manager.slots[0].running]
     if leaving:
         world.event(lambda d: d.drain_jobs(lambda job: True, "its block is to end"))
         world.run(for_=1.0)
@@ -133,14 +133,14 @@ def test_what_is_left_of_a_job_ends_after_the_loss_of_the_pool_that_was_busy(lea
     assert world.now < 120.0
 
 
-def test_tasks_queued_at_a_lost_pool_are_never_run_again_and_say_so():
+def test_tasks_queued_at_a_lost_manager_are_never_run_again_and_say_so():
     world = Simulation(cores=1)
     world.submit(500, function=Function(0.001))
     world.run(until=lambda: len(world.outcomes) > 200)
-    (pool,) = world.pools.values()
-    held = [pool.slots[0].running, *pool.slots[0].queue]
+    (manager,) = world.managers.values()
+    held = [manager.slots[0].running, *manager.slots[0].queue]
     assert 2 < len(held) <= TARGET / 0.001 + 1
-    pool.end(137)
+    manager.end(137)
     world.run_all()
     world.check_all_ended()
     first, *others = sorted(losses(world, world.tasks), key=lambda reason: reason is LossReason.MAYBE_STARTED)
@@ -152,10 +152,10 @@ def test_a_lost_broker_tells_of_its_jobs_only():
     world = Simulation(nodes=2, cores=1)
     world.submit(50, function=Function(0.1))
     until_running(world, 2)
-    pool = next(iter(world.pools.values()))
-    task = pool.slots[0].running
-    model = pool.job
-    pool.end(1, silent=True)
+    manager = next(iter(world.managers.values()))
+    task = manager.slots[0].running
+    model = manager.job
+    manager.end(1, silent=True)
     lost_at = world.now
     world.finish_job(model, NODE_LOST)
     world.run_all()
@@ -169,13 +169,13 @@ def test_outcomes_that_arrive_after_the_end_of_their_job_count():
     world = Simulation(cores=1)
     (task,) = world.submit(1, function=Function(0.1))
     until_running(world)
-    (pool,) = world.pools.values()
-    pool.end(silent=True)
-    world.finish_job(pool.job, JOB_CANCELED)
+    (manager,) = world.managers.values()
+    manager.end(silent=True)
+    world.finish_job(manager.job, JOB_CANCELED)
     world.finished[task] = b"value"
     world.after(
         GRACE / 2,
-        lambda: world.event(lambda d: d.handle(TaskOutcome(pool.peer_id, 0, task.task_id, b"value"))),
+        lambda: world.event(lambda d: d.handle(TaskOutcome(manager.peer_id, 0, task.task_id, b"value"))),
     )
     world.run_all()
     assert world.outcomes[task] == b"value"
@@ -202,7 +202,7 @@ def test_workers_that_die_before_they_run_anything_are_not_tried_for_ever():
 
     def dies(slot):
         if slot.queue and slot.life < 10:
-            slot.pool.die(slot, exit_code=1)
+            slot.manager.die(slot, exit_code=1)
 
     world.got_work = dies
     tasks = world.submit(20)

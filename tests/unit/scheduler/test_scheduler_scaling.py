@@ -176,7 +176,7 @@ def test_a_job_that_does_not_end_when_told_is_canceled():
     world = Simulation(worker_idle_time=1.0)
     world.submit(1)
     world.run_all()
-    (pool,) = world.pools.values()
-    pool.receive = pool.down.clear
+    (manager,) = world.managers.values()
+    manager.receive = manager.down.clear
     world.run(until=lambda: world.counts[CancelJob])
     assert world.counts[StopPeer] == 1

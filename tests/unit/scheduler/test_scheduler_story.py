@@ -98,8 +98,8 @@ def test_losses_cancels_and_recalls_have_their_cause():
     assert events(story_of(world, behind[-1])).count("assign") >= 1
     (lost,) = world.submit(1, function=Function(1000.0))
     until_running(world)
-    (pool,) = (pool for pool in world.pools.values() if not pool.ended)
-    pool.die(pool.slots[0], signal=9)
+    (manager,) = (manager for manager in world.managers.values() if not manager.ended)
+    manager.die(manager.slots[0], signal=9)
     world.run_all()
     assert story_of(world, lost)[-1].cause == "its process died while it ran"
 

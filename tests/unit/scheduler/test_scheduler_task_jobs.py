@@ -31,8 +31,8 @@ def test_a_rank_that_fails_fails_the_task_at_once():
     world = Simulation(cores=2)
     (task,) = world.submit(1, TWO_RANKS, Function(1000.0))
     until_running(world, 2)
-    pool = list(world.pools.values())[1]
-    pool.finish(pool.slots[0], b"!broken")
+    manager = list(world.managers.values())[1]
+    manager.finish(manager.slots[0], b"!broken")
     start = world.now
     world.run_all()
     assert world.now - start < 0.01
@@ -46,8 +46,8 @@ def test_an_exception_of_a_single_rank_is_its_outcome():
     world = Simulation(cores=2)
     (task,) = world.submit(1, ALONE, Function(1000.0))
     until_running(world)
-    (pool,) = world.pools.values()
-    pool.finish(pool.slots[0], b"!broken")
+    (manager,) = world.managers.values()
+    manager.finish(manager.slots[0], b"!broken")
     world.run_all()
     assert world.outcomes[task] == b"!broken"
     assert world.scheduler.status().failed == 1
@@ -57,8 +57,8 @@ def test_a_rank_that_is_lost_ends_the_others_too():
     world = Simulation(cores=2)
     (task,) = world.submit(1, TWO_RANKS, Function(1000.0))
     until_running(world, 2)
-    pool = list(world.pools.values())[1]
-    pool.end(139)
+    manager = list(world.managers.values())[1]
+    manager.end(139)
     start = world.now
     world.run_all()
     assert world.now - start <= GRACE + 0.01
@@ -72,8 +72,8 @@ def test_a_task_job_that_crashes_says_how():
     world = Simulation(cores=2)
     (task,) = world.submit(1, ALONE, Function(1000.0))
     until_running(world)
-    (pool,) = world.pools.values()
-    pool.end(3)
+    (manager,) = world.managers.values()
+    manager.end(3)
     world.run_all()
     loss = world.outcomes[task]
     assert (loss.reason, loss.exit_code, loss.host) == (LossReason.JOB_ENDED, 3, "node0")

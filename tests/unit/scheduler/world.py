@@ -1,4 +1,4 @@
-"""A model of everything around the scheduler: an instance, pools, workers; and two ways to run it.
+"""A model of everything around the scheduler: an instance, managers, workers; and two ways to run it.
 
 :class:`World` holds the model and checks, at every step, what must always be true: no task starts
 twice, none is resolved twice, instructions make sense. Who calls its methods decides what happens
@@ -77,17 +77,17 @@ class Function:
 
 
 class Slot:
-    """A worker: what the pool keeps for it, and what its process runs."""
+    """A worker: what the manager keeps for it, and what its process runs."""
 
-    def __init__(self, pool, number):
-        self.pool = pool
+    def __init__(self, manager, number):
+        self.manager = manager
         self.number = number
         self.queue = deque()
         self.running = None
         self.life = 0
 
 
-class Pool:
+class Manager:
     """A connected process of a job, be it of many slots or the rank of a task job."""
 
     def __init__(self, world, model_job, slots, rank, size):
@@ -217,7 +217,7 @@ class Pool:
         if not silent:
             self.say(lambda d: d.handle(PeerLost(self.peer_id)))
         self.job.exit_code = max(self.job.exit_code, exit_code)
-        self.world.pool_ended(self)
+        self.world.manager_ended(self)
 
 
 class ModelJob:
@@ -225,7 +225,7 @@ class ModelJob:
 
     def __init__(self, job):
         self.job = job
-        self.pools = []
+        self.managers = []
         self.nodes = []
         self.state = "pending"
         self.cancel = False
@@ -252,7 +252,7 @@ class World:
         self.node_gpus = gpus
         self.free = [[cores, gpus] for _ in range(nodes)]
         self.jobs = {}
-        self.pools = {}
+        self.managers = {}
         self.tasks = []
         self.starts = Counter()
         self.finished = {}
@@ -268,17 +268,17 @@ class World:
 
     # -- hooks for subclasses -----------------------------------------------------------------
 
-    def sent_up(self, pool):
-        """A pool has said something."""
+    def sent_up(self, manager):
+        """A manager has said something."""
 
-    def sent_down(self, pool):
-        """A pool has been told something."""
+    def sent_down(self, manager):
+        """A manager has been told something."""
 
     def got_work(self, slot):
         """A slot may have something to begin."""
 
-    def pool_ended(self, pool):
-        """A pool has ended."""
+    def manager_ended(self, manager):
+        """A manager has ended."""
 
     def submitted(self, model):
         """A job was submitted, or canceled."""
@@ -313,8 +313,8 @@ class World:
                 model.cancel = True
                 self.submitted(model)
             else:
-                pool = self.pools.get(instruction.peer)
-                assert pool is not None, f"{instruction} for a peer that never was"
+                manager = self.managers.get(instruction.peer)
+                assert manager is not None, f"{instruction} for a peer that never was"
                 if isinstance(instruction, AssignTasks):
                     assert 0 < len(instruction.tasks) <= 128
                     for task in instruction.tasks:
@@ -322,10 +322,10 @@ class World:
                         if task.resources.shape is not None:
                             assert task not in self.with_peer, f"{task} is given, and never came back"
                         self.with_peer.add(task)
-                        self.given_to[task] = pool
-                if not pool.ended:
-                    pool.down.append(instruction)
-                    self.sent_down(pool)
+                        self.given_to[task] = manager
+                if not manager.ended:
+                    manager.down.append(instruction)
+                    self.sent_down(manager)
 
     # -- the instance ------------------------------------------------------------------------------
 
@@ -387,9 +387,9 @@ class World:
             if isinstance(model.job.task, CommandTask):
                 return
         for rank, slots in enumerate(counts):
-            pool = Pool(self, model, slots, rank, len(counts))
-            model.pools.append(pool)
-            self.pools[pool.peer_id] = pool
+            manager = Manager(self, model, slots, rank, len(counts))
+            model.managers.append(manager)
+            self.managers[manager.peer_id] = manager
 
     def end(self, model, result):
         """A job has ended."""
@@ -398,8 +398,8 @@ class World:
                 self.free[node][0] += cores
                 self.free[node][1] += gpus
         model.state = "ended"
-        for pool in model.pools:
-            pool.end()
+        for manager in model.managers:
+            manager.end()
         self.scheduler.handle(JobEnded(model.job, result))
 
     # -- what must be true in the end ----------------------------------------------------------------
@@ -506,18 +506,18 @@ class Simulation(World):
 
     # -- hooks -------------------------------------------------------------------------------------
 
-    def sent_up(self, pool):
+    def sent_up(self, manager):
         def deliver():
-            self.event(pool.up.popleft())
+            self.event(manager.up.popleft())
 
         self.after(self.latency, deliver)
 
-    def sent_down(self, pool):
-        self.after(self.latency, lambda: pool.down and pool.receive())
+    def sent_down(self, manager):
+        self.after(self.latency, lambda: manager.down and manager.receive())
 
     def got_work(self, slot):
-        if slot.running is None and slot.queue and not slot.pool.ended:
-            slot.pool.begin(slot)
+        if slot.running is None and slot.queue and not slot.manager.ended:
+            slot.manager.begin(slot)
             life = slot.life
             seconds = slot.running.function.seconds
             began = self.now
@@ -525,14 +525,14 @@ class Simulation(World):
             def done():
                 if slot.life == life:
                     self.ran.append((slot.running, began, self.now))
-                    slot.pool.finish(slot)
+                    slot.manager.finish(slot)
                     self.got_work(slot)
 
             self.after(seconds, done)
 
-    def pool_ended(self, pool):
-        model = pool.job
-        if model.state == "running" and all(other.ended for other in model.pools):
+    def manager_ended(self, manager):
+        model = manager.job
+        if model.state == "running" and all(other.ended for other in model.managers):
             result = JOB_CANCELED if model.cancel else COMPLETED
             if model.exit_code:
                 result = JobResult(JobStatus.FAILED, exit_code=model.exit_code)
@@ -669,7 +669,7 @@ def losses(world, tasks):
 
 def running(world):
     """Tasks that a worker runs at this moment."""
-    return [slot.running for pool in world.pools.values() for slot in pool.slots if slot.running]
+    return [slot.running for manager in world.managers.values() for slot in manager.slots if slot.running]
 
 
 def until_running(world, count=1):
