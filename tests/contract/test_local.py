@@ -1,4 +1,4 @@
-"""What only the embedded instance can be asked: pinning, order, its broker, and what it keeps."""
+"""The embedded instance alone: pinning, order of jobs, its server, and kept output."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def test_what_hides_from_the_process_group_ends_with_the_job(seam: Seam, tmp_pat
     _, result = seam.run_one(shell(script, cwd=tmp_path))
     assert result.ok
     helpers.wait_gone([int((tmp_path / "pid").read_text())])
-    # Only the broker is left of what this process started.
+    # Only the server is left of the processes that this one started.
     helpers.wait_until(lambda: len(helpers.own_processes()) - len(helpers.LONG_LIVED) <= 1)
 
 
@@ -314,20 +314,20 @@ def test_strange_jobs_do_no_harm_to_others(seam: Seam, change: dict[str, object]
     assert seam.run_one(jobspec(["true"]))[1].ok
 
 
-# -- the broker --------------------------------------------------------------------------------------
+# -- the server --------------------------------------------------------------------------------------
 
 
-def test_a_killed_broker_is_an_instance_lost(tmp_path: Path) -> None:
+def test_a_killed_server_is_an_instance_lost(tmp_path: Path) -> None:
     with embedded() as seam:
         directory = private_directory(seam)
         (job_id,) = seam.submit(shell("setsid sleep 600 & echo $! > pid; exec sleep 600", cwd=tmp_path))
         hidden = int(seam.wait_file(tmp_path / "pid"))
-        (broker,) = [
+        (server_pid,) = [
             pid
             for pid in helpers.own_processes()
             if "instances.local.server" in helpers.command_of(pid) and pid not in helpers.LONG_LIVED
         ]
-        os.kill(broker, 9)
+        os.kill(server_pid, 9)
         with pytest.raises(InstanceLost, match="killed by signal 9"):
             while True:
                 seam.completion.poll(30)
@@ -427,7 +427,7 @@ time.sleep(600)
 
 
 def test_needs_nothing_but_the_standard_library(tmp_path: Path) -> None:
-    """The broker starts without site-packages; so must every module that it imports."""
+    """The server starts without site-packages; so must every module that it imports."""
     modules = tmp_path / "only"
     package = Path(server.__file__).parents[2]
     shutil.copytree(package, modules / "parsl_flux_bulk", ignore=shutil.ignore_patterns("__pycache__"))
