@@ -1,12 +1,11 @@
-"""A plugin for pytest: fits Parsl's tests to another executor where they name a class.
+"""A pytest plugin that adapts Parsl's tests to FluxBulkExecutor where they name another class.
 
-Loaded with ``-p adapt``. No test is changed but in the names that its module looks up:
+Loaded with ``-p adapt``. It only replaces names in two test modules:
 
-* ``test_resource_spec.py`` accepts that a resource specification is refused from a list of executors,
-  which cannot know ours;
-* ``test_flux.py`` makes Parsl's FluxExecutor, and looks for the class of its futures.
+* ``test_resource_spec.py`` lists the executors that may refuse a resource specification;
+* ``test_flux.py`` creates Parsl's FluxExecutor, and checks for the class of its futures.
 
-What ``deselected.txt`` lists is not run.
+The tests in ``deselected.txt`` are not run.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from types import ModuleType
 import pytest
 
 from parsl_flux_bulk import FluxBulkExecutor
-from parsl_flux_bulk.executor.runtime import TaskFuture
+from parsl_flux_bulk.executor.submission_queue import TaskFuture
 
 LIST = Path(__file__).with_name("deselected.txt")
 
 
 def deselected() -> dict[str, str]:
-    """Return the tests that are not run, by their ids, with the reasons."""
+    """Return the ids of the tests that are not run, with the reasons."""
     lines = (line.strip() for line in LIST.read_text().splitlines())
     pairs = (line.split("|", 1) for line in lines if line and not line.startswith("#"))
     return {test.strip(): reason.strip() for test, reason in pairs}
@@ -37,7 +36,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     files = {_id(item).split("::")[0] for item in items}
     stale = [test for test in reasons if test.split("::")[0] in files and test not in set(map(_id, left_out))]
     if stale:
-        raise pytest.UsageError(f"{LIST.name} lists tests that there are not: {', '.join(stale)}")
+        raise pytest.UsageError(f"{LIST.name} lists tests that do not exist: {', '.join(stale)}")
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
@@ -46,7 +45,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _id(item: pytest.Item) -> str:
-    """The id below ``parsl/tests``, without parameters."""
+    """Return the id below ``parsl/tests``, without parameters."""
     return item.nodeid.rpartition("parsl/tests/")[2].partition("[")[0]
 
 
@@ -59,7 +58,7 @@ def _adapt(module: ModuleType) -> None:
 
 
 def _configured_executor() -> FluxBulkExecutor:
-    """A new executor, as in a configuration of this directory."""
+    """Make the executor of the chosen configuration of this directory."""
     path = os.environ["CONFORMANCE_CONFIGURATION"]
     spec = importlib.util.spec_from_file_location("configuration", path)
     assert spec is not None and spec.loader is not None

@@ -1,9 +1,9 @@
-"""Run Parsl's tests of bash apps, and no others, in each way that FluxBulkExecutor has to run them.
+"""Run only Parsl's tests of bash apps, in each way that FluxBulkExecutor can run them.
 
     python tests/conformance/bash_apps.py [CONFIGURATION ...]
 
-``embedded`` and ``flux_workers`` run them in warm workers, ``flux_jobs`` as Flux jobs of their own, and
-``python_bash`` by Parsl's own code in workers.
+``embedded`` and ``flux_workers`` run bash apps in warm workers, ``flux_jobs`` runs each as a Flux job, and
+``python_bash`` runs them with Parsl's own code in workers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import run
 
 CONFIGURATIONS = ("embedded", "flux_workers", "flux_jobs", "python_bash")
 AT_LEAST = 15
-"""Tests that a run must have passed to be believed."""
+"""Minimum number of passed tests, so that a run that selected too few fails."""
 
 
 def main() -> int:

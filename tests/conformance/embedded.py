@@ -1,4 +1,4 @@
-"""Tasks in warm workers, on this machine's own cores."""
+"""Tasks run in warm workers, on the embedded instance."""
 
 from parsl.config import Config
 

@@ -1,4 +1,4 @@
-"""Every task a Flux job of its own, in a Flux instance of our own."""
+"""Each task is a Flux job, in a Flux instance that the executor starts."""
 
 from parsl.config import Config
 

@@ -1,4 +1,4 @@
-"""Tasks in warm workers, in a Flux instance of our own."""
+"""Tasks run in warm workers, in a Flux instance that the executor starts."""
 
 from parsl.config import Config
 

@@ -1,4 +1,4 @@
-"""Parsl's HighThroughputExecutor with two workers: whatever passes on it must pass on ours."""
+"""Parsl's HighThroughputExecutor with two workers, for comparison."""
 
 from parsl.config import Config
 from parsl.executors import HighThroughputExecutor

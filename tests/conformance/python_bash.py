@@ -1,4 +1,4 @@
-"""Bash apps by Parsl's own code in warm workers, on the embedded instance."""
+"""Bash apps run with Parsl's own code in warm workers, on the embedded instance."""
 
 from parsl.config import Config
 

@@ -1,10 +1,10 @@
-"""Run Parsl's own test suite, which its wheel contains, on FluxBulkExecutor.
+"""Run Parsl's own test suite, which is part of its wheel, on FluxBulkExecutor.
 
     python tests/conformance/run.py [--compare] [CONFIGURATION ...] [-- ARGUMENTS OF PYTEST]
 
-For each configuration of this directory: the suite as Parsl runs it on its executors, then Parsl's
-``test_flux.py``. Exits with 1 if anything failed or too little ran. ``--compare`` runs the suite on
-Parsl's HighThroughputExecutor first, and says how many times as long ours took.
+For each configuration of this directory, run the suite as Parsl runs it on its executors, then Parsl's
+``test_flux.py``. The exit status is 1 if a test failed or too few ran. ``--compare`` also runs the suite on
+Parsl's HighThroughputExecutor, and prints the ratio of the times.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONFIGURATIONS = ("embedded", "flux_workers", "flux_jobs")
 PARSL_TESTS = Path(parsl.__file__).parent / "tests"
 SELECTION = "not cleannet and not unix_filesystem_permissions_required"
 AT_LEAST = 140
-"""Tests that a run must have passed to be believed: Parsl 2026.10.26 has 143 for such an executor."""
+"""Minimum number of passed tests: Parsl 2026.10.26 has 143 for an executor of this kind."""
 
 RUN_LIMIT = 900.0
 """Seconds that one run may take."""
@@ -37,7 +37,7 @@ RUN_LIMIT = 900.0
 
 @dataclass
 class Result:
-    """What one run of pytest printed in its report."""
+    """The result of one run of pytest."""
 
     passed: int
     failed: int
@@ -49,13 +49,13 @@ class Result:
 
 
 def run_pytest(name: str, what: str, directory: Path, arguments: list[str]) -> Result:
-    """Run pytest on tests of Parsl; what it prints goes to the terminal."""
+    """Run pytest on tests of Parsl; its output goes to the terminal."""
     print(f"\n==== {name}: {what}", flush=True)
     report = directory / "report.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "adapt", f"--junitxml={report}"]
     command += ["-c", str(HERE / "parsl_suite.ini"), f"--rootdir={PARSL_TESTS.parent.parent}", *arguments]
     path = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
-    # HighThroughputExecutor looks its worker's command up on PATH.
+    # HighThroughputExecutor's worker must be on PATH.
     commands = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
     environment = {
         **os.environ,
@@ -66,7 +66,7 @@ def run_pytest(name: str, what: str, directory: Path, arguments: list[str]) -> R
     try:
         subprocess.run(command, cwd=directory, env=environment, timeout=RUN_LIMIT)
     except subprocess.TimeoutExpired:
-        print(f"not done after {RUN_LIMIT} s")
+        print(f"not ended after {RUN_LIMIT} s")
     if not report.exists():
         return Result(0, 1, 0, 0.0)
     suite = next(iter(ElementTree.parse(report).iter("testsuite")))
@@ -95,12 +95,14 @@ def run_flux_tests(name: str) -> Result:
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run Parsl's own test suite on FluxBulkExecutor.")
     parser.add_argument("configurations", nargs="*", metavar="CONFIGURATION", help=", ".join(CONFIGURATIONS))
-    parser.add_argument("--compare", action="store_true", help="run it on HighThroughputExecutor too")
+    parser.add_argument("--compare", action="store_true", help="also run on HighThroughputExecutor")
     own, _, extra = _split(sys.argv[1:])
     options = parser.parse_args(own)
     unknown = set(options.configurations) - set(CONFIGURATIONS)
     if unknown:
-        parser.error(f"no such configuration: {', '.join(unknown)}; there are {', '.join(CONFIGURATIONS)}")
+        parser.error(
+            f"unknown configuration: {', '.join(unknown)}; the configurations are {', '.join(CONFIGURATIONS)}"
+        )
     missing = flux_missing()
     lines: list[str] = []
     good = True
