@@ -1,7 +1,7 @@
-"""What the project does, in a minute: 1025 jobs through `bulksubmit`, then a Parsl pipeline.
+"""Show the project in a minute: 1025 jobs through `bulksubmit`, then a Parsl pipeline.
 
-Runs on Flux where there is one (``FLUX_URI``, or a ``flux`` command), else on this machine's own
-cores. ``--jobs N`` makes another number of jobs, ``--local`` leaves Flux out.
+Runs on Flux if there is one (``FLUX_URI``, or a ``flux`` command), else on this machine's own cores.
+``--jobs N`` sets the number of jobs, ``--local`` does not use Flux.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def make_jobspecs(directory: Path, count: int) -> None:
 
 
 def run_jobs(directory: Path, *, local: bool) -> None:
-    """Run the jobspecs of a directory with `bulksubmit`; its output goes where ours does."""
+    """Run the jobspecs of a directory with `bulksubmit`, which prints to this program's output."""
     options = ["--verbose", *(["--local"] if local else [])]
     print(f"$ bulksubmit {' '.join(options)} jobs/", flush=True)
     subprocess.run([sys.executable, "-m", "parsl_flux_bulk", *options, str(directory)], check=True)
@@ -47,18 +47,18 @@ def estimate(seed: int, throws: int) -> float:
 
 @parsl.python_app
 def mean(*values: float) -> float:
-    """Average what other apps returned."""
+    """Return the mean of the results of other apps."""
     return sum(values) / len(values)
 
 
 @parsl.bash_app
 def write(value: float, outputs: Sequence[parsl.File] = ()) -> str:
-    """Write a number into a file, by a shell."""
+    """Write a number into a file with a shell command."""
     return f"echo 'pi is about {value:.3f}' > {outputs[0]}"
 
 
 def run_pipeline(directory: Path, *, local: bool) -> None:
-    """Fan out, fan in, and end with a bash app."""
+    """Run 16 apps in parallel, one that combines their results, and a bash app."""
     executor = FluxBulkExecutor(label="demo", instance="local" if local else None)
     with parsl.load(Config(executors=[executor], run_dir=str(directory / "runinfo"))):
         estimates = [estimate(seed, throws=20_000) for seed in range(16)]
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=1025, metavar="N", help="jobs to run (default: 1025)")
     parser.add_argument(
-        "--local", action="store_true", help="on this machine's own cores, even if there is a Flux"
+        "--local", action="store_true", help="use this machine's own cores, even if there is Flux"
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

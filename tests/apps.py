@@ -1,4 +1,4 @@
-"""What tasks call in the tests of the executor. Workers import this module, so: standard library only."""
+"""Functions of tasks in the tests. Workers import this module, so it uses the standard library only."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 
 class Planned(Exception):
-    """An exception like any other."""
+    """An ordinary exception."""
 
 
 class Unreadable(Exception):
-    """Pickles without complaint, and fails wherever it is read."""
+    """An exception that can be pickled and cannot be unpickled."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text, Unreadable.Bomb())
@@ -26,7 +26,7 @@ class Unreadable(Exception):
             return int, ("no number",)
 
 
-# -- what ends well ------------------------------------------------------------------------------------
+# -- that succeed ------------------------------------------------------------------------------------
 
 
 def double(x: Any) -> Any:
@@ -50,7 +50,7 @@ def cwd() -> str:
 
 
 def modules(*names: str) -> list[str]:
-    """Which of these the worker has imported."""
+    """Return which of these modules the worker has imported."""
     return [name for name in names if name in sys.modules]
 
 
@@ -71,12 +71,12 @@ def zeros(size: int) -> bytes:
 
 
 def with_place(value: Any) -> tuple[Any, str]:
-    """Give back a value, and which broker of Flux this was under."""
+    """Return a value, and the URI of the Flux instance that this task runs in."""
     return value, os.environ["FLUX_URI"]
 
 
 def meet(directory: str, brokers: int, bound: float = 60.0, **_: Any) -> str:
-    """Wait until so many brokers of Flux have come to a directory; tell which one this is."""
+    """Wait until tasks of `brokers` Flux instances have met in a directory; return the name of this one."""
     mine = os.environ["FLUX_URI"].removeprefix("local://").replace("/", "_")
     with open(os.path.join(directory, mine), "w"):
         pass
@@ -91,7 +91,7 @@ def say(out: str, err: str) -> None:
     print(err, file=sys.stderr)
 
 
-# -- what ends badly -----------------------------------------------------------------------------------
+# -- that fail -----------------------------------------------------------------------------------
 
 
 def fail(text: str) -> None:
@@ -130,7 +130,7 @@ def kill_self(number: int = signal.SIGKILL) -> None:
     os.kill(os.getpid(), number)
 
 
-# -- what takes time, and says so ------------------------------------------------------------------------
+# -- that take time, and record it ------------------------------------------------------------------------
 
 
 def append(path: str, line: str) -> None:
@@ -141,14 +141,14 @@ def append(path: str, line: str) -> None:
 
 
 def mark(path: str, seconds: float = 0.0) -> int:
-    """Write down this process's number, take some time, return the number."""
+    """Append the pid to a file, sleep, and return the pid."""
     append(path, str(os.getpid()))
     time.sleep(seconds)
     return os.getpid()
 
 
 def mark_number(path: str, number: int, seconds: float = 0.0) -> int:
-    """Write down which call this is and in which process, take some time, return the number."""
+    """Append a number and the pid to a file, sleep, and return the number."""
     append(path, f"{number} {os.getpid()}")
     if seconds:
         time.sleep(seconds)
@@ -156,7 +156,7 @@ def mark_number(path: str, number: int, seconds: float = 0.0) -> int:
 
 
 def mark_time(path: str, seconds: float = 0.0) -> float:
-    """Write down and return when this began, in seconds since boot."""
+    """Append the start time to a file, sleep, and return that time, in seconds since boot."""
     began = time.monotonic()
     append(path, repr(began))
     time.sleep(seconds)
@@ -175,7 +175,7 @@ def wait_for_file(path: str, bound: float = 60.0) -> bool:
 
 
 def rank(path: str) -> tuple[int, int]:
-    """Write down and return this rank and the number of all."""
+    """Append this rank to a file; return it and the number of ranks."""
     here = int(os.environ["FLUX_TASK_RANK"])
     append(path, str(here))
     return here, int(os.environ["FLUX_JOB_SIZE"])

@@ -1,4 +1,4 @@
-"""The executor's end of the channel for tests of what runs inside jobs: a Unix socket and no thread."""
+"""The executor's end of the channel, for tests of managers and ranks: a Unix socket and no thread."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORKER = PROJECT / "parsl_flux_bulk" / "worker" / "main.py"
 
 
 class Frame:
-    """One frame that a peer sent."""
+    """A frame from a peer."""
 
     def __init__(self, kind: int, slot: int, id: int, payload: bytes) -> None:
         self.kind, self.slot, self.id, self.payload = kind, slot, id, payload
@@ -36,7 +36,7 @@ class Frame:
 
 
 class Peer:
-    """One connected peer; `frames` is all that it has said so far."""
+    """A connected peer; `frames` holds all frames that it has sent."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
@@ -47,7 +47,7 @@ class Peer:
         self._buffer = bytearray()
 
     def send(self, *frames: bytes) -> None:
-        """Send one message, reading meanwhile, so that neither end waits for the other."""
+        """Send one message; read meanwhile, so that the two ends do not block each other."""
         body = b"".join(frames)
         left = memoryview(LENGTH.pack(len(body)) + body)
         while left:
@@ -105,7 +105,7 @@ class Peer:
 
 
 class ExecutorEnd:
-    """Listens as the embedded instance does, and starts ``worker/main.py`` as a job would."""
+    """Listens as the embedded instance does, and starts ``worker/main.py`` as a job does."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / "channel"

@@ -1,7 +1,7 @@
-"""Helpers shared by all test suites: bounded waiting, processes, and whether Flux is here.
+"""Helpers of all test suites: bounded waits, processes, Flux instances, leaks.
 
-Imported as ``from helpers import ...`` (``tests/`` itself is on ``sys.path`` through
-``conftest.py``). Nothing in it knows the package under test.
+Imported as ``from helpers import ...``, because ``conftest.py`` puts ``tests/`` on ``sys.path``. It does not
+import the package under test.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ T = TypeVar("T")
 
 PROJECT = Path(__file__).resolve().parent.parent
 LONG_LIVED: set[int] = set()
-"""Processes that a session fixture owns; the leak check passes over them and their descendants."""
+"""Processes that fixtures own; the leak check ignores them and their descendants."""
 RUNNING_INSTANCES: set[str] = set()
-"""URIs of the Flux instances that tests have started and not ended yet."""
+"""URIs of the Flux instances that tests have started and that run."""
 
 
 FLUX_JOB_STATE_INACTIVE = 64
@@ -37,7 +37,7 @@ FLUX_JOB_STATE_INACTIVE = 64
 
 
 def wait_until(condition: Callable[[], T], bound: float = 10.0, what: str = "") -> T:
-    """Call `condition` until it returns something true, and return that.
+    """Call `condition` until it returns a true value, and return that value.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def wait_until(condition: Callable[[], T], bound: float = 10.0, what: str = "") 
 
 
 def wait_event(event: threading.Event, bound: float = 10.0, what: str = "an event") -> None:
-    """Wait for a :class:`threading.Event`; the test fails when it is not set in `bound` seconds."""
+    """Wait for a :class:`threading.Event`; the test fails if it is not set within `bound` seconds."""
     assert event.wait(bound), f"not within {bound} s: {what}"
 
 
@@ -63,7 +63,7 @@ def wait_event(event: threading.Event, bound: float = 10.0, what: str = "an even
 
 
 def process_table() -> dict[int, tuple[int, str]]:
-    """Every process of this machine: pid -> (parent's pid, state letter of proc(5))."""
+    """Return all processes of this machine: pid -> (pid of its parent, state letter of proc(5))."""
     table = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -76,7 +76,7 @@ def process_table() -> dict[int, tuple[int, str]]:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process exists and is not a zombie."""
+    """Return whether a process exists and is not a zombie."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -85,7 +85,7 @@ def is_running(pid: int) -> bool:
 
 
 def descendants(pid: int) -> set[int]:
-    """All running descendants of a process."""
+    """Return the pids of all running descendants of a process."""
     table = process_table()
     children: dict[int, list[int]] = {}
     for child, (parent, _) in table.items():
@@ -101,7 +101,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def wait_gone(pids: Collection[int], bound: float = 10.0) -> None:
-    """Wait until none of `pids` runs; the test fails naming those that still do."""
+    """Wait until none of `pids` runs; the test fails with the commands of those that still run."""
 
     def remaining() -> list[str]:
         return [f"{pid}: {command_of(pid)}" for pid in pids if is_running(pid)]
@@ -113,7 +113,7 @@ def wait_gone(pids: Collection[int], bound: float = 10.0) -> None:
 
 
 def command_of(pid: int) -> str:
-    """A process's command line, or "" where there is none."""
+    """Return the command line of a process, or "" if it has none."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
     except OSError:
@@ -122,10 +122,9 @@ def command_of(pid: int) -> str:
 
 @contextmanager
 def script(source: str, directory: Path, **popen: object) -> Iterator[subprocess.Popen[str]]:
-    """Run Python source as a user's script, in its own session; killed at the end of the block.
+    """Run Python source as a user's script, in a session of its own; kill it at the end of the block.
 
-    Its stdin, stdout and stderr are pipes of text. The package under test is importable in it as
-    it is here.
+    Its stdin, stdout and stderr are text pipes. It can import what this process can import.
     """
     path = directory / "user_script.py"
     path.write_text(textwrap.dedent(source))
@@ -144,7 +143,7 @@ def script(source: str, directory: Path, **popen: object) -> Iterator[subprocess
 
 
 def run_script(source: str, directory: Path, bound: float = 60.0) -> subprocess.CompletedProcess[str]:
-    """Run Python source as a user's script to its end; the test fails if that takes too long."""
+    """Run Python source as a user's script to its end; the test fails after `bound` seconds."""
     with script(source, directory) as process:
         try:
             out, err = process.communicate(timeout=bound)
@@ -156,12 +155,12 @@ def run_script(source: str, directory: Path, bound: float = 60.0) -> subprocess.
 
 
 def run_documentation(page: str, executor: str, directory: Path, then: str = "") -> str:
-    """Run the Python examples of a page in ``docs/`` as one script, and `then`; return what it printed.
+    """Run the Python examples of a page in ``docs/``, then `then`, as one script; return its output.
 
     Parameters
     ----------
     executor : str
-        Arguments of the FluxBulkExecutor that Parsl is loaded with, as source.
+        Source of the arguments of the FluxBulkExecutor that Parsl is loaded with.
     """
     text = (PROJECT / "docs" / page).read_text(encoding="utf-8")
     examples = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
@@ -180,22 +179,22 @@ kernel = parsl.load(parsl.Config(executors=[FluxBulkExecutor({executor})]))
 
 @functools.lru_cache(maxsize=1)
 def flux_missing() -> str:
-    """Why tests against Flux cannot run here, or "" if they can."""
+    """Return why tests that need Flux cannot run here, or "" if they can."""
     if shutil.which("flux") is None:
         return "no `flux` command on PATH"
-    for module in ("flux", "yaml", "ply"):  # the last two are what the flux-python wheel forgets
+    for module in ("flux", "yaml", "ply"):  # flux-python needs the last two and does not name them
         if importlib.util.find_spec(module) is None:
             return f"no Python module `{module}` (pip install 'parsl-flux-bulk[flux]')"
     try:
         version = subprocess.run(["flux", "version"], capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         return f"`flux version` does not work: {error}"
-    return "" if "commands" in version.stdout else "`flux version` printed nothing known"
+    return "" if "commands" in version.stdout else "`flux version` does not print the version of its commands"
 
 
 @contextmanager
 def flux_instance(*options: str) -> Iterator[str]:
-    """Run ``flux start`` with `options` and yield its URI; it ends with the block."""
+    """Run ``flux start`` with `options` for the time of a ``with`` block, and yield its URI."""
     process = subprocess.Popen(
         ["flux", "start", *options, "sh", "-c", "echo $FLUX_URI; exec cat"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
@@ -221,7 +220,7 @@ def flux_instance(*options: str) -> Iterator[str]:
 
 
 def flux(uri: str, *arguments: str, bound: float = 60.0) -> str:
-    """Run a command of Flux's in an instance; return what it printed."""
+    """Run a command of Flux in an instance; return its output."""
     done = subprocess.run(
         ["flux", *arguments],
         env={**os.environ, "FLUX_URI": uri}, capture_output=True, text=True, timeout=bound,
@@ -231,12 +230,12 @@ def flux(uri: str, *arguments: str, bound: float = 60.0) -> str:
 
 
 def active_jobs(uri: str) -> list[str]:
-    """Ids and names of the jobs of an instance that have not ended."""
+    """Return the ids and names of the active jobs of an instance."""
     return flux(uri, "jobs", "-no", "{id} {name}").splitlines()
 
 
 def active_job_ids(uri: str) -> set[int]:
-    """Ids of the jobs of an instance that have not ended; in a round trip, unlike `active_jobs`."""
+    """Return the ids of the active jobs of an instance in one round trip; `active_jobs` runs a command."""
     try:
         jobs = _handle(uri).rpc("job-manager.list", {"max_entries": 0, "attrs": []}).get()["jobs"]
     except OSError:  # a test has killed the instance
@@ -292,12 +291,12 @@ def _name_of_job(uri: str, job_id: int) -> str:
 
 
 def own_threads() -> dict[int, threading.Thread]:
-    """The threads of this process that run now."""
+    """Return the running threads of this process."""
     return {thread.ident: thread for thread in threading.enumerate() if thread.ident is not None}
 
 
 def own_processes() -> dict[int, str]:
-    """Running descendants of this process that no session fixture owns: pid -> command line."""
+    """Return the running descendants of this process that no fixture owns: pid -> command line."""
     owned = set(LONG_LIVED)
     for pid in LONG_LIVED:
         owned |= descendants(pid)
@@ -309,7 +308,7 @@ def own_processes() -> dict[int, str]:
 
 
 def stack_of(thread: threading.Thread) -> str:
-    """Where a thread is now, as text."""
+    """Return the name and the current stack of a thread, as text."""
     frame = sys._current_frames().get(thread.ident or 0)
-    stack = "".join(traceback.format_stack(frame)) if frame else "  (gone)\n"
+    stack = "".join(traceback.format_stack(frame)) if frame else "  (ended)\n"
     return f"thread {thread.name!r}:\n{stack}"

@@ -1,8 +1,7 @@
-"""Install the Python bindings that fit the Flux on PATH; do nothing where there is no Flux.
+"""Install the Python bindings that fit the Flux on PATH; do nothing without Flux.
 
-The bindings on PyPI (``flux-python``) load the machine's own ``libflux-core``, so their version
-should be that of flux-core. Not every version of flux-core has one of the same number: the nearest
-older one is taken then.
+The bindings on PyPI (``flux-python``) load the machine's own ``libflux-core``, so their version should be
+that of flux-core. If PyPI does not have that version, the newest older one is installed.
 """
 
 from __future__ import annotations

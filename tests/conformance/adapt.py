@@ -51,10 +51,10 @@ def _id(item: pytest.Item) -> str:
 
 def _adapt(module: ModuleType) -> None:
     if module.__name__.endswith("test_resource_spec"):
-        module.ThreadPoolExecutor = FluxBulkExecutor
+        vars(module)["ThreadPoolExecutor"] = FluxBulkExecutor
     elif module.__name__.endswith("test_flux"):
-        module.FluxExecutor = _configured_executor
-        module.FluxFutureWrapper = TaskFuture
+        vars(module)["FluxExecutor"] = _configured_executor
+        vars(module)["FluxFutureWrapper"] = TaskFuture
 
 
 def _configured_executor() -> FluxBulkExecutor:

@@ -1,4 +1,4 @@
-"""What the integration tests share: a Slurm cluster."""
+"""Fixtures of the integration tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Retired words are found wherever they are written."""
+"""Test the check for retired words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every configuration in ``configs/`` loads, and is what its heading says."""
+"""Test that every configuration in ``configs/`` loads, and launches its blocks as documented."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ LAUNCH_LINES = {
     ],
     "tuolumne": ["#flux: --nodes=2", "#flux: --queue=pdebug", "#flux: --bank=BANK", "#flux: --exclusive"],
 }
-"""What the batch script of a configuration's block must have lines that begin with."""
+"""Beginnings of lines that the batch script of a configuration's block must contain."""
 
 BATCH_SYSTEM = """#!/bin/sh
 case ${0##*/}-$1 in
@@ -92,7 +92,7 @@ esac
 
 @pytest.fixture
 def batch_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts the commands of every batch system on PATH; they accept all, and do nothing."""
+    """Put commands of all batch systems on PATH, which accept everything and do nothing."""
     commands = tmp_path / "bin"
     commands.mkdir()
     for name in (
@@ -126,7 +126,7 @@ def test_a_block_is_launched_as_the_site_wants_it(
             f"no {beginning!r} in\n{script.read_text()}"
         )
     (program,) = (line for line in lines if main.__file__ in line)
-    # A here-document of the launcher's carries it to the nodes: nothing in it may be the shell's.
+    # The launcher writes it into a here-document: no character of it may be special to the shell.
     assert not set("$`\\'\"") & set(program)
     worker_init = executor.provider.worker_init.splitlines()[0]  # type: ignore[attr-defined]
     assert lines.index(worker_init) < lines.index(program), "worker_init comes before Flux, which inherits it"

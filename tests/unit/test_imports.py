@@ -1,4 +1,4 @@
-"""The house in order: imports go one way and in no circle, folders say what they are, modules stay short."""
+"""Test the structure of the package: direction of imports, docstrings of folders, length of modules."""
 
 from __future__ import annotations
 

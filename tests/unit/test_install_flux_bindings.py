@@ -1,4 +1,4 @@
-"""Which version of Flux's bindings is installed beside which Flux."""
+"""Test which version of the bindings is installed for a version of Flux."""
 
 from __future__ import annotations
 

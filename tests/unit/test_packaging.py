@@ -1,4 +1,4 @@
-"""What is installed, what the README promises, and what stays cheap to import."""
+"""Test the installed package, the README's command, the metadata, and what an import brings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FluxProvider's arguments and the batch scripts it writes; needs no Flux."""
+"""Test the arguments of FluxProvider and its batch scripts, without Flux."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ test "$1" = batch && echo f1234
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Puts a ``flux`` on PATH that notes how it was called; gives the file with its notes."""
+    """Put a ``flux`` on PATH that logs its arguments; return the log file."""
     log, command = tmp_path / "calls", tmp_path / "bin" / "flux"
     command.parent.mkdir()
     command.write_text(FAKE_FLUX.format(log=log))
