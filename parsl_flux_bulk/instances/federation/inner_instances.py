@@ -62,7 +62,7 @@ class InnerInstances:
     @property
     def description(self) -> str:
         inner = len(self._inner_members())
-        return self._outer.description + (f", with {inner} instances inside" if inner else "")
+        return self._outer.description + (f", with {inner} inner instances" if inner else "")
 
     def start(self) -> None:
         self._outer.start()

@@ -72,7 +72,7 @@ class FluxInstance:
         capacity = capacity_of(handle)
         self.description = (
             f"Flux {handle.attr_get('version')} at {self.uri or handle.attr_get('local-uri')}"
-            f"{' (started by us)' if self.owned else ''}: {capacity.nodes} node(s), "
+            f"{' (started for this run)' if self.owned else ''}: {capacity.nodes} node(s), "
             f"{capacity.cores} core(s), {capacity.gpus} GPU(s)"
         )
 

@@ -196,7 +196,7 @@ def test_over_the_nodes_of_a_larger_instance(tmp_path: Path) -> None:
 def test_the_command_starts_them_for_many_jobs() -> None:
     run = bulksubmit("--verbose", "-n", "200", "--", "true", FLUX_URI="")
     assert run.returncode == 0, run.stderr
-    assert f"with {min(2, os.cpu_count() or 1)} instances inside" in run.stderr
+    assert f"with {min(2, os.cpu_count() or 1)} inner instances" in run.stderr
     assert "Ran 200 jobs" in run.stdout
 
 
