@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -31,6 +30,7 @@ from parsl_flux_bulk.instances.base import (
     PeerLost,
     PeerMessage,
 )
+from parsl_flux_bulk.instances.call_queue import CallQueue
 
 logger = logging.getLogger(__name__)
 
@@ -93,53 +93,40 @@ class PollingSource:
         self.scope = scope
         self._instance = instance
         self._sink = sink
-        self._calls: deque[Callable[[Completion], None]] = deque()
-        self._awake = True
+        self._calls: CallQueue[Completion] = CallQueue()
         self._stop = False
-        opened: Future[tuple[Completion, ChannelAddress]] = Future()
+        opened: Future[ChannelAddress] = Future()
         self._thread = threading.Thread(target=self._run, args=(opened,), name=f"events-{scope}", daemon=True)
         self._thread.start()
         try:
-            self._completion, self.address = opened.result(OPEN_TIMEOUT)
+            self.address = opened.result(OPEN_TIMEOUT)
         except FutureTimeout:
             self._stop = True
             raise InstanceLost(f"its channel was not open within {OPEN_TIMEOUT:g} s") from None
 
     def watch(self, job_id: JobId) -> None:
-        self._call(lambda completion: completion.watch(job_id & OWN_ID))
+        self._calls.put(lambda completion: completion.watch(job_id & OWN_ID))
 
     def send(self, peer: Any, body: bytes) -> None:
         own: PeerId = peer[1] if self.scope else peer
-        self._call(lambda completion: completion.send(own, body))
+        self._calls.put(lambda completion: completion.send(own, body))
 
     def close(self) -> None:
         self._stop = True
-        self._call(lambda _: None)
+        self._calls.put(lambda _: None)
         if self._thread is not threading.current_thread():
             self._thread.join(CLOSE_TIMEOUT)
 
-    def _call(self, function: Callable[[Completion], None]) -> None:
-        self._calls.append(function)
-        if not self._awake:
-            self._awake = True
-            self._completion.wake()
-
-    def _run(self, opened: Future[tuple[Completion, ChannelAddress]]) -> None:
+    def _run(self, opened: Future[ChannelAddress]) -> None:
         try:
             completion = self._instance.completion()
             try:
-                opened.set_result((completion, completion.channel()))
+                opened.set_result(completion.channel())
                 while not self._stop:
-                    while self._calls:
-                        self._calls.popleft()(completion)
-                    self._awake = False
-                    # A call that came before this line is seen here; a later one wakes the completion.
-                    events = completion.poll(0 if self._calls else None)
-                    self._awake = True
-                    if events:
+                    self._calls.run(completion)
+                    if events := self._calls.poll(completion, lambda: None):
                         self._sink.push(self, self._scoped(events))
             finally:
-                self._awake = True
                 completion.close()
         except Exception as error:
             lost = error if isinstance(error, InstanceLost) else InstanceLost(repr(error))
