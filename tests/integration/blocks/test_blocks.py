@@ -477,7 +477,7 @@ def test_what_could_not_be_cancelled_is_named(
         (job,) = executor.blocks_to_job_id.values()
         began = time.monotonic()
     assert time.monotonic() - began < 20
-    assert f"the provider did not cancel ['{job}']" in caplog.text
+    assert f"cancel refused by the provider executor=blocks jobs=['{job}']" in caplog.text
 
 
 # -- ports -----------------------------------------------------------------------------------------------
