@@ -195,7 +195,9 @@ def test_those_that_are_late_are_canceled_at_the_first_misfit(monkeypatch: pytes
     bench = Bench(late=True)
     bench.start()
     bench.outer.say_hello(1)
-    helpers.wait_until(lambda: "1 instances" in bench.nested.description, BOUND, "one is ready after all")
+    helpers.wait_until(
+        lambda: "1 inner instances" in bench.nested.description, BOUND, "one is ready after all"
+    )
     bench.submit(request())
     assert bench.counts() == [0, 1, 0]
     bench.submit(request(cores=3))
