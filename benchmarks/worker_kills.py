@@ -139,12 +139,13 @@ def submit_all(
             before = resident()
         future = submit(directory, number, options.task_seconds)
         future.add_done_callback(functools.partial(outcomes.settle, number))
+    after = resident()  # with as many waiting tasks as before
     while held < options.window:
         if not outcomes.room.acquire(timeout=options.bound):
             pending = outcomes.tries.count(0)
             raise TimeoutError(f"{pending} tasks are pending, and none ended in {options.bound:g} s")
         held += 1
-    return (resident() - before) / (tasks - warm)
+    return (after - before) / (tasks - warm)
 
 
 def check_runs(outcomes: Outcomes, records: Records, promises: Promises) -> tuple[int, int]:
@@ -203,7 +204,10 @@ def main() -> int:
         "--task-seconds", type=float, default=0.0, help="seconds that a task takes (default 0)"
     )
     parser.add_argument(
-        "--window", type=int, default=5000, help="largest number of waiting tasks (default 5000)"
+        "--window",
+        type=int,
+        default=5000,
+        help="largest number of waiting tasks (default 5000, and at most a tenth of the tasks)",
     )
     parser.add_argument(
         "--bound", type=float, default=60.0, help="seconds without an ended future that count as a hang"
@@ -212,6 +216,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.retries and not options.parsl:
         parser.error("--retries needs --parsl: without Parsl nothing retries a task")
+    options.window = max(1, min(options.window, options.tasks // 10))
     with run_directory(options.keep) as base:
         return run(options, base)
 
