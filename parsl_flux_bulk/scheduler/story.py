@@ -162,7 +162,7 @@ class Story:
         elif isinstance(place, TaskJob):
             where = f"in {place!r}"
             waits_for = self._waits.get(None, "") if place.state is TaskJobState.HELD else ""
-        elif (group := groups.get(task.resources.shape or Shape())) is not None:
+        elif (group := groups.get(task.resources.shape or Shape())) is not None and group.waiting:
             starting = max(0, group.slots - group.workers)
             where = (
                 f"one of {group.waiting} tasks that wait for a worker: "
