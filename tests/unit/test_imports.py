@@ -37,9 +37,6 @@ ORDER = [
 
 LEVEL = {name: level for level, line in enumerate(ORDER) for name in line.split()}
 
-KNOWN_UPWARDS: set[str] = set()
-"""Uses that are about to be removed; to end empty."""
-
 MOST_LINES = 450
 
 
@@ -56,7 +53,7 @@ def test_packages_use_only_what_is_below_them() -> None:
         for mine, its in [(name.split(".")[0], other.split(".")[0])]
         if mine != its and LEVEL.get(its, -1) <= LEVEL[mine]
     }
-    assert upwards <= KNOWN_UPWARDS
+    assert upwards == set()
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
