@@ -266,7 +266,7 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
         with self._lock:
             queue = self._running_queue()
             self._last_task_id += 1
-            task = make_task(self._last_task_id, functools.partial(TaskFuture, queue))
+            task = make_task(self._last_task_id, queue.new_future)
             future = task.future
             queue.put(task)
         return future

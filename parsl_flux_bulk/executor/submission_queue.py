@@ -30,8 +30,7 @@ class TaskFuture(Future[Any]):
     def __init__(self, queue: SubmissionQueue, task: Task) -> None:
         super().__init__()
         self.parsl_executor_task_id = task.task_id
-        # Weak, so that a future that the user keeps does not keep the arguments of its call.
-        self._task = weakref.ref(task)
+        self._task: Task | None = task
         self._queue = weakref.ref(queue)
 
     def cancel(self) -> bool:
@@ -47,10 +46,24 @@ class TaskFuture(Future[Any]):
         if not super().cancel():
             return False
         self.set_running_or_notify_cancel()  # wakes threads that wait for several futures
-        queue, task = self._queue(), self._task()
+        queue, task = self._queue(), self._task
+        self._task = None
         if queue is not None and task is not None:
             queue.cancel(task)
         return True
+
+    # A future that the user keeps must not keep the arguments of its call. Not by a weak reference: one more
+    # object for the garbage collector to visit per task costs a flood of tasks a quarter of its rate.
+
+    def set_result(self, result: Any) -> None:
+        """Set the result, and let go of the task."""
+        self._task = None
+        super().set_result(result)
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """Set the exception, and let go of the task."""
+        self._task = None
+        super().set_exception(exception)
 
     def story(self) -> list[Record]:
         """Return what the scheduler decided about the task; see `FluxBulkExecutor.story`."""
@@ -58,7 +71,7 @@ class TaskFuture(Future[Any]):
         if queue is None or queue.scheduler is None:
             why = "the instance is not ready" if queue is not None else "the executor was shut down"
             return [Record(now, "now", why, (self.parsl_executor_task_id,))]
-        return queue.scheduler.story(now, self.parsl_executor_task_id, self._task())
+        return queue.scheduler.story(now, self.parsl_executor_task_id, self._task)
 
 
 class SubmissionQueue:
@@ -92,6 +105,10 @@ class SubmissionQueue:
         self.ended = 0
 
     # -- any thread ---------------------------------------------------------------------------
+
+    def new_future(self, task: Task) -> TaskFuture:
+        """Return the future of a task."""
+        return TaskFuture(self, task)
 
     def put(self, task: Task) -> None:
         """Enqueue a task.
