@@ -122,6 +122,9 @@ class JobFactory:
         stdout, stderr = self.output_paths(job)
         # Append, since the files may begin with the header of a bash app, or belong to the user.
         options: dict[str, object] = {"output": {"mode": "append"}}
+        if per_node or resources.num_tasks == 1:
+            # Without this, an MPI program that a task starts by itself takes the rank's PMI for its own.
+            options["pmi"] = "off"
         if resources.gpus_per_task and not per_node:
             options["gpu-affinity"] = "per-task"
         built = jobspec.build(

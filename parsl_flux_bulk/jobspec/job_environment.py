@@ -10,6 +10,7 @@ from collections.abc import Mapping
 LAUNCHER_VARIABLES = (
     "SLURM_*",
     "PMI_*",
+    "PMI2_*",
     "PMIX_*",
     "PALS_*",
     "PRTE_*",

@@ -151,7 +151,7 @@ class KillWorker:
 
 @dataclass(frozen=True, slots=True)
 class StopPeer:
-    """Tell a peer without tasks to exit."""
+    """Tell a peer to exit: it has no tasks, or its job has ended."""
 
     peer: PeerId
 

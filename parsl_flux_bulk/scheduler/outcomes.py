@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from parsl_flux_bulk.instances.base import EndCause, JobResult, PeerId
 from parsl_flux_bulk.scheduler.lifecycle import Lifecycle
-from parsl_flux_bulk.scheduler.messages import Instruction, ResolveTask
+from parsl_flux_bulk.scheduler.messages import Instruction, ResolveTask, StopPeer
 from parsl_flux_bulk.scheduler.model import Peer, TaskJob, WorkerGroup, WorkerJob
 from parsl_flux_bulk.scheduler.states import PeerState, TaskJobState, TaskState
 from parsl_flux_bulk.scheduler.story import Story
@@ -174,6 +174,9 @@ class Outcomes:
         if not started:
             self._start_failed(job, result)
         for peer in job.peers.values():
+            if peer.state is not PeerState.LOST and any(worker.queue for worker in peer.workers):
+                # Not even a manager that outlives its job may run tasks that are about to be lost.
+                self._out.append(StopPeer(peer.peer_id))
             self._await_both_ends(peer)
 
     def _await_both_ends(self, peer: Peer) -> None:

@@ -10,6 +10,7 @@ import socket
 import time
 
 from parsl_flux_bulk.protocol.wakeup import Wakeup
+from parsl_flux_bulk.worker import lifeline
 from parsl_flux_bulk.worker.slot import Worker
 from parsl_flux_bulk.worker.worker_process import RunningTasks, WorkerProcess
 
@@ -37,6 +38,7 @@ class Forkserver:
 
     def __init__(self, bindings: Sequence[Binding]) -> None:
         self.running = RunningTasks(len(bindings))
+        lifeline.start_guard(self.running.pids)
         self._bindings = bindings
         self._alive: set[int] = set()
         self.wakeup = Wakeup()
@@ -117,6 +119,7 @@ class Forkserver:
         while self._alive and (found := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)):
             # A zombie keeps its pid, so that no other process can have it.
             kill_group(found.si_pid)
+            self.running.forget_pid(found.si_pid)
             pid, status = os.waitpid(found.si_pid, 0)
             self._alive.discard(pid)
             exits.append((pid, os.waitstatus_to_exitcode(status)))

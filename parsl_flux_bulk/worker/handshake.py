@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+_LAUNCHER_VARIABLES = ("PMI_FD", "PMI_RANK", "PMI_SIZE", "FLUX_PMI_LIBRARY_PATH", "FLUX_KVS_NAMESPACE")
+
 DEFAULT_PING = 10.0
 # A dead executor is detected at once (ENOSYS). This timeout covers an executor that cannot be reached, and
 # must not end jobs of a Python script whose threads all wait for a long call to return.
@@ -77,6 +79,16 @@ def prepare_for_user_code() -> None:
     if null != 0:
         os.close(null)
     faulthandler.enable()
+
+
+def hide_launcher() -> None:
+    """Hide what Flux's shell tells ranks, and the namespace of its job, from code that is no MPI rank.
+
+    A program that is built with MPI would take the descriptor in ``PMI_FD`` for one to a launcher, and talk
+    PMI into whatever file has that number by now.
+    """
+    for name in _LAUNCHER_VARIABLES:
+        os.environ.pop(name, None)
 
 
 def extend_sys_path(setup: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ import time
 from functools import partial
 
 from parsl_flux_bulk.protocol import frames, serialize
-from parsl_flux_bulk.worker import affinity, handshake
+from parsl_flux_bulk.worker import affinity, handshake, lifeline
 from parsl_flux_bulk.worker.event_loop import EventLoop
 from parsl_flux_bulk.worker.forkserver import Forkserver
 from parsl_flux_bulk.worker.packets import Packet, function_packet, task_packet
@@ -76,10 +76,12 @@ class ManagerState(State):
 
 def main() -> int:
     """Serve the executor until RETIRE, a signal, or the end of the executor; return the exit status."""
+    lifeline.die_with_parent(os.getppid())
     environ = dict(os.environ)
     bindings = affinity.bindings(environ)
     channel = handshake.introduce(environ, len(bindings))
     handshake.prepare_for_user_code()
+    handshake.hide_launcher()
     os.environ["PARSL_WORKER_COUNT"] = str(len(bindings))
     raise_descriptor_limit(len(bindings))
     manager = Manager(channel, bindings)

@@ -7,7 +7,7 @@ import os
 import signal
 
 from parsl_flux_bulk.protocol import frames, variables
-from parsl_flux_bulk.worker import handshake
+from parsl_flux_bulk.worker import handshake, lifeline
 from parsl_flux_bulk.worker.channel import ChannelLost
 
 TYPE_CHECKING = False
@@ -23,9 +23,15 @@ FLUSH_TIMEOUT = 600.0
 
 def main() -> int:
     """Receive the call, make it, send the outcome; return the exit status."""
+    lifeline.die_with_parent(os.getppid())
     environ = dict(os.environ)
     channel = handshake.introduce(environ)
     handshake.prepare_for_user_code()
+    if "PMI_FD" not in environ:
+        handshake.hide_launcher()  # one rank, which needs no launcher
+    group = os.getpgrp()
+    # Flux makes a rank the leader of a group, and so does the embedded instance.
+    guard = lifeline.start_guard(lambda: [group]) if group == os.getpid() else -1
     from parsl_flux_bulk.protocol import serialize  # while the executor answers
 
     function_payload = b""
@@ -52,6 +58,8 @@ def main() -> int:
                     channel.send(frames.encode(frames.OUTCOME, 0, id, outcome))
                     channel.flush(FLUSH_TIMEOUT)
                     channel.close()
+                    if guard >= 0:
+                        os.write(guard, b"x")
                     return 0
 
 

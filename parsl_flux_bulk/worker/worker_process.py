@@ -16,7 +16,7 @@ import socket
 import struct
 
 from parsl_flux_bulk.protocol import frames, serialize
-from parsl_flux_bulk.worker import handshake, packets
+from parsl_flux_bulk.worker import handshake, lifeline, packets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,31 +28,46 @@ if TYPE_CHECKING:
 DEFAULTED_SIGNALS = (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGHUP)
 """Signals that the manager handles; workers restore their default action."""
 
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
-_prctl, _fflush = _libc.prctl, _libc.fflush
+_fflush = ctypes.CDLL(None).fflush
 
 
 class RunningTasks:
-    """The task that each worker runs, in memory that a manager shares with its workers."""
+    """The task that each worker runs, in memory that a manager shares with its workers and its guard."""
 
-    _CELL = struct.Struct("<QB55x")  # a cache line each
+    _CELL = struct.Struct("<QB3xI48x")  # a cache line each
 
     def __init__(self, slots: int) -> None:
         self.memory = mmap.mmap(-1, slots * self._CELL.size)
 
     def offset(self, slot: int) -> int:
-        """Return where a slot's entry begins: task id (8 bytes), then 1 byte, not 0 after a start."""
+        """Return where a slot's entry begins: task id (8 bytes), started (1), padding (3), pid (4)."""
         return slot * self._CELL.size
 
     def clear(self, slot: int) -> None:
         """Reset an entry for the next worker."""
-        self._CELL.pack_into(self.memory, self.offset(slot), 0, 0)
+        self._CELL.pack_into(self.memory, self.offset(slot), 0, 0, 0)
 
     def read(self, slot: int) -> tuple[int, bool]:
         """Return the id of the running task, or 0, and whether the worker has started."""
-        running, started = self._CELL.unpack_from(self.memory, self.offset(slot))
+        running, started, _ = self._CELL.unpack_from(self.memory, self.offset(slot))
         return running, bool(started)
+
+    def set_pid(self, slot: int, pid: int) -> None:
+        """Note the process of a slot's worker; 0 for none."""
+        struct.pack_into("<I", self.memory, self.offset(slot) + 12, pid)
+
+    def forget_pid(self, pid: int) -> None:
+        """Forget a process that is about to be reaped, after which another may get its pid."""
+        for slot, known in enumerate(self._pids()):
+            if known == pid:
+                self.set_pid(slot, 0)
+
+    def pids(self) -> list[int]:
+        """Return the workers' processes."""
+        return [pid for pid in self._pids() if pid]
+
+    def _pids(self) -> list[int]:
+        return [pid for _, _, pid in self._CELL.iter_unpack(self.memory)]
 
 
 class WorkerProcess:
@@ -120,9 +135,8 @@ class WorkerProcess:
             _signal.signal(number, _signal.SIG_DFL)
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         os.setpgid(0, 0)  # so that the manager can kill what user code starts
-        _prctl(_PR_SET_PDEATHSIG, _signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != self._manager:
-            os._exit(1)  # the manager died before prctl
+        self._running.set_pid(self._slot, os.getpid())
+        lifeline.die_with_parent(self._manager)
         os.dup2(self.descriptors[1], 2)
         start = 3
         for kept in (*sorted((self.tasks.fileno(), self._outcomes)), last_descriptor + 1):

@@ -91,6 +91,17 @@ def test_the_number_of_the_worker_and_its_gpus(end):
     assert (manager.value(1), manager.value(2)) == ("7", "1")
 
 
+def test_tasks_see_nothing_of_the_launcher_of_their_worker(end):
+    launcher = {"PMI_FD": "18", "PMI_RANK": "0", "PMI_SIZE": "1", "FLUX_KVS_NAMESPACE": "job-1"}
+    launcher["FLUX_PMI_LIBRARY_PATH"] = "/lib/libpmi.so"
+    manager = ManagerProcess(end, environment={**launcher, "PMI_MINE": "kept"})
+    manager.add_function(os.getenv)
+    manager.give(*((number, name) for number, name in enumerate([*launcher, "PMI_MINE"], 1)))
+    manager.peer.get(frames.OUTCOME, 6)
+
+    assert [manager.value(number) for number in range(1, 7)] == [None] * 5 + ["kept"]
+
+
 def test_user_code_may_use_processes_and_threads(end):
     assert ManagerProcess(end).run(calls.parallel) == ([-1, -2, -3], [-1, -2, -3], b"hi\n")
 

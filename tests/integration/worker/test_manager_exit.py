@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import operator
 import signal
+import sys
 import time
 from pathlib import Path
 
 import calls
 import helpers
+from executor_end import WORKER
 from manager_process import ManagerProcess
 
 from parsl_flux_bulk.protocol import frames
@@ -68,6 +70,28 @@ def test_workers_end_with_a_manager_that_is_killed(end):
     manager.process.kill()
 
     helpers.wait_gone(children, 5)
+
+
+def test_what_tasks_have_started_ends_with_a_manager_that_is_killed(end, tmp_path):
+    manager, processes = busy_with_grandchild(end, tmp_path)
+    manager.process.kill()
+
+    helpers.wait_gone(processes, 5)
+
+
+def test_everything_ends_with_the_parent_of_a_manager(end, tmp_path):
+    # As flux-shell, whose tasks go on without it if it is killed.
+    note = tmp_path / "pid"
+    shell = f"{sys.executable} {WORKER}; exit $?"
+    manager = ManagerProcess.from_command(end, "sh", "-c", shell)
+    manager.add_function(calls.start_another)
+    manager.give((1, str(note)))
+    helpers.wait_until(lambda: note.exists() and note.read_text().endswith("\n"))
+    processes = [*helpers.descendants(manager.process.pid), int(note.read_text())]
+    assert len(set(processes)) == 3
+    manager.process.kill()
+
+    helpers.wait_gone(processes, 5)
 
 
 def test_an_idle_pool_does_nothing(end):
