@@ -193,3 +193,9 @@ def exit_on_rank(failing: int, status: int) -> int:
     if here == failing:
         os._exit(status)
     return here
+
+
+def arrive_and_wait(mark: str, gate: str) -> None:
+    """Make a file, and wait until another one is there."""
+    open(mark, "w").close()
+    wait_for_file(gate)

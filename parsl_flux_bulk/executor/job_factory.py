@@ -125,7 +125,9 @@ class JobFactory:
         if per_node or resources.num_tasks == 1:
             # Without this, an MPI program that a task starts by itself takes the rank's PMI for its own.
             options["pmi"] = "off"
-        if resources.gpus_per_task and not per_node:
+        if per_node:
+            options["env-expand"] = {variables.NODE_CORES: "{{node.ncores}}"}
+        elif resources.gpus_per_task:
             options["gpu-affinity"] = "per-task"
         built = jobspec.build(
             resources,

@@ -16,5 +16,6 @@ PING_TIMEOUT = PREFIX + "PING_TIMEOUT"  # seconds to wait for the answer
 CORES = PREFIX + "CORES"  # physical cores of one worker
 GPUS = PREFIX + "GPUS"  # GPUs of one worker
 SLOTS = PREFIX + "SLOTS"  # number of workers of a manager; by default as many as fit its CPUs and GPUs
+NODE_CORES = PREFIX + "NODE_CORES"  # cores that the job got on this node, by the instance
 OUTER_URI = PREFIX + "OUTER_URI"  # URI of the instance that an inner instance is a job of
 OUTER_JOB = PREFIX + "OUTER_JOB"  # id of that job, in F58

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from parsl_flux_bulk.protocol.variables import CORES, GPUS, SLOTS
+from parsl_flux_bulk.protocol.variables import CORES, GPUS, NODE_CORES, SLOTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ class Binding:
     Attributes
     ----------
     cpus : tuple of int
-        Logical CPUs; empty if there are too few cores, so that all workers share all CPUs.
+        Logical CPUs; empty if the process may use fewer or more cores than the job got, so that all workers
+        share all CPUs.
     environment : dict
         Variables that differ from the manager's.
     """
@@ -40,12 +41,15 @@ class Binding:
 
 
 def bindings(environ: Mapping[str, str], cores: Sequence[tuple[int, ...]] | None = None) -> list[Binding]:
-    """Divide the CPUs and GPUs of this process among as many workers as fit, at least one.
+    """Divide the CPUs and GPUs of this process among the workers of its job on this node, at least one.
+
+    The job's cores count, not the CPUs: an instance may be configured with more cores than there are CPUs.
+    Without affinity, this process may use all CPUs, and those of other jobs must not be taken.
 
     Parameters
     ----------
     environ
-        Gives the cores and GPUs of a worker, and the available GPUs.
+        Gives the cores and GPUs of a worker, the cores that the job got here, and the available GPUs.
     cores
         Logical CPUs of each physical core; by default of those that this process may use.
     """
@@ -54,10 +58,12 @@ def bindings(environ: Mapping[str, str], cores: Sequence[tuple[int, ...]] | None
     gpus_each = max(0, int(environ.get(GPUS) or 0))
     lists = {name: environ[name].split(",") for name in _GPU_LISTS if gpus_each and environ.get(name)}
     count = int(environ.get(SLOTS) or 0)
+    given = environ.get(NODE_CORES) or ""  # an old version of Flux leaves the template as it is
+    allocated = int(given) if given.isdecimal() else len(cores)
     if not count:
-        count = min([len(cores) // cores_each, *(len(gpus) // gpus_each for gpus in lists.values())])
+        count = min([allocated // cores_each, *(len(gpus) // gpus_each for gpus in lists.values())])
     count = max(1, count)
-    pinned = count * cores_each <= len(cores)
+    pinned = count * cores_each <= len(cores) <= allocated
     found = []
     for slot in range(count):
         own = cores[slot * cores_each : (slot + 1) * cores_each] if pinned else ()

@@ -85,3 +85,25 @@ def test_workers_know_their_number():
     found = bindings({}, cores(0, 1, 2))
 
     assert [binding.environment["PARSL_WORKER_RANK"] for binding in found] == ["0", "1", "2"]
+
+
+def test_slots_are_the_cores_that_the_job_got_not_the_cpus():
+    assert cpus_of({"PARSL_FLUX_BULK_NODE_CORES": "16"}, cores(0, 1)) == [()] * 16
+
+
+def test_wide_workers_of_an_oversubscribed_node():
+    environ = {"PARSL_FLUX_BULK_NODE_CORES": "8", "PARSL_FLUX_BULK_CORES": "4"}
+
+    assert cpus_of(environ, cores(0, 1)) == [(), ()]
+
+
+def test_cpus_of_other_jobs_are_not_taken_where_the_instance_does_not_pin():
+    assert cpus_of({"PARSL_FLUX_BULK_NODE_CORES": "2"}, cores(*range(8))) == [(), ()]
+
+
+def test_a_job_pinned_to_its_cores_pins_its_workers():
+    assert cpus_of({"PARSL_FLUX_BULK_NODE_CORES": "2"}, cores(4, 5)) == [(4,), (5,)]
+
+
+def test_a_template_that_flux_does_not_know_counts_as_unknown():
+    assert cpus_of({"PARSL_FLUX_BULK_NODE_CORES": "{{node.ncores}}"}, cores(4, 5)) == [(4,), (5,)]
