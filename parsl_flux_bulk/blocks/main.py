@@ -170,7 +170,7 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> BlockEnd:
             description=instance.description,
             name_of_zero=instance.job_name(0),
             seconds_left=seconds_left(settings, environ),
-            environment=base_environment(environ),
+            environment={**base_environment(environ), "PARSL_WORKER_BLOCK_ID": settings.block_id},
         )
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         joined = join(

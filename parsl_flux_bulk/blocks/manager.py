@@ -91,6 +91,11 @@ class Blocks:
     drain : callable
         Called with a function that tells whether a job is in a given block: such jobs must get no more tasks.
 
+    Attributes
+    ----------
+    node_size : tuple of int or None
+        Cores and GPUs of a node of the block that joined last; None before the first.
+
     Raises
     ------
     InstanceUnavailable
@@ -112,6 +117,7 @@ class Blocks:
         self._lock = threading.Lock()
         self._members: dict[str, Member] = {}
         self._joined: set[str] = set()
+        self.node_size: tuple[int, int] | None = None
         self._threads: list[threading.Thread] = []
         self._certificates = os.fspath(create_certificates(settings.directory))
         self._server = RelayServer(self._certificates, self._join, host=settings.listen)
@@ -153,12 +159,10 @@ class Blocks:
         return 0.0 if member.jobs else time.monotonic() - member.idle_since
 
     @property
-    def slots_per_node(self) -> int | None:
-        """Cores of a node of some joined block; None without one."""
-        for member in self._federation.registry.members:
-            if member.capacity.nodes:
-                return max(1, member.capacity.cores // member.capacity.nodes)
-        return None
+    def all_joined(self) -> frozenset[str]:
+        """All blocks that have ever joined."""
+        with self._lock:
+            return frozenset(self._joined)
 
     # -- scale-in -------------------------------------------------------------------------------
 
@@ -223,11 +227,16 @@ class Blocks:
 
     def _add(self, block: RelayedInstance) -> None:
         try:
-            self._members[block.block_id] = self._federation.add(
+            member = self._federation.add(
                 block.block_id, block, ends_at=block.ends_at, environment=block.environment
             )
         except Exception as error:
             logger.error("block not usable id=%s: %s", block.block_id, error)
+            return
+        self._members[block.block_id] = member
+        nodes, cores, gpus = member.capacity.nodes, member.capacity.cores, member.capacity.gpus
+        if nodes:
+            self.node_size = max(1, cores // nodes), gpus // nodes
 
 
 def addresses_of_this_host() -> list[str]:

@@ -182,9 +182,14 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
                 name=self.label,
             )
             queue = SubmissionQueue(pipeline.wake)
+            self._forget_blocks()
             if federation is not None:
                 self._start_blocks(federation, settings, queue)
-            pipeline.start(functools.partial(TaskRuntime, settings, pipeline, queue), fail=queue.fail)
+            try:
+                pipeline.start(functools.partial(TaskRuntime, settings, pipeline, queue), fail=queue.fail)
+            except BaseException:
+                self._end_blocks()
+                raise
             pipeline.close_with(self, grace=SHUTDOWN_GRACE)
             self._queue, self._pipeline = queue, pipeline
 

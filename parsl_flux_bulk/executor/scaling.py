@@ -7,6 +7,8 @@ status poller. :mod:`parsl_flux_bulk.blocks.manager` manages the blocks themselv
 from __future__ import annotations
 
 import logging
+import math
+import time
 from typing import TYPE_CHECKING, Any
 
 from parsl.executors import HighThroughputExecutor
@@ -16,7 +18,10 @@ from parsl.jobs.states import TERMINAL_STATES, JobState, JobStatus
 from parsl.providers import LocalProvider
 
 from parsl_flux_bulk.blocks.manager import Blocks, BlockSettings, addresses_of_this_host
+from parsl_flux_bulk.blocks.start_failures import StartFailures
 from parsl_flux_bulk.errors import ExecutorClosed
+from parsl_flux_bulk.jobspec.resources import Resources, Shape
+from parsl_flux_bulk.protocol.stderr_tail import read_tail
 from parsl_flux_bulk.providers import seconds_of
 
 if TYPE_CHECKING:
@@ -29,6 +34,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
+
+_FAILURES = (JobState.FAILED, JobState.MISSING)
 
 
 class BlockScaling(BlockProviderExecutor):
@@ -43,17 +50,69 @@ class BlockScaling(BlockProviderExecutor):
         super().__init__(provider=provider, block_error_handler=block_error_handler)
         self._blocks: Blocks | None = None
         self._queue: SubmissionQueue | None = None
+        self._failures = StartFailures()
+
+    def _forget_blocks(self) -> None:
+        """Forget the blocks of an earlier run: a configuration may be loaded again."""
+        self._executor_bad_state.clear()
+        self._executor_exception = None
+        for known in (self.blocks_to_job_id, self.job_ids_to_block, self._simulated_status):
+            known.clear()
+        self._status = {}
+        self._last_poll_time = 0.0
+        self._failures = StartFailures()
 
     def outstanding(self) -> int:
-        """Return the number of tasks that have not ended."""
+        """Return the slots that the tasks need that have not ended; Parsl compares them with those of blocks.
+
+        A slot is a core of a node, as in `workers_per_node`: a task of a whole node counts as all of its
+        cores, and one that needs half of its GPUs as half of them. Before the first block has shown its size,
+        all tasks together count as one: one block is asked for.
+        """
         queue = self._queue
-        return 0 if queue is None else queue.outstanding
+        if queue is None:
+            return 0
+        size = self._node_size
+        if size is None:
+            return min(1, queue.outstanding)
+        return math.ceil(sum(count * slots_of(need, *size) for need, count in queue.demand()) - 1e-9)
+
+    @property
+    def _node_size(self) -> tuple[int, int] | None:
+        """Cores and GPUs of a node: by the block that joined last, else by the provider; None if unknown."""
+        seen = self._blocks.node_size if self._blocks is not None else None
+        cores = getattr(self.provider, "cores_per_node", None)
+        return seen or ((cores, 0) if cores else None)
 
     @property
     def workers_per_node(self) -> int:
         """One-core workers that fit a node: by the blocks that joined, else by the provider, else 1."""
-        seen = self._blocks.slots_per_node if self._blocks is not None else None
-        return seen or getattr(self.provider, "cores_per_node", None) or 1
+        size = self._node_size
+        return size[0] if size is not None else 1
+
+    def scale_out_facade(self, n: int) -> list[str]:
+        """Launch blocks; fewer than `n`, or none, after blocks that ended before they joined."""
+        allowed = self._failures.allowed(n, time.monotonic())
+        if allowed < n:
+            logger.debug("scale-out reduced executor=%s blocks=%d of %d", self.label, allowed, n)
+        launched: list[str] = super().scale_out_facade(allowed) if allowed else []
+        return launched
+
+    def handle_errors(self, status: dict[str, JobStatus]) -> None:
+        """Call the error handler with the blocks that count.
+
+        Blocks that worked and have ended do not count, nor do those that failed before another one joined:
+        with them, Parsl's handler, which gives up when all have failed, would never give up again.
+        """
+        own = self._blocks
+        counting = {
+            block_id: said
+            for block_id, said in status.items()
+            if block_id not in self._failures.forgiven
+            and not (said.state in TERMINAL_STATES and own is not None and own.joined(block_id))
+            and said.state is not JobState.SCALED_IN
+        }
+        super().handle_errors(counting)
 
     def _get_launch_command(self, block_id: str) -> str:
         if self._blocks is None:
@@ -108,20 +167,44 @@ class BlockScaling(BlockProviderExecutor):
             logger.warning("cancel refused by the provider executor=%s jobs=%s", self.label, left)
 
     def status(self) -> dict[str, JobStatus]:
-        """Return the provider's status of the blocks. A block that ended before it joined has failed."""
+        """Return the provider's status of the blocks.
+
+        A block that ended before it joined has failed. One that joined and was lost, to preemption for
+        example, has not: its state is COMPLETED.
+        """
         status: dict[str, JobStatus] = super().status()
         own = self._blocks
-        if own is not None:
-            for block_id, said in status.items():
-                if said.state is JobState.COMPLETED and not own.joined(block_id):
-                    status[block_id] = JobStatus(
-                        JobState.FAILED,
-                        f"block {block_id} ended before it joined; see its log",
-                        said.exit_code,
-                        said.stdout_path,
-                        said.stderr_path,
+        if own is None:
+            return status
+        failed = []
+        for block_id, said in status.items():
+            if said.state not in TERMINAL_STATES or said.state is JobState.SCALED_IN:
+                continue
+            if own.joined(block_id):
+                if said.state in _FAILURES:
+                    status[block_id] = _changed(
+                        said, JobState.COMPLETED, f"block {block_id} worked, and was lost"
                     )
+            elif said.state is not JobState.CANCELLED:
+                failed.append(block_id)
+                if block_id in self.blocks_to_job_id:
+                    why = f"block {block_id} ended before it joined; see its log"
+                    status[block_id] = _changed(said, JobState.FAILED, said.message or why)
+        pause = self._failures.note(failed, own.all_joined, time.monotonic())
+        if pause is not None:
+            self._warn_of(status[failed[-1]], pause)
         return status
+
+    def _warn_of(self, failed: JobStatus, pause: float) -> None:
+        tail = read_tail(failed.stderr_path) if failed.stderr_path else ""
+        logger.warning(
+            "blocks fail executor=%s in_a_row=%d: %s; the next one is launched after %g s%s",
+            self.label,
+            self._failures.in_a_row,
+            failed.message,
+            pause,
+            f". Its log ends with:\n{tail}" if tail else "",
+        )
 
     def set_bad_state_and_fail_all(self, exception: Exception) -> None:
         """Fail all tasks, and those to come; called by Parsl's error handlers when blocks keep failing."""
@@ -160,6 +243,24 @@ class BlockScaling(BlockProviderExecutor):
         self._cancel_blocks(
             [block for block in self.blocks_to_job_id if block in left or block not in self._status]
         )
+
+
+def slots_of(need: Resources | Shape, cores: int, gpus: int) -> float:
+    """Return the slots that a task occupies: its share of a node of so many cores and GPUs, in cores.
+
+    Tasks that leave a part of a node that no other of their kind fits count with that part.
+    """
+    if isinstance(need, Shape):
+        fitting = min(cores // need.cores, gpus // need.gpus if need.gpus and gpus else cores)
+        return cores / max(1, fitting)
+    if need.exclusive:
+        return float(cores * (need.num_nodes or 1))
+    each = slots_of(Shape(need.cores_per_task, need.gpus_per_task), cores, gpus)
+    return each * need.num_tasks
+
+
+def _changed(said: JobStatus, state: JobState, message: str) -> JobStatus:
+    return JobStatus(state, message, said.exit_code, said.stdout_path, said.stderr_path)
 
 
 # Parsl's strategy "htex_auto_scale" scales idle blocks in, by `scale_in` with `max_idletime`, if the executor

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import time
 import weakref
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from parsl_flux_bulk.instances.base import JobId
+from parsl_flux_bulk.jobspec.resources import Resources, Shape
 from parsl_flux_bulk.scheduler.model import WorkerJob
 from parsl_flux_bulk.scheduler.state_machine import Scheduler
 from parsl_flux_bulk.scheduler.states import TaskState
@@ -151,6 +152,12 @@ class SubmissionQueue:
     def outstanding(self) -> int:
         """Number of tasks that have not ended."""
         return self.taken - self.ended + len(self._tasks)
+
+    def demand(self) -> list[tuple[Resources | Shape, int]]:
+        """Return what the tasks that have not ended need: each kind of resources, and how many tasks."""
+        scheduler = self.scheduler
+        waiting = Counter(task.resources for task in list(self._tasks))
+        return [*(scheduler.demand() if scheduler is not None else ()), *waiting.items()]
 
     def _request(self, request: Callable[[Scheduler], None]) -> None:
         self._requests.append(request)

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from parsl_flux_bulk.instances.base import PeerId
+from parsl_flux_bulk.jobspec.resources import Resources, Shape
 from parsl_flux_bulk.scheduler.assignment import Assigner
 from parsl_flux_bulk.scheduler.autoscaler import Autoscaler
 from parsl_flux_bulk.scheduler.lifecycle import Lifecycle
@@ -45,7 +46,7 @@ from parsl_flux_bulk.scheduler.messages import (
 from parsl_flux_bulk.scheduler.model import NO_LIMIT, Peer, TaskJob, Worker, WorkerJob
 from parsl_flux_bulk.scheduler.outcomes import Outcomes
 from parsl_flux_bulk.scheduler.states import PeerState, TaskJobState, TaskState, WorkerJobState
-from parsl_flux_bulk.scheduler.status import Status, count
+from parsl_flux_bulk.scheduler.status import Status, count, demand
 from parsl_flux_bulk.scheduler.story import Record, Story
 from parsl_flux_bulk.scheduler.task import CANCELED, CommandTask, Loss, LossReason, Task
 from parsl_flux_bulk.scheduler.timers import Timers
@@ -373,6 +374,10 @@ class Scheduler:
     def status(self) -> Status:
         """Count tasks, workers and jobs."""
         return count(self.lifecycle, self.assigner, self._outcomes)
+
+    def demand(self) -> list[tuple[Resources | Shape, int]]:
+        """Return what the tasks that have not ended need; callable in any thread."""
+        return demand(self.lifecycle, self._outcomes)
 
     def story(self, now: float, task_id: int, task: Task | None = None) -> list[Record]:
         """Return what was decided about a task, its jobs and its group, in order; callable in any thread.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
-from parsl_flux_bulk.jobspec.resources import Shape
+from parsl_flux_bulk.jobspec.resources import Resources, Shape
 from parsl_flux_bulk.scheduler.assignment import Assigner
 from parsl_flux_bulk.scheduler.lifecycle import Lifecycle
 from parsl_flux_bulk.scheduler.outcomes import Outcomes
@@ -59,3 +60,14 @@ def count(lifecycle: Lifecycle, assigner: Assigner, outcomes: Outcomes) -> Statu
         worker_jobs=len(jobs),
         task_jobs=len(lifecycle.task_jobs),
     )
+
+
+def demand(lifecycle: Lifecycle, outcomes: Outcomes) -> list[tuple[Resources | Shape, int]]:
+    """Return each kind of resources that tasks need which have not ended, and the number of those tasks.
+
+    Each of the copies holds the GIL throughout: the scheduler's thread cannot change anything meanwhile.
+    """
+    alone = [*lifecycle.held.copy(), *list(lifecycle.task_jobs), *list(outcomes.parked)]
+    needs = Counter(job.task.resources for job in alone if job.task.state is not TaskState.DONE)
+    groups = list(lifecycle.groups.values())
+    return [*((group.shape, group.outstanding) for group in groups), *needs.items()]

@@ -182,7 +182,8 @@ def test_node_init_runs_once_on_each_node_before_the_tasks(
 def test_tasks_that_are_there_before_any_block_wait_for_one(running: Running) -> None:
     with running(new_executor("local", Local(init_blocks=0, max_blocks=1))) as executor:
         futures = [executor.submit(apps.double, {}, 1), executor.submit(apps.double, {"num_tasks": 1}, 2)]
-        assert members(executor) == 0 and executor.outstanding() == 2
+        # Their size is unknown: one block is asked for, and then it is known how many more.
+        assert members(executor) == 0 and executor.outstanding() == 1
         executor.scale_out_facade(1)
         assert [future.result(timeout=BOUND) for future in futures] == [2, 4]
 
@@ -326,6 +327,52 @@ def test_what_is_done_about_failed_blocks_can_be_chosen(running: Running) -> Non
         assert not executor.bad_state_is_set
 
 
+def test_blocks_that_fail_after_one_that_worked_are_noticed(running: Running, tmp_path: Path) -> None:
+    once = tmp_path / "once"
+    provider = Local(
+        init_blocks=1, min_blocks=0, max_blocks=1, worker_init=f"[ -e {once} ] && exit 7; touch {once}"
+    )
+    with running(new_executor("local", provider), strategy="simple", max_idletime=0.5) as executor:
+        assert executor.submit(apps.double, {}, 1).result(timeout=BOUND) == 2
+        helpers.wait_until(lambda: alive(executor) == 0, BOUND, "the block is scaled in")
+        error = executor.submit(apps.double, {}, 1).exception(timeout=BOUND)
+        assert isinstance(error, BadStateException)
+        assert "EXIT CODE: 7" in str(error)
+
+
+def test_a_configuration_can_be_loaded_again_after_its_blocks_failed(
+    running: Running, tmp_path: Path
+) -> None:
+    fixed = tmp_path / "fixed"
+    executor = new_executor(
+        "local", Local(init_blocks=1, max_blocks=1, worker_init=f"[ -e {fixed} ] || exit 7")
+    )
+    with running(executor, strategy="simple"):
+        assert isinstance(executor.submit(apps.double, {}, 1).exception(timeout=BOUND), BadStateException)
+    fixed.touch()
+    with running(executor, strategy="simple"):
+        assert executor.submit(apps.double, {}, 1).result(timeout=BOUND) == 2
+        assert not executor.bad_state_is_set
+
+
+def test_two_tasks_of_a_whole_node_get_two_blocks_and_many_small_ones_get_one(
+    running: Running, tmp_path: Path
+) -> None:
+    provider = Local(init_blocks=0, min_blocks=0, max_blocks=3)
+    with running(new_executor("local", provider), strategy="simple") as executor:
+        cores = len(os.sched_getaffinity(0))
+        assert executor.submit(apps.double, {}, 1).result(timeout=BOUND) == 2
+        assert len(executor.blocks_to_job_id) == 1, "its size is known now"
+        gate = str(tmp_path / "gate")
+        both = [executor.submit(apps.wait_for_file, {"cores_per_task": cores}, gate) for _ in range(2)]
+        assert executor.outstanding() == 2 * cores
+        wait_members(executor, 2)
+        wait_alive(executor, 2)
+        Path(gate).touch()
+        for future in both:
+            future.result(timeout=BOUND)
+
+
 class Twice(Launcher):
     """Starts the command on "two nodes", and gives no PMI."""
 
@@ -404,9 +451,11 @@ def test_with_a_retry_all_tasks_outlive_a_killed_block(running: Running, kind: s
         assert [future.result() for future in futures] == list(range(2000))
 
 
-def test_another_block_takes_over_when_the_only_one_is_killed(running: Running, tmp_path: Path) -> None:
-    provider = Local(init_blocks=1, max_blocks=1)
-    executor = new_executor("local", provider, block_error_handler=False)
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_block_takes_over_when_the_only_one_is_killed(
+    running: Running, kind: str, tmp_path: Path
+) -> None:
+    executor = new_executor(kind, Local(init_blocks=1, max_blocks=1))
     with running(executor, strategy="simple", retries=1):
         mark = parsl.python_app(apps.mark)
         futures = [mark(os.devnull, 0.2) for _ in range(30)]
@@ -414,6 +463,8 @@ def test_another_block_takes_over_when_the_only_one_is_killed(running: Running, 
         kill_a_block(tmp_path)
         assert all(future.result(timeout=BOUND) for future in futures)
         assert set(executor.status_facade) == {"0", "1"}
+        assert executor.status()["0"].state is JobState.COMPLETED
+        assert executor.submit(os.getenv, {}, "PARSL_WORKER_BLOCK_ID").result(timeout=BOUND) == "1"
 
 
 # -- the end ---------------------------------------------------------------------------------------------

@@ -19,7 +19,9 @@ from parsl.providers import LocalProvider, SlurmProvider
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.blocks.main import Settings
 from parsl_flux_bulk.blocks.manager import Blocks, BlockSettings, addresses_of_this_host
+from parsl_flux_bulk.executor.scaling import slots_of
 from parsl_flux_bulk.instances.federation.federation import Federation
+from parsl_flux_bulk.jobspec.resources import Resources, Shape
 from parsl_flux_bulk.providers import FluxProvider, OncePerBlock
 
 
@@ -201,3 +203,29 @@ def test_a_block_that_never_joined_is_let_go_at_once(tmp_path: Path) -> None:
     blocks.retire("5", then=lambda: told.append("5"))
     blocks.close()
     assert told == ["5"]
+
+
+# -- what tasks need, in slots -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("specification", "slots"),
+    [
+        ({}, 1),
+        ({"cores_per_task": 4}, 4),
+        ({"cores_per_task": 5}, 8),  # a node of 8 has room for one
+        ({"cores_per_task": 3}, 4),  # and for two of these
+        ({"cores_per_task": 1, "gpus_per_task": 1}, 4),  # half of the node's GPUs
+        ({"num_tasks": 3}, 3),
+        ({"num_nodes": 2}, 16),
+        ({"num_nodes": 1, "num_tasks": 2, "exclusive": True}, 8),
+        ({"cores_per_task": 99}, 8),  # fits nowhere; not more than a node
+    ],
+)
+def test_a_task_counts_with_its_share_of_a_node(specification: dict[str, Any], slots: float) -> None:
+    resources = Resources.from_specification(specification)
+    assert slots_of(resources.shape or resources, cores=8, gpus=2) == slots
+
+
+def test_gpus_do_not_count_where_no_node_is_known_to_have_any() -> None:
+    assert slots_of(Shape(1, 2), cores=8, gpus=0) == 1
