@@ -108,7 +108,7 @@ class Processes:
         parents = {stats[pid][0] for pid in workers}
         found = []
         for pid, command in commands.items():
-            parent, started, name = stats[pid]
+            parent, started, name, state = stats[pid]
             if pid in workers:
                 # A fork that is about to become a command still looks like the worker that forked it.
                 is_fork = parent in workers and stats[parent][0] in workers
@@ -121,7 +121,9 @@ class Processes:
             else:
                 kind = "server" if "parsl_flux_bulk" in command and "server" in command else "other"
             if not kinds or kind in kinds:
-                found.append(Process(pid, started, kind, f"{name}: {command[:160]}"))
+                found.append(
+                    Process(pid, started, kind, f"{name} (state {state}, parent {parent}): {command[:160]}")
+                )
         return sorted(found)
 
     def send(self, process: Process, number: signal.Signals) -> bool:
@@ -162,15 +164,17 @@ class Processes:
         return False
 
 
-def _stat(pid: int) -> tuple[int, int, str] | None:
-    """Parent, start time in clock ticks, and name of a process; None if it has ended. See proc(5)."""
+def _stat(pid: int) -> tuple[int, int, str, str] | None:
+    """Return parent, start time in clock ticks, name and state of a process that runs, as in proc(5)."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
     head, _, tail = text.rpartition(")")
     fields = tail.split()
-    return None if fields[0] in "ZX" else (int(fields[1]), int(fields[19]), head.partition("(")[2])
+    if fields[0] in "ZX":
+        return None
+    return int(fields[1]), int(fields[19]), head.partition("(")[2], fields[0]
 
 
 def _command(pid: int) -> str:

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import os
 import random
@@ -204,6 +205,8 @@ class Soak:
         self._load.check_records()
         self._longest_drain = max(self._longest_drain, drained)
         gc.collect()
+        # Give free memory back, or the big arguments of the load decide what is resident.
+        ctypes.CDLL(None).malloc_trim(0)
         sample = (resident(), len(os.listdir("/proc/self/fd")), threading.active_count())
         self._samples.append(sample)
         print(
