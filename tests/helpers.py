@@ -10,7 +10,9 @@ import functools
 import importlib.util
 import os
 import re
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -152,6 +154,27 @@ def run_script(source: str, directory: Path, bound: float = 60.0) -> subprocess.
             out, err = process.communicate()
             raise AssertionError(f"script did not end in {bound} s; stdout {out!r}, stderr {err!r}") from None
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def in_a_fork(check: Callable[[], object], bound: float = 30.0) -> str:
+    """Call a function in a fork of this process; return what it raised."""
+    reading, writing = os.pipe()
+    if (pid := os.fork()) == 0:
+        said = "nothing"
+        try:
+            check()
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        ready, _, _ = select.select([pipe], [], [], bound)
+        if not ready:
+            os.kill(pid, signal.SIGKILL)
+        said = pipe.read().decode()
+    os.waitpid(pid, 0)
+    return said or "it hung"
 
 
 def run_documentation(page: str, executor: str, directory: Path, then: str = "") -> str:

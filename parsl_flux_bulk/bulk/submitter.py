@@ -17,25 +17,24 @@ The `bulksubmit` command uses this class.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, TimeoutError
-from pathlib import Path
+from concurrent.futures import TimeoutError
 from types import TracebackType
 from typing import Any
 
-from parsl_flux_bulk.errors import JobspecError
+from parsl_flux_bulk.bulk.jobspec_files import parse_jobspec, read_jobspec, shorten
 from parsl_flux_bulk.instances.base import Instance, JobRequest, JobResult
 from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.instances.federation.inner_instances import nest
 from parsl_flux_bulk.instances.federation.members import own_id
-from parsl_flux_bulk.jobspec import Jobspec, build
+from parsl_flux_bulk.jobspec import build
 from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY
 from parsl_flux_bulk.jobspec.resources import Resources
+from parsl_flux_bulk.pipeline.callbacks import CallbackFuture
 from parsl_flux_bulk.pipeline.job import Job
 from parsl_flux_bulk.pipeline.job_errors import job_error
 from parsl_flux_bulk.pipeline.pipeline import CLOSE_TIMEOUT, Pipeline
@@ -43,7 +42,7 @@ from parsl_flux_bulk.pipeline.pipeline import CLOSE_TIMEOUT, Pipeline
 __all__ = ["BulkSubmitter", "JobFuture"]
 
 
-class JobFuture(Future[JobResult]):
+class JobFuture(CallbackFuture[JobResult]):
     """The :class:`concurrent.futures.Future` of one job.
 
     `result` returns a :class:`JobResult` if the job ended with exit status 0. Otherwise `result` raises
@@ -225,14 +224,8 @@ class BulkSubmitter:
         if isinstance(jobspec, os.PathLike):
             parsed = read_jobspec(jobspec)
             label = label or os.fspath(jobspec)
-        elif isinstance(jobspec, str):
-            if not jobspec.lstrip().startswith("{"):
-                raise JobspecError(
-                    f"{_shorten(jobspec)!r} is not a JSON object; a file is given as a pathlib.Path"
-                )
-            parsed = Jobspec.parse(jobspec)
         else:
-            parsed = Jobspec.parse(_as_text(jobspec))
+            parsed = parse_jobspec(jobspec)
         return self._submit(JobRequest(parsed, urgency), label or "jobspec")
 
     def submit_command(
@@ -282,7 +275,7 @@ class BulkSubmitter:
             stdout=stdout,
             stderr=stderr,
         )
-        return self._submit(JobRequest(jobspec, request.urgency), label or _shorten(" ".join(command)))
+        return self._submit(JobRequest(jobspec, request.urgency), label or shorten(" ".join(command)))
 
     def as_completed(self, timeout: float | None = None) -> Iterator[JobFuture]:
         """Yield jobs as they end, until every job submitted so far has been yielded.
@@ -302,6 +295,7 @@ class BulkSubmitter:
         RuntimeError
             If the submitter was created with ``keep_ended=False``.
         """
+        self._pipeline.refuse_fork()
         deadline = None if timeout is None else time.monotonic() + timeout
         while (future := self._jobs.next_ended(deadline)) is not None:
             yield future
@@ -311,6 +305,7 @@ class BulkSubmitter:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until all jobs have ended; return False if `timeout` seconds have passed first."""
+        self._pipeline.refuse_fork()
         return self._jobs.wait(timeout)
 
     def cancel(self, reason: str = "canceled by the user") -> int:
@@ -348,6 +343,7 @@ class BulkSubmitter:
             raise RuntimeError(
                 "the BulkSubmitter is not started: use it in a `with` statement, or call start()"
             )
+        self._pipeline.refuse_fork()
         job = BulkJob(self._pipeline, label)
         self._jobs.add(job)
         try:
@@ -417,30 +413,6 @@ class _Jobs:
             if self._keep_ended:
                 self._ended.append(future)
             self._changed.notify_all()
-
-
-def read_jobspec(path: str | os.PathLike[str]) -> Jobspec:
-    """Read a jobspec file.
-
-    Raises
-    ------
-    JobspecError
-        If the file is not a valid jobspec; says where in it, and why.
-    OSError
-        If the file cannot be read.
-    """
-    return Jobspec.parse(Path(path).read_bytes())
-
-
-def _as_text(jobspec: Mapping[str, Any]) -> str:
-    try:
-        return json.dumps(jobspec, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise JobspecError(f"cannot be written as JSON: {error}") from error
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _check_urgency(urgency: int) -> None:

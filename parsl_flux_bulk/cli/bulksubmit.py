@@ -213,7 +213,7 @@ class Run:
 def _die(number: int) -> NoReturn:
     # No flush and no join: a thread, a lock or the terminal may hang.
     show_cursor = b"\x1b[?25h" if os.isatty(1) else b""
-    os.write(2, show_cursor + b"\nbulksubmit: stopped at once; jobs in a Flux instance may still run\n")
+    os.write(2, show_cursor + b"\nbulksubmit: stopped at once; its jobs are being canceled\n")
     os._exit(128 + number)
 
 

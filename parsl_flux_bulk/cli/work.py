@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture, read_jobspec
+from parsl_flux_bulk.bulk.jobspec_files import read_jobspec
+from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
 from parsl_flux_bulk.cli.arguments import RESOURCE_KEYS
 from parsl_flux_bulk.cli.inputs import STDIN, UnusableInput, find_files
 from parsl_flux_bulk.errors import JobspecError

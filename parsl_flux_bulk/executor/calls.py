@@ -93,7 +93,7 @@ class FunctionTable:
                 payload = serialize.PARSL + facade.serialize(function)
             else:
                 payload = serialize.dumps(function)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise CallNotSerializable(
                 f"the function {name} cannot be serialized ({type(error).__name__}: {error}); "
                 "import modules and open files inside the function's body"
@@ -123,7 +123,7 @@ def serialize_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
             named = facade.serialize(kwargs, buffer_threshold=_NO_WARNING)
             return serialize.join_parsl(positional, named)
         return serialize.dumps((args, kwargs))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         culprits = ", ".join(_unserializable(args, kwargs)) or "arguments"
         raise CallNotSerializable(
             f"the call of {name} cannot be serialized: {culprits} ({type(error).__name__}: {error}); "
@@ -146,6 +146,6 @@ def _unserializable(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]
     for label, value in named:
         try:
             serialize.dumps(value)
-        except Exception:
+        except (Exception, SystemExit):
             culprits.append(f"{label}, of type {type(value).__qualname__}")
     return culprits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -15,7 +16,9 @@ from concurrent.futures import Future
 from typing import Any
 
 import typeguard
+from parsl.dataflow.dflow import DataFlowKernelLoader
 from parsl.dataflow.futures import AppFuture
+from parsl.errors import NoDataFlowKernelError
 from parsl.executors.status_handling import BlockProviderExecutor
 from parsl.jobs.states import JobStatus
 from parsl.monitoring.radios.base import RadioConfig
@@ -35,6 +38,7 @@ from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.instances.federation.federation import Federation
 from parsl_flux_bulk.jobspec.job_environment import base_environment, soft_limits
 from parsl_flux_bulk.jobspec.resources import Resources
+from parsl_flux_bulk.pipeline.callbacks import CallbackFuture
 from parsl_flux_bulk.pipeline.pipeline import Pipeline
 from parsl_flux_bulk.scheduler.story import Record
 from parsl_flux_bulk.scheduler.task import CallTask, CommandTask, Task
@@ -168,6 +172,7 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
 
     def start(self) -> None:
         """Attach to the instance, or start it; a second call does nothing."""
+        self._refuse_fork()
         super().start()  # type: ignore[no-untyped-call]
         with self._lock:
             if self._pipeline is not None:
@@ -243,8 +248,9 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
         CallNotSerializable
             Names the argument that cannot be serialized.
         ExecutorClosed, InstanceLost
-            Before `start`, after `shutdown`, or when the instance is lost.
+            Before `start`, after `shutdown`, in a fork of the script, or when the instance is lost.
         """
+        self._refuse_fork()
         resources = Resources.from_specification(resource_specification)
         if self.bash_apps == "native" and (resources.shape is None or self.tasks_per_job == 1):
             app = recognize(func)
@@ -254,7 +260,7 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
                     command, resources = render(app, args, kwargs, resources, self._cwd)
                 except Exception as error:
                     # Whatever is wrong with its command is the app's error, as if a worker had found it.
-                    future: Future[Any] = Future()
+                    future: Future[Any] = CallbackFuture()
                     future.set_exception(error)
                     return future
                 return self._enqueue(
@@ -283,12 +289,20 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
             raise ExecutorClosed(f"executor {self.label!r}: tasks cannot be submitted {when}")
         return queue
 
+    def _refuse_fork(self) -> None:
+        # Before any lock is taken, which another thread may have held at the time of the fork.
+        if self._pipeline is not None:
+            self._pipeline.refuse_fork()
+
     def shutdown(self) -> None:
         """End every job and worker, and the instance if the executor started it; bounded in time.
 
         Tasks that have not ended are canceled. A second call, or a call before `start`, does nothing.
         An executor that is garbage, or that still runs when the interpreter exits, is shut down the same way.
+        In a fork of the script, nothing is ended.
         """
+        if self._pipeline is not None and self._pipeline.forked:
+            return
         with self._lock:
             pipeline = self._pipeline
             self._queue = self._pipeline = None
@@ -338,6 +352,21 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
                 "FluxBulkExecutor; an app's task is submitted when its dependencies have ended"
             )
         return future.story()
+
+
+def _unload_parsl() -> None:
+    """Unload Parsl's configuration in a fork of the script.
+
+    A fork has none of Parsl's threads, so an app's future would never end there. Without a configuration, the
+    call of an app raises NoDataFlowKernelError, and the fork can load a configuration of its own.
+    """
+    with contextlib.suppress(NoDataFlowKernelError):
+        executors = DataFlowKernelLoader.dfk().executors.values()
+        if any(isinstance(executor, FluxBulkExecutor) for executor in executors):
+            DataFlowKernelLoader.clear()
+
+
+os.register_at_fork(after_in_child=_unload_parsl)
 
 
 def own_sys_path() -> tuple[str, ...]:

@@ -248,7 +248,7 @@ class TaskRuntime(Runtime):
         places = [f"{which} in {path}" for which, path in paths if "{{" in path or os.path.exists(path)]
         try:
             return outcome(end.command, end.result, end.job.name, places)
-        except Exception as error:  # user code runs: a File may be of the user's own class
+        except BaseException as error:  # user code runs: a File may be of the user's own class
             return None, error
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from parsl_flux_bulk.instances.base import JobId
 from parsl_flux_bulk.jobspec.resources import Resources, Shape
+from parsl_flux_bulk.pipeline.callbacks import CallbackFuture
 from parsl_flux_bulk.scheduler.model import WorkerJob
 from parsl_flux_bulk.scheduler.state_machine import Scheduler
 from parsl_flux_bulk.scheduler.states import TaskState
@@ -19,7 +20,7 @@ from parsl_flux_bulk.scheduler.story import Record
 from parsl_flux_bulk.scheduler.task import Task
 
 
-class TaskFuture(Future[Any]):
+class TaskFuture(CallbackFuture[Any]):
     """An executor's future. Canceling it also ends a running task.
 
     Attributes

@@ -128,10 +128,10 @@ class Jobspec:
             visit(resource, 1)
         return totals, exclusive
 
-    def with_environment(self, environment: dict[str, str]) -> Jobspec:
-        """Return a copy with another environment."""
+    def with_system(self, **changed: Any) -> Jobspec:
+        """Return a copy with these keys of ``attributes.system``."""
         attributes = self.data["attributes"]
-        system = {**attributes["system"], "environment": environment}
+        system = {**attributes["system"], **changed}
         return Jobspec({**self.data, "attributes": {**attributes, "system": system}})
 
 

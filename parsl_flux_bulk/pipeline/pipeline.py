@@ -36,6 +36,7 @@ from parsl_flux_bulk.instances.base import (
     Refusal,
 )
 from parsl_flux_bulk.instances.call_queue import CallQueue
+from parsl_flux_bulk.pipeline.callbacks import call_logged
 from parsl_flux_bulk.pipeline.completion import CompletionLoop, OpenRuntime, Runtime
 from parsl_flux_bulk.pipeline.job import JobOwner, JobState, JobT
 from parsl_flux_bulk.pipeline.job_errors import canceled
@@ -151,10 +152,11 @@ class Pipeline(Generic[JobT]):
         Raises
         ------
         ExecutorClosed
-            After `close`.
+            After `close`, and in a fork of the process that started the pipeline.
         InstanceLost
             If the instance is lost.
         """
+        self.refuse_fork()
         with self._lock:
             if self._error is not None:
                 raise InstanceLost(str(self._error))
@@ -164,8 +166,23 @@ class Pipeline(Generic[JobT]):
             self._jobs[job] = owner
             self._submitter.put(job, request)
 
+    @property
+    def forked(self) -> bool:
+        """Whether this is a fork of the process that made the pipeline, whose threads a fork lacks."""
+        return os.getpid() != self._pid
+
+    def refuse_fork(self) -> None:
+        """Raise ExecutorClosed in a fork of the process that made the pipeline."""
+        if self.forked:
+            raise ExecutorClosed(
+                f"process {os.getpid()} is a fork of process {self._pid}, which started {self._name!r}, and "
+                "cannot use it, because a fork has none of the threads: submit in the process that started "
+                "it, or start another one in this process"
+            )
+
     def cancel(self, job: JobT, reason: str) -> None:
         """Cancel a job: drop one that waits in this process, cancel one that is inside the instance."""
+        self.refuse_fork()
         self._submitter.cancel(job, reason)
 
     def wake(self) -> None:
@@ -218,7 +235,7 @@ class Pipeline(Generic[JobT]):
         timeout : float
             Seconds that canceled jobs get to end; jobs that take longer are abandoned, and logged.
         """
-        if os.getpid() != self._pid:
+        if self.forked:
             return  # the pipeline belongs to the parent of this process
         if threading.current_thread() in self._threads:
             threading.Thread(
@@ -292,7 +309,7 @@ class Pipeline(Generic[JobT]):
                 return
             except InstanceLost as error:
                 lost = error
-            except Exception as error:
+            except BaseException as error:
                 logger.exception("completion thread failed")
                 lost = InstanceLost(f"the completion thread failed: {error!r}")
             self._instance_lost(lost)
@@ -303,7 +320,7 @@ class Pipeline(Generic[JobT]):
             job.name = self._instance.job_name(job.job_id)
         owner = self._jobs.get(job)
         if owner is not None:
-            _call(owner.job_submitted, job)
+            call_logged(owner.job_submitted, job)
 
     def _job_ended(self, job: JobT, result: JobResult) -> None:
         with self._none_left:
@@ -316,7 +333,7 @@ class Pipeline(Generic[JobT]):
         job.advance(JobState.ENDED)
         job.t_end = time.time()
         job.result = result
-        _call(owner.job_ended, job, result)
+        call_logged(owner.job_ended, job, result)
 
     def _instance_lost(self, error: InstanceLost) -> None:
         logger.error("%s", error)
@@ -336,11 +353,3 @@ class Pipeline(Generic[JobT]):
         for job, owner in left.items():
             if not job.ended:
                 self._end(job, result, owner)
-
-
-def _call(function: Callable[..., None], *arguments: object) -> None:
-    """Call a job owner; log an exception, so that no other job suffers from it."""
-    try:
-        function(*arguments)
-    except Exception:
-        logger.exception("job owner failed")

@@ -138,7 +138,7 @@ class Submitter(Generic[JobT]):
                 connection.close()
         except InstanceLost as error:
             self._lost(error)
-        except Exception as error:
+        except BaseException as error:
             logger.exception("submission thread failed")
             self._lost(InstanceLost(f"the submission thread failed: {error!r}"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,18 +71,23 @@ def test_everything_raises_once_it_is_closed(new_instance: NewInstance) -> None:
         completion.poll(0)
 
 
-def test_a_killed_user_leaves_nothing_behind(kind: str, tmp_path: Path) -> None:
-    if kind == "flux-attached":
-        pytest.skip("a running instance is not ours: the executor's own tests see to the jobs")
+def test_a_killed_user_leaves_nothing_behind(
+    kind: str, new_instance: NewInstance, seam: Seam, tmp_path: Path
+) -> None:
     if kind == "federation":
         pytest.skip("that is for its members to see to")
     made = {
         "local": "from parsl_flux_bulk.instances.local import LocalInstance; instance = LocalInstance()",
+        "flux-attached": "from parsl_flux_bulk.instances.flux import FluxInstance; "
+        f"instance = FluxInstance.attach({getattr(new_instance(), 'uri', None)!r})",
         "flux-own": "from parsl_flux_bulk.instances.flux import FluxInstance; instance = FluxInstance.own()",
         "relay-local": "from relay_service import BlockInstance; instance = BlockInstance()",
         "relay-flux": "from relay_service import BlockInstance; instance = BlockInstance(flux=True)",
     }[kind]
     spec = shell("echo $$ > pid; sleep 600 & exec sleep 600", cwd=tmp_path)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    others = seam.submit(shell(f"cat {fifo}"))
     source = f"""
 {made}
 from parsl_flux_bulk.instances.base import JobRequest
@@ -99,7 +105,8 @@ completion.poll(None)
         said = user.stdout.readline()
         assert said == "submitted\n", user.communicate()
         helpers.wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 30)
-        started = helpers.descendants(user.pid)
-        assert int((tmp_path / "pid").read_text()) in started
+        started = helpers.descendants(user.pid) | {int((tmp_path / "pid").read_text())}
         user.kill()
         helpers.wait_gone(started, 30)
+    fifo.write_text("")  # returns if the job of the other user still reads
+    assert seam.wait(others)[0].ok

@@ -137,7 +137,7 @@ class FederationConnection:
         if not member.environment and not address:
             return request
         environment = {**member.environment, **own, **address}
-        return JobRequest(request.jobspec.with_environment(environment), request.urgency)
+        return JobRequest(request.jobspec.with_system(environment=environment), request.urgency)
 
     def _connection(self, member: Member) -> Connection:
         connection = self._connections.get(member)

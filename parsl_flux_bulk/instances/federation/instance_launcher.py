@@ -165,9 +165,7 @@ class InstanceLauncher(threading.Thread):
 
     def run(self) -> None:
         try:
-            # Without a cancel guard: the inner instances notice the end of this process themselves, and then
-            # have time to end their jobs.
-            self._completion = completion = self._outer.completion(guarded=False)
+            self._completion = completion = self._outer.completion()
             try:
                 self._submit(completion)
                 while self._inner and not self._stopping:
@@ -189,7 +187,8 @@ class InstanceLauncher(threading.Thread):
             JobRequest(_jobspec(nodes, cores, token, environment))
             for token, (nodes, cores) in enumerate(self._shares)
         ]
-        connection = self._outer.connect()
+        # Not guarded: inner instances notice the end of this process, and then have time to end their jobs.
+        connection = self._outer.connect(guarded=False)
         try:
             answers = connection.submit(requests)
         finally:

@@ -1,4 +1,4 @@
-"""Cancel an executor's jobs in a Flux instance that it does not own, if the executor's process is killed."""
+"""Cancel this process's jobs in a Flux instance that it does not own, if this process is killed."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class CancelGuard:
 
     Parameters
     ----------
-    uri : str
-        Of the instance.
-    channel : str
-        Address of the executor's channel.
+    uri : str or None
+        Of the instance; None is the enclosing one.
+    mark : str
+        Value of the attribute MARK in the jobspecs of the jobs to cancel.
     """
 
-    def __init__(self, uri: str, channel: str) -> None:
+    def __init__(self, uri: str | None, mark: str) -> None:
         root = str(Path(__file__).resolve().parents[3])
         # The root is appended: the guard must find the same Flux bindings first as this process.
         program = (
             f"import sys; sys.path.append({root!r}); "
-            f"from {cancel_jobs.__name__} import cancel_jobs_of; cancel_jobs_of({uri!r}, {channel!r})"
+            f"from {cancel_jobs.__name__} import cancel_jobs_of; cancel_jobs_of({uri!r}, {mark!r})"
         )
         self._lifeline = Lifeline(
             ["sh", "-c", 'read -r _ && exit; exec "$@"', "sh", sys.executable, "-c", program],

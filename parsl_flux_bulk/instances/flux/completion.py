@@ -25,7 +25,6 @@ from parsl_flux_bulk.instances.base import (
     JobStatus,
     PeerId,
 )
-from parsl_flux_bulk.instances.flux.cancel_guard import CancelGuard
 from parsl_flux_bulk.instances.flux.channel_service import ChannelService
 from parsl_flux_bulk.instances.flux.handle import LOST_HINT
 from parsl_flux_bulk.instances.flux.results import first_exit, read_output, read_result
@@ -42,11 +41,9 @@ class FluxCompletion:
     Parameters
     ----------
     handle : flux.Flux
-    guarded : bool
-        Whether the executor's jobs must be canceled if this process is killed.
     """
 
-    def __init__(self, handle: Any, *, guarded: bool) -> None:
+    def __init__(self, handle: Any) -> None:
         from flux.constants import FLUX_POLLIN
         from flux.core.inner import ffi, lib
 
@@ -55,8 +52,6 @@ class FluxCompletion:
         self._reactor = handle.get_reactor()
         self._events: list[Event] = []
         self._channel: ChannelService | None = None
-        self._guarded = guarded
-        self._guard: CancelGuard | None = None
         self._waits: dict[JobId, Any] = {}
         self._woken = False
         self._expired = False
@@ -179,8 +174,6 @@ class FluxCompletion:
         channel = self._channel
         if channel is None:
             channel = self._channel = ChannelService(self._handle, self._events.append)
-        if self._guarded and self._guard is None:
-            self._guard = CancelGuard(self._handle.attr_get("local-uri"), channel.name)
         return channel.address()
 
     def send(self, peer: PeerId, body: bytes) -> None:
@@ -190,8 +183,6 @@ class FluxCompletion:
     def close(self) -> None:
         if self._handle is None:
             return
-        if self._guard is not None:
-            self._guard.dismiss()
         if self._channel is not None:
             self._channel.close()
         for watcher in (self._wake_watcher, self._timer):

@@ -6,15 +6,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from parsl_flux_bulk.instances.base import Capacity, JobId, JobRequest, Refusal
+from parsl_flux_bulk.instances.flux.cancel_jobs import MARK
 from parsl_flux_bulk.instances.flux.handle import capacity_of, raise_if_lost
 from parsl_flux_bulk.instances.flux.results import read_output
 
 
 class FluxConnection:
-    """Submits and cancels jobs; see :class:`~parsl_flux_bulk.instances.base.Connection`."""
+    """Submits and cancels jobs; see :class:`~parsl_flux_bulk.instances.base.Connection`.
 
-    def __init__(self, handle: Any) -> None:
+    Parameters
+    ----------
+    handle : flux.Flux
+    mark : str
+        For the cancel guard: what to mark jobs with; "" marks none.
+    """
+
+    def __init__(self, handle: Any, mark: str = "") -> None:
         self._handle = handle
+        self._mark = {MARK: mark} if mark else {}
 
     def submit(self, requests: Sequence[JobRequest]) -> list[JobId | Refusal]:
         from flux.job import submit_async
@@ -25,7 +34,7 @@ class FluxConnection:
                 in_flight.append(
                     submit_async(
                         self._handle,
-                        request.jobspec.text,
+                        request.jobspec.with_system(**self._mark).text,
                         urgency=request.urgency,
                         waitable=True,
                         novalidate=True,

@@ -33,7 +33,7 @@ def import_bindings() -> None:
     except ImportError as error:
         raise InstanceUnavailable(
             f"Flux's Python bindings cannot be imported ({error}). Install the ones of the same version "
-            "as flux-core: pip install 'parsl-flux-bulk[flux]' 'flux-python==VERSION' (see `flux version`)."
+            "as flux-core: pip install flux-python==VERSION ply pyyaml (`flux version` prints VERSION)."
         ) from error
 
 

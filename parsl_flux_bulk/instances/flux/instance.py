@@ -6,11 +6,13 @@ Connection and completion each hold their own handle, because a Flux handle belo
 from __future__ import annotations
 
 import os
+import uuid
 from typing import Any
 
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
 from parsl_flux_bulk.instances.base import JobId
 from parsl_flux_bulk.instances.flux.broker import Broker
+from parsl_flux_bulk.instances.flux.cancel_guard import CancelGuard
 from parsl_flux_bulk.instances.flux.completion import FluxCompletion
 from parsl_flux_bulk.instances.flux.connection import FluxConnection
 from parsl_flux_bulk.instances.flux.handle import LOST_HINT, capacity_of, import_bindings, open_handle
@@ -33,6 +35,8 @@ class FluxInstance:
         self.owned = owned
         self.description = "Flux, not started yet"
         self._guarded = guarded
+        self._guard: CancelGuard | None = None
+        self._mark = ""
         self._broker: Broker | None = None
 
     @classmethod
@@ -45,8 +49,8 @@ class FluxInstance:
             ``local://…`` or ``ssh://…`` as flux-uri(1) prints; None means the enclosing instance
             (``FLUX_URI``).
         guarded : bool
-            Whether an executor's jobs in the instance must be canceled if this process is killed; False
-            for an instance that ends with this process.
+            Whether jobs in the instance must be canceled if this process is killed; False for an instance
+            that ends with this process.
         """
         return cls(uri, owned=False, guarded=guarded)
 
@@ -75,12 +79,16 @@ class FluxInstance:
             f"{' (started for this run)' if self.owned else ''}: {capacity.nodes} node(s), "
             f"{capacity.cores} core(s), {capacity.gpus} GPU(s)"
         )
+        if self._guarded and self._guard is None:
+            self._mark = uuid.uuid4().hex
+            self._guard = CancelGuard(self.uri, self._mark)
 
-    def connect(self) -> FluxConnection:
-        return FluxConnection(self._open())
+    def connect(self, *, guarded: bool = True) -> FluxConnection:
+        """Open a connection; with `guarded` False, its jobs end by themselves if this process is killed."""
+        return FluxConnection(self._open(), self._mark if guarded else "")
 
-    def completion(self, *, guarded: bool = True) -> FluxCompletion:
-        return FluxCompletion(self._open(), guarded=guarded and self._guarded)
+    def completion(self) -> FluxCompletion:
+        return FluxCompletion(self._open())
 
     def largest_job_id(self) -> JobId:
         """Return the largest job id that the instance has issued, or starts after; 0 if there is none."""
@@ -101,6 +109,9 @@ class FluxInstance:
         return str(JobID(job_id).f58)
 
     def close(self) -> None:
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.dismiss()
         broker, self._broker = self._broker, None
         if broker is not None:
             broker.stop()

@@ -6,9 +6,12 @@ import concurrent.futures
 import gc
 import json
 import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import helpers
 import pytest
 
 from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
@@ -272,3 +275,70 @@ def test_an_instance_that_is_not_there() -> None:
         BulkSubmitter("local:///nowhere/local-0"),
     ):
         pass
+
+
+# -- user code that does not behave -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("raised", [SystemExit(3), KeyboardInterrupt(), ValueError("x")], ids=repr)
+def test_no_exception_in_a_callback_stops_anything(
+    bulk: BulkSubmitter, raised: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_: object) -> None:
+        raise raised
+
+    called = threading.Event()
+    first = bulk.submit_command(["sleep", "0.2"])
+    first.add_done_callback(fails)
+    first.add_done_callback(lambda _: called.set())
+    assert first.result(BOUND).ok
+    helpers.wait_event(called, BOUND)
+    assert bulk.submit_command(["true"]).result(BOUND).ok
+    assert repr(raised) in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_is_told_at_once_that_it_cannot_submit(bulk: BulkSubmitter) -> None:
+    outstanding = bulk.submit_command(["sleep", "60"])
+    for check in (
+        lambda: bulk.submit_command(["true"]),
+        lambda: bulk.submit(jobspec("true")),
+        bulk.wait,
+        lambda: next(bulk.as_completed()),
+        outstanding.cancel,
+    ):
+        assert f"is a fork of process {os.getpid()}, which started 'bulk-submitter'" in helpers.in_a_fork(
+            check
+        )
+    assert helpers.in_a_fork(bulk.close) == "nothing"
+    assert not outstanding.done()
+    outstanding.cancel()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("fifo", "a FIFO; a jobspec must be in a regular file"),
+        ("directory", "a directory; a jobspec"),
+        ("/dev/zero", "a device; a jobspec"),
+        ("endless", "longer than 64 MiB"),
+        ("nul", "null character"),
+    ],
+)
+def test_what_is_not_a_file_is_refused_at_once(bulk: BulkSubmitter, kind: str, message: str, tmp_path: Path):
+    path = tmp_path / kind.strip("/")
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "endless":
+        with path.open("wb") as file:
+            file.truncate(1 << 40)
+    elif kind == "nul":
+        path = tmp_path / "a\0b"
+    else:
+        path = Path(kind)
+    began = time.monotonic()
+    with pytest.raises((JobspecError, OSError), match=message):
+        bulk.submit(path)
+    assert time.monotonic() - began < 5

@@ -16,6 +16,7 @@ import helpers
 import pytest
 
 import parsl_flux_bulk
+from parsl_flux_bulk.bulk.submitter import BulkSubmitter
 from parsl_flux_bulk.jobspec import build
 from parsl_flux_bulk.jobspec.resources import Resources
 
@@ -87,7 +88,7 @@ def test_a_terminal_has_a_live_bar_that_ends_as_the_plain_one(where: Where) -> N
     reading, writing = os.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     run = subprocess.Popen(
-        [*COMMAND, *where, "-n", "20", "--", "sleep", "0"], stdout=writing, env=environment
+        [*COMMAND, *where, "-n", "20", "--", "sleep", "0.05"], stdout=writing, env=environment
     )
     os.close(writing)
     shown = b""
@@ -354,7 +355,7 @@ def test_without_flux_it_runs_on_this_machine(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delenv("FLUX_URI", raising=False)
     run = bulksubmit("-v", "--", "true", PATH=path_without_flux(tmp_path / "bin"))
     assert run.returncode == 0
-    assert "embedded, because there is neither FLUX_URI nor a flux command on PATH" in run.stderr
+    assert "instance chosen instance=local: no FLUX_URI, and no flux command on PATH" in run.stderr
 
 
 @pytest.mark.flux
@@ -362,14 +363,14 @@ def test_with_flux_it_starts_an_instance(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("FLUX_URI", raising=False)
     run = bulksubmit("-v", "--", "true")
     assert run.returncode == 0
-    assert "a Flux instance of our own, because flux is on PATH" in run.stderr
+    assert "instance chosen instance=flux: flux is on PATH, and FLUX_URI is not set" in run.stderr
 
 
 @pytest.mark.flux
 def test_inside_flux_it_uses_that(flux_uri: str) -> None:
     run = bulksubmit("-v", "--", "true", FLUX_URI=flux_uri)
     assert run.returncode == 0
-    assert f"{flux_uri}, because FLUX_URI is set" in run.stderr
+    assert f"instance chosen uri={flux_uri}: FLUX_URI is set" in run.stderr
 
 
 def test_the_C_locale() -> None:
@@ -383,3 +384,20 @@ def test_neither_parsl_nor_rich_is_imported_for_a_plain_run() -> None:
     imported = {line.rpartition("|")[2].strip() for line in run.stderr.splitlines()}
     assert "parsl_flux_bulk.pipeline.pipeline" in imported
     assert not imported & {"parsl", "rich", "flux", "typeguard"}
+
+
+# -- death -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.flux
+def test_sigkill_cancels_its_jobs_and_no_others(flux_uri: str) -> None:
+    with BulkSubmitter(flux_uri) as bulk:
+        other = bulk.submit_command(["sh", "-c", "echo $$ > other; exec sleep 60"])
+        with running(["--uri", flux_uri], "echo $$ >> pids; exec sleep 60") as process:
+            helpers.wait_until(lambda: Path("pids").exists() and Path("pids").read_text(), BOUND)
+            pids = [int(line) for line in Path("pids").read_text().split()]
+            process.kill()
+            helpers.wait_gone(pids, 30)
+            helpers.wait_until(lambda: helpers.active_job_ids(flux_uri) == {other.job_id}, 30)
+        assert not other.done()
+        other.cancel()

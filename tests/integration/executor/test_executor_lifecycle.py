@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -19,10 +20,11 @@ from typing import Any
 
 import apps
 import pytest
-from helpers import active_jobs, descendants, run_script, script, wait_event, wait_gone, wait_until
+from helpers import active_jobs, descendants, in_a_fork, run_script, script, wait_event, wait_gone, wait_until
 
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.errors import ExecutorClosed, InstanceUnavailable
+from parsl_flux_bulk.executor.calls import CallNotSerializable
 from parsl_flux_bulk.instances.local.client import LocalInstance
 from parsl_flux_bulk.protocol.variables import PING
 
@@ -415,3 +417,70 @@ def test_sigterm_and_sigint_end_the_script_and_its_tasks(tmp_path: Path) -> None
             user.send_signal(number)
             user.wait(SHUTDOWN_BOUND)
             wait_until(lambda before=before: not descendants(os.getpid()) - before, 30.0)
+
+
+# -- callbacks and forks -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("raised", [SystemExit(3), KeyboardInterrupt(), ValueError("x")], ids=repr)
+def test_no_exception_in_a_callback_stops_anything(
+    started: FluxBulkExecutor, raised: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(_: object) -> None:
+        raise raised
+
+    for resources in ({}, TASK_JOB):
+        called = threading.Event()
+        future = started.submit(time.sleep, resources, 0.3)
+        future.add_done_callback(fails)
+        future.add_done_callback(lambda _, called=called: called.set())
+        future.result(BOUND)
+        wait_event(called, BOUND)
+    assert [started.submit(abs, {}, -n).result(BOUND) for n in range(3)] == [0, 1, 2]
+    assert repr(raised) in caplog.text
+
+
+@pytest.mark.parametrize("resources", [{}, TASK_JOB], ids=["worker", "job"])
+def test_exit_while_a_call_is_serialized(started: FluxBulkExecutor, resources: dict[str, int]) -> None:
+    class Exits:
+        def __reduce__(self) -> Any:
+            raise SystemExit(5)
+
+    with pytest.raises(CallNotSerializable, match=r"argument 1, of type .*Exits \(SystemExit: 5\)"):
+        started.submit(abs, resources, Exits())
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_is_told_at_once_that_it_cannot_submit(started: FluxBulkExecutor) -> None:
+    running = started.submit(time.sleep, {}, 60)
+    fork = f"ExecutorClosed: process [0-9]+ is a fork of process {os.getpid()}, which started"
+    assert re.match(fork, in_a_fork(lambda: started.submit(abs, {}, 1)))
+    assert re.match(fork, in_a_fork(started.start))
+    assert in_a_fork(started.shutdown) == "nothing"
+    assert started.submit(abs, {}, -7).result(BOUND) == 7
+    running.cancel()
+
+
+def test_an_app_in_a_fork_is_an_error_at_once(tmp_path: Path) -> None:
+    source = """
+    import os, parsl
+    from parsl.config import Config
+    from parsl_flux_bulk import FluxBulkExecutor
+
+    @parsl.python_app
+    def app(number):
+        return number
+
+    with parsl.load(Config(executors=[FluxBulkExecutor(instance="local")])):
+        print(app(1).result(), flush=True)
+        if (pid := os.fork()) == 0:
+            try:
+                app(2).result(30)
+            except Exception as error:
+                print(type(error).__name__, flush=True)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        print(app(3).result())
+    """
+    done = run_script(source, tmp_path)
+    assert (done.returncode, done.stdout) == (0, "1\nNoDataFlowKernelError\n3\n"), done.stderr

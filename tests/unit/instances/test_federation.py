@@ -70,7 +70,7 @@ class FakeInstance:
     def connect(self):
         return FakeConnection(self)
 
-    def completion(self, *, guarded=True):
+    def completion(self):
         return FakeCompletion(self)
 
     def job_name(self, job_id):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 
 import helpers
@@ -21,6 +22,7 @@ from parsl_flux_bulk.instances.base import (
     Refusal,
 )
 from parsl_flux_bulk.instances.federation.inner_instances import InnerInstances, automatic, nest
+from parsl_flux_bulk.instances.federation.instance_launcher import InstanceLauncher
 from parsl_flux_bulk.instances.federation.placement import divide
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
 from parsl_flux_bulk.instances.local.client import LocalInstance
@@ -75,11 +77,12 @@ class Outer(FakeInstance):
         self.launched = FakeInstance()
         """The side that the launcher's completion sees."""
 
-    def connect(self) -> FakeConnection:
+    def connect(self, *, guarded: bool = True) -> FakeConnection:
         return OuterConnection(self)
 
-    def completion(self, *, guarded: bool = True) -> FakeCompletion:
-        return FakeCompletion(self if guarded else self.launched)
+    def completion(self) -> FakeCompletion:
+        launcher = isinstance(threading.current_thread(), InstanceLauncher)
+        return FakeCompletion(self.launched if launcher else self)
 
     def say_hello(self, job_id: int) -> None:
         payload = json.dumps({"node": f"local:///{job_id}", "host": "here"}).encode()
