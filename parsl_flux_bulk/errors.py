@@ -8,6 +8,7 @@
      │   └─ InstanceLost           was lost while jobs were outstanding
      ├─ ExecutorClosed             submit after shutdown
      ├─ JobspecError               a jobspec is not valid; says where in it, and why
+     ├─ OutputUnavailable          the output of a job is not there (any more); says what to do
      ├─ JobError                   a job ended, but not with exit status 0
      │   ├─ JobRefused             the instance rejected the job
      │   ├─ JobFailed              exit status, signal or a fatal job exception
@@ -76,6 +77,10 @@ class JobspecError(FluxBulkError, ValueError):
         super().__init__(f"{where}: {reason}" if where else reason)
         self.where = where
         self.reason = reason
+
+
+class OutputUnavailable(FluxBulkError):
+    """The instance does not have the output of a job, which is different from a job that printed nothing."""
 
 
 class JobError(FluxBulkError):

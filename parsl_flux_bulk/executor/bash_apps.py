@@ -12,6 +12,7 @@ import errno
 import functools
 import math
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,9 +34,12 @@ MAX_COMMAND_BYTES = 128 * 1024 - 1
 TIMED_OUT = 124
 """Exit status of timeout(1) when the time ran out."""
 
-START_ALLOWANCE = 1.0
+START_ALLOWANCE = 60.0
 """Seconds by which the duration of a job exceeds its app's walltime. The duration includes the start of the
-job's shell, and ends a command that ignores the SIGTERM of timeout(1)."""
+job's shell, which may take long; timeout(1), which starts with the command, measures the walltime."""
+
+KILL_AFTER = 5
+"""Seconds after which timeout(1) kills a command that ignores its SIGTERM."""
 
 
 def recognize(function: Callable[..., Any]) -> Callable[..., Any] | None:
@@ -128,7 +132,7 @@ def _arguments(text: str, walltime: float | None) -> tuple[str, ...]:
     if walltime is None:
         return bash
     # Flux checks the duration of a job only coarsely, and starts to count before the command runs.
-    return ("timeout", f"{max(walltime, 0.001):f}", *bash)
+    return ("timeout", f"--kill-after={KILL_AFTER}", f"{max(walltime, 0.001):f}", *bash)
 
 
 def _limit(name: str, walltime: Any, resources: Resources) -> tuple[float | None, Resources]:
@@ -156,6 +160,7 @@ def _create(which: str, spec: Any, directory: str, header: str = "") -> str | No
     if "{{" in path:
         return path  # a file for each job or rank, named and opened by Flux
     _check_path(which, path, directory)
+    _check_directory(directory, os.path.join(directory, path))
     with bash_runner.open_stream(which, spec, directory) as stream:
         if header:
             bash_runner.write_header(stream, header)
@@ -170,8 +175,15 @@ def _check_path(which: str, path: str, directory: str) -> None:
         )
 
 
+def _check_directory(directory: str, path: str) -> None:
+    """Raise OSError if the working directory would have to be made for a file in it."""
+    if path.startswith(directory.rstrip("/") + "/") and not os.path.isdir(directory):
+        number = errno.ENOTDIR if os.path.exists(directory) else errno.ENOENT
+        raise OSError(number, f"cannot enter the working directory: {os.strerror(number)}", directory)
+
+
 def outcome(
-    command: Command, result: JobResult, job: str, places: Sequence[str]
+    command: Command, result: JobResult, job: str, places: Sequence[str], seconds: float = 0.0
 ) -> tuple[int | None, BaseException | None]:
     """Return what the future of a bash app ends with, as result and exception.
 
@@ -183,6 +195,8 @@ def outcome(
         The job's id as people write it.
     places : sequence of str
         Where the job's output is, for a note on the error.
+    seconds : float
+        Time from the job's submission to its end.
     """
     if result.ok:
         try:
@@ -192,13 +206,15 @@ def outcome(
         except Exception as error:
             return None, _noted(error, job, places)
         return 0, None
-    return None, _noted(_error(command, result, job), job, places, result.stderr)
+    return None, _noted(_error(command, result, job, seconds), job, places, result.stderr)
 
 
-def _error(command: Command, result: JobResult, job: str) -> BaseException:
+def _error(command: Command, result: JobResult, job: str, seconds: float) -> BaseException:
     exited = result.status is JobStatus.FAILED and result.started and not result.exception
     if command.walltime is not None and (
-        result.status is JobStatus.TIMEOUT or (exited and result.exit_code == TIMED_OUT)
+        result.status is JobStatus.TIMEOUT
+        or (exited and result.exit_code == TIMED_OUT)
+        or (exited and _was_killed(result) and seconds >= command.walltime + KILL_AFTER)
     ):
         return bash_runner.app_timeout(command.name, command.walltime)
     if exited and (result.signal or result.exit_code):
@@ -207,6 +223,11 @@ def _error(command: Command, result: JobResult, job: str) -> BaseException:
             command.name, -result.signal if result.signal else result.exit_code or 0
         )
     return job_error(result, f"bash_app {command.name}, job {job}" if job else f"bash_app {command.name}")
+
+
+def _was_killed(result: JobResult) -> bool:
+    """Whether timeout(1), or somebody else, killed the command."""
+    return result.signal == signal.SIGKILL or result.exit_code == 128 + signal.SIGKILL
 
 
 def _exists(directory: str, path: str) -> bool:

@@ -247,7 +247,9 @@ class TaskRuntime(Runtime):
         paths = zip(("stdout", "stderr"), self._job_factory.output_paths(end.job), strict=True)
         places = [f"{which} in {path}" for which, path in paths if "{{" in path or os.path.exists(path)]
         try:
-            return outcome(end.command, end.result, end.job.name, places)
+            job = end.job
+            seconds = (job.t_end or 0.0) - (job.t_submit or 0.0)
+            return outcome(end.command, end.result, job.name, places, seconds)
         except BaseException as error:  # user code runs: a File may be of the user's own class
             return None, error
 

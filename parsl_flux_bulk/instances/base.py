@@ -210,7 +210,12 @@ class Connection(Protocol):
     def output(self, job_id: JobId) -> tuple[str, str]:
         """Return a job's standard output and error, as far as the instance kept them.
 
-        Both are empty if the jobspec redirects them to files, or the instance has purged them.
+        Both are empty if the job has printed nothing (yet), or the jobspec redirects them to files.
+
+        Raises
+        ------
+        OutputUnavailable
+            The instance does not know the job (any more), or has dropped its output; says what to do.
         """
 
     def capacity(self) -> Capacity:

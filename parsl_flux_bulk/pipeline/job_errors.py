@@ -18,6 +18,11 @@ from parsl_flux_bulk.instances.base import EndCause, JobResult, JobStatus
 
 STDERR_HEADING = "its standard error ended with:"
 
+EXIT_TIMEOUT_HINT = (
+    "; set the shell option 'exit-timeout' to 'none', or to a longer time, for ranks of unequal length"
+)
+"""What to do about a rank that was killed after another one had ended."""
+
 
 def describe(result: JobResult) -> str:
     """Describe the end of a job in a few words, such as "exit status 3" or "killed by SIGKILL"."""
@@ -35,6 +40,8 @@ def describe(result: JobResult) -> str:
         return _with_note("refused", result.note)
     # Without an exception, the note only repeats the exit status or the signal.
     reason = _with_note(result.exception, result.note) if result.exception else ""
+    if "exit-timeout" in reason:
+        reason += EXIT_TIMEOUT_HINT
     if result.signal is not None:
         return _with_note(f"killed by {signal_name(result.signal)}", reason)
     if result.exit_code:

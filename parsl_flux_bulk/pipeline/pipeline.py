@@ -23,7 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic
 
-from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost
+from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost, OutputUnavailable
 from parsl_flux_bulk.instances.base import (
     Capacity,
     Completion,
@@ -46,6 +46,9 @@ logger = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT = 15.0
 """Seconds that canceled jobs may take to end when a pipeline is closed."""
+
+THREAD_TIMEOUT = 5.0
+"""Seconds that a thread may take to end; an instance that does not answer must not block `close`."""
 
 
 def _no_runtime(completion: Completion, capacity: Capacity) -> Runtime:
@@ -190,9 +193,20 @@ class Pipeline(Generic[JobT]):
         self._calls.wake()
 
     def output(self, job: JobT) -> tuple[str, str]:
-        """Return the standard output and error of a job that the instance kept; see Connection.output."""
+        """Return the standard output and error of a job that the instance kept; see Connection.output.
+
+        Raises
+        ------
+        OutputUnavailable
+            The job has no id: the instance has not accepted it, or never did.
+        """
         if job.job_id is None:
-            return "", ""
+            why = (
+                "it never got to the instance"
+                if job.ended
+                else "it has not been submitted yet: wait for its end"
+            )
+            raise OutputUnavailable(f"the job has no output: {why}")
         with contextlib.closing(self._instance.connect()) as connection:
             return connection.output(job.job_id)
 
@@ -252,11 +266,16 @@ class Pipeline(Generic[JobT]):
             for job in self._submitter.close():
                 self._dropped(job, "shutdown")
             completion, submission = self._threads
-            submission.join()
+            submission.join(THREAD_TIMEOUT)
             self._calls.put(CompletionLoop.stop)
-            completion.join()
+            completion.join(THREAD_TIMEOUT)
         self._abandon(canceled("shutdown: the end of the job was not waited for"))
         self._instance.close()
+        for thread in self._threads:
+            # The end of an owned instance also ends a request that it did not answer.
+            thread.join(THREAD_TIMEOUT)
+            if thread.is_alive():
+                logger.warning("thread abandoned name=%s: the instance does not answer", thread.name)
 
     def _end_jobs(self, grace: float, timeout: float) -> None:
         self._wait_until_none_left(grace)

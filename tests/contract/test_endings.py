@@ -64,10 +64,20 @@ def test_stderr_of_a_successful_job_does_not(seam: Seam) -> None:
 
 
 def test_an_unusable_output_file_fails_the_job(seam: Seam) -> None:
-    _, result = seam.run_one(jobspec(["true"], **files("/nonexistent/directory/file")))
+    _, result = seam.run_one(jobspec(["true"], **files("/dev/null/directory/file")))
     assert result.status is JobStatus.FAILED
     assert result.exception == "exec"
-    assert "No such file" in result.note
+    assert "/dev/null/directory" in result.note
+    assert "Not a directory" in result.note
+
+
+def test_a_rank_that_exit_timeout_kills_is_no_success(seam: Seam) -> None:
+    per_core = {"type": "core", "count": 2}
+    text = shell("sleep $((FLUX_TASK_RANK * 20))", per_resource=per_core, exit_timeout="1s")
+    _, result = seam.run_one(text)
+    assert result.status is JobStatus.FAILED
+    assert result.exit_code != 0
+    assert "exit-timeout" in result.note
 
 
 def test_duration(seam: Seam) -> None:

@@ -227,14 +227,6 @@ def test_signal_before_the_duration_ends(seam: Seam) -> None:
     assert seam.run_one(text)[1].exit_code == 7
 
 
-def test_a_missing_directory_is_replaced_with_a_word(seam: Seam) -> None:
-    job_id, result = seam.run_one(shell("pwd", cwd="/nonexistent"))
-    assert result.ok
-    out, err = seam.connection.output(job_id)
-    assert out == "/tmp\n"
-    assert "/nonexistent" in err
-
-
 def test_a_script_without_interpreter_line_goes_to_the_shell(seam: Seam, tmp_path: Path) -> None:
     program = tmp_path / "script"
     program.write_text("echo from the shell $1\n")

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from seam import Seam, files, jobspec, shell
 
+from parsl_flux_bulk.errors import OutputUnavailable
+from parsl_flux_bulk.instances.base import JobStatus
+
 
 def lines(seam: Seam, text: str) -> list[str]:
     """Run a job to its success; its standard output, sorted."""
@@ -59,8 +62,55 @@ def test_output_of_a_job_without_any(seam: Seam) -> None:
     assert seam.connection.output(job_id) == ("", "")
 
 
-def test_output_of_an_unknown_job(seam: Seam) -> None:
-    assert seam.connection.output(987654321) == ("", "")
+def test_output_of_an_unknown_job_is_an_error(seam: Seam) -> None:
+    with pytest.raises(OutputUnavailable):
+        seam.connection.output(987654321)
+
+
+@pytest.mark.parametrize("flaw", ["missing", "file"])
+def test_a_job_without_its_working_directory_fails(seam: Seam, tmp_path: Path, flaw: str) -> None:
+    directory = tmp_path / "absent" / "deeper"
+    if flaw == "file":
+        directory = tmp_path / "file"
+        directory.write_text("")
+    _, result = seam.run_one(shell(f"echo ran > {tmp_path}/ran", cwd=directory, **files("out.txt")))
+    assert result.status is JobStatus.FAILED
+    assert str(directory) in result.note
+    assert not (tmp_path / "ran").exists()
+    assert not directory.is_dir()
+    assert not Path("/tmp/out.txt").exists()
+
+
+def test_a_working_directory_that_vanishes_before_the_start(seam: Seam, tmp_path: Path) -> None:
+    directory = tmp_path / "soon-gone"
+    directory.mkdir()
+    cores = seam.connection.capacity().cores
+    blocker, job = seam.submit(
+        shell("while [ ! -e go ]; do sleep 0.05; done", cwd=tmp_path, cores=cores),
+        shell("true", cwd=directory),
+    )
+    directory.rmdir()
+    (tmp_path / "go").touch()
+    _, result = seam.wait([blocker, job])
+    assert result.status is JobStatus.FAILED
+    assert str(directory) in result.note
+
+
+def test_directories_of_output_files_are_made(seam: Seam, tmp_path: Path) -> None:
+    assert seam.run_one(shell("echo hi; echo err >&2", cwd=tmp_path, **files("a/b/out", "c/err")))[1].ok
+    assert (tmp_path / "a/b/out").read_text() == "hi\n"
+    assert (tmp_path / "c/err").read_text() == "err\n"
+
+
+def test_a_command_finds_its_standard_input_empty(seam: Seam, tmp_path: Path) -> None:
+    assert lines(seam, shell("cat; echo end", cwd=tmp_path)) == ["end"]
+    assert lines(seam, shell("cat; echo end", cwd=tmp_path, tasks=1)) == ["end"]
+
+
+def test_output_on_a_full_disk_is_no_success(seam: Seam) -> None:
+    _, result = seam.run_one(shell("echo lost; true", **files("/dev/full")))
+    assert result.status is JobStatus.FAILED
+    assert "no space left" in result.note.lower()
 
 
 def test_files_with_templates(seam: Seam, tmp_path: Path) -> None:
@@ -134,8 +184,7 @@ def test_input_from_a_file(seam: Seam, tmp_path: Path) -> None:
 def test_stderr_tail_of_a_job_whose_stderr_goes_to_a_file(seam: Seam, tmp_path: Path) -> None:
     _, result = seam.run_one(shell("echo reason >&2; exit 1", cwd=tmp_path, **files("o", "e")))
     assert (tmp_path / "e").read_text() == "reason\n"
-    if seam.kind == "local":  # Flux does not read back what it wrote to a file
-        assert result.stderr == "reason"
+    assert result.stderr == "reason"
 
 
 def test_a_lot_of_output(seam: Seam) -> None:

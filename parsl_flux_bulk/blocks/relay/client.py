@@ -20,7 +20,7 @@ from typing import Any
 
 from parsl_flux_bulk.blocks.relay import protocol
 from parsl_flux_bulk.blocks.relay.shared_socket import SharedSocket
-from parsl_flux_bulk.errors import InstanceError, InstanceLost
+from parsl_flux_bulk.errors import InstanceError, InstanceLost, OutputUnavailable
 from parsl_flux_bulk.instances.base import (
     Connection,
     Event,
@@ -166,7 +166,10 @@ class RequestThread(threading.Thread):
         if verb == "cancel":
             return connection.cancel(*argument)
         if verb == "output":
-            return connection.output(argument)
+            try:
+                return connection.output(argument)
+            except OutputUnavailable as error:
+                return str(error)
         if verb == "capacity":
             capacity = connection.capacity()
             return [capacity.nodes, capacity.cores, capacity.gpus]

@@ -24,7 +24,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any, cast
 
 from parsl_flux_bulk.blocks.relay import protocol
-from parsl_flux_bulk.errors import InstanceError, InstanceLost
+from parsl_flux_bulk.errors import InstanceError, InstanceLost, OutputUnavailable
 from parsl_flux_bulk.instances.base import (
     Capacity,
     ChannelAddress,
@@ -215,7 +215,10 @@ class RelayedConnection:
         self._request("cancel", [list(job_ids), reason])
 
     def output(self, job_id: JobId) -> tuple[str, str]:
-        out, err = self._request("output", job_id)
+        answer = self._request("output", job_id)
+        if isinstance(answer, str):
+            raise OutputUnavailable(answer)
+        out, err = answer
         return out, err
 
     def capacity(self) -> Capacity:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from parsl_flux_bulk.errors import InstanceLost
+from parsl_flux_bulk.errors import InstanceLost, OutputUnavailable
 from parsl_flux_bulk.instances.base import (
     CHANNEL_VARIABLE,
     Capacity,
@@ -159,12 +159,15 @@ class FederationConnection:
 
     def output(self, job_id: JobId) -> tuple[str, str]:
         member = self._registry.member_of(job_id)
-        if member is None:
-            return "", ""
-        try:
-            return self._connection(member).output(own_id(job_id))
-        except InstanceLost:
-            return "", ""
+        why = "it was never placed in one, or its instance has ended"
+        if member is not None:
+            try:
+                return self._connection(member).output(own_id(job_id))
+            except InstanceLost as error:
+                why = str(error)
+        raise OutputUnavailable(
+            f"the output of a job is lost with its block or inner instance ({why}): name a file for it"
+        )
 
     def capacity(self) -> Capacity:
         return self._registry.capacity()

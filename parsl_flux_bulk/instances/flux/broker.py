@@ -6,7 +6,6 @@ import logging
 import os
 import select
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -14,6 +13,7 @@ from typing import IO, cast
 
 from parsl_flux_bulk.errors import InstanceUnavailable
 from parsl_flux_bulk.instances.flux.lifeline import Lifeline
+from parsl_flux_bulk.instances.flux.session import SessionGuard, kill_session
 from parsl_flux_bulk.jobspec.job_environment import base_environment
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ class Broker:
     ----------
     uri : str
         Where the instance is.
+    spool : str
+        Directory for the output of jobs that name no file; the broker removes it at its end, with its own.
 
     Raises
     ------
@@ -43,6 +45,7 @@ class Broker:
     """
 
     def __init__(self) -> None:
+        self._guard: SessionGuard | None = None
         flux = shutil.which("flux")
         if flux is None:
             raise InstanceUnavailable(
@@ -63,25 +66,37 @@ class Broker:
             )
             process = self._lifeline.process
             try:
+                self._guard = SessionGuard(process.pid, STOP_TIMEOUT)
                 with cast("IO[bytes]", process.stdout) as output:
                     uri = _read_line(output.fileno(), START_TIMEOUT)
                 if uri is None:
                     raise InstanceUnavailable(f"`{flux} start` {_failure(process)}: {_written(stderr)}")
+                self._directory = os.path.dirname(uri.removeprefix("local://"))
+                self.spool = os.path.join(self._directory, "job-output")
+                os.mkdir(self.spool, 0o700)
             except BaseException:  # KeyboardInterrupt, too
-                _kill_group(process)
-                self._lifeline.close()
+                self._kill()
                 raise
         self.uri = uri
 
     def stop(self) -> None:
         """Shut the instance down; bounded in time."""
         self._lifeline.close()
-        process = self._lifeline.process
         try:
-            process.wait(STOP_TIMEOUT)
+            self._lifeline.process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             logger.warning("instance killed uri=%s: no end within %g s", self.uri, STOP_TIMEOUT)
-            _kill_group(process)
+        self._kill()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _kill(self) -> None:
+        """Kill what is left of the instance."""
+        process = self._lifeline.process
+        kill_session(process.pid)
+        process.wait()
+        self._lifeline.close()
+        if self._guard is not None:
+            self._guard.dismiss()
 
 
 def _failure(process: subprocess.Popen[bytes]) -> str:
@@ -107,11 +122,3 @@ def _read_line(descriptor: int, timeout: float) -> str | None:
             return None
         line += chunk
     return line.decode().strip()
-
-
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()

@@ -2,9 +2,11 @@
 
 ::
 
-    watch ──> wait_async ── success ───────────────────────────────────────────────────> JobEnded
+    watch ──> wait_async ── success ───────────────────────────────────────────────────────> JobEnded
                   └─ failure ──> result_async ── killed by a signal ──> guest.exec.eventlog ─┐
-                                     └─ other ───────────────────────> guest.output <────────┘ ──> JobEnded
+                                     └─ other ───────────────> end of guest.output <─────────┘ ──> JobEnded
+
+A job that ended well, but whose output went to a full disk, fails.
 
 The same handle carries the workers' channel.
 """
@@ -26,9 +28,12 @@ from parsl_flux_bulk.instances.base import (
     PeerId,
 )
 from parsl_flux_bulk.instances.flux.channel_service import ChannelService
+from parsl_flux_bulk.instances.flux.end_of_output import EndOfOutput
 from parsl_flux_bulk.instances.flux.handle import LOST_HINT
-from parsl_flux_bulk.instances.flux.results import first_exit, read_output, read_result
-from parsl_flux_bulk.protocol.stderr_tail import last_lines
+from parsl_flux_bulk.instances.flux.results import first_exit, read_end, read_result, with_log
+from parsl_flux_bulk.instances.flux.shell_options import OutputFiles, explain
+from parsl_flux_bulk.instances.full_disk import OUTPUT_CUT, cut_off
+from parsl_flux_bulk.protocol.stderr_tail import read_tail
 from parsl_flux_bulk.protocol.wakeup import Wakeup
 
 EVENT_LIMIT = 512
@@ -41,14 +46,17 @@ class FluxCompletion:
     Parameters
     ----------
     handle : flux.Flux
+    files : dict
+        The output files of submitted jobs; those of a job are removed when it ends.
     """
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, files: dict[JobId, OutputFiles]) -> None:
         from flux.constants import FLUX_POLLIN
         from flux.core.inner import ffi, lib
 
         self._ffi, self._lib = ffi, lib
         self._handle = handle
+        self._files = files
         self._reactor = handle.get_reactor()
         self._events: list[Event] = []
         self._channel: ChannelService | None = None
@@ -93,7 +101,7 @@ class FluxCompletion:
         elif result.signal is not None:
             self._look_up(job_id, "guest.exec.eventlog", self._on_exec, result)
         else:
-            self._look_up(job_id, "guest.output", self._on_output, result)
+            self._read_end(job_id, result)
 
     def _look_up(self, job_id: JobId, key: str, callback: Any, result: JobResult) -> None:
         from flux.job import job_info_lookup
@@ -108,18 +116,33 @@ class FluxCompletion:
             exited = None
         if exited is not None and result.signal is not None and exited == 128 + result.signal:
             result = replace(result, exit_code=exited, signal=None)
-        self._look_up(job_id, "guest.output", self._on_output, result)
+        self._read_end(job_id, result)
 
-    def _on_output(self, future: Any, job_id: JobId, result: JobResult) -> None:
-        try:
-            _, stderr = read_output(future.get()["guest.output"])
-        except OSError:
-            stderr = ""
-        self._end(job_id, replace(result, stderr=last_lines(stderr)))
+    def _read_end(self, job_id: JobId, result: JobResult) -> None:
+        def done(end: bytes) -> None:
+            stderr, log = read_end(end)
+            self._end(job_id, replace(with_log(result, log), stderr=stderr))
+
+        EndOfOutput(self._handle, job_id, self._waits, done)
 
     def _end(self, job_id: JobId, result: JobResult) -> None:
         del self._waits[job_id]
+        files = self._files.pop(job_id, None)
+        if files is not None:
+            result = self._with_files(job_id, files, result)
         self._events.append(JobEnded(job_id, result))
+
+    def _with_files(self, job_id: JobId, files: OutputFiles, result: JobResult) -> JobResult:
+        from flux.job import JobID
+
+        if "{{" in files.stdout + files.stderr:
+            files = files.rendered(job_id, str(JobID(job_id).f58))
+        if not result.ok:
+            stderr = result.stderr or (read_tail(files.stderr) if files.stderr else "")
+            return replace(result, stderr=explain(stderr))
+        if full := cut_off(files.paths()):
+            return JobResult(JobStatus.FAILED, exception=OUTPUT_CUT, note=full)
+        return result
 
     # -- the loop -----------------------------------------------------------------------------
 

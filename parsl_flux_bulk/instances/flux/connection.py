@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from parsl_flux_bulk.errors import OutputUnavailable
 from parsl_flux_bulk.instances.base import Capacity, JobId, JobRequest, Refusal
 from parsl_flux_bulk.instances.flux.cancel_jobs import MARK
 from parsl_flux_bulk.instances.flux.handle import capacity_of, raise_if_lost
 from parsl_flux_bulk.instances.flux.results import read_output
+from parsl_flux_bulk.instances.flux.shell_options import OutputFiles, complete, read_spool
 
 
 class FluxConnection:
@@ -17,24 +19,33 @@ class FluxConnection:
     Parameters
     ----------
     handle : flux.Flux
+    files : dict
+        The output files of submitted jobs, for the completion.
+    spool : str
+        Directory for output without a file; "" leaves such output to the instance.
     mark : str
         For the cancel guard: what to mark jobs with; "" marks none.
     """
 
-    def __init__(self, handle: Any, mark: str = "") -> None:
+    def __init__(self, handle: Any, files: dict[JobId, OutputFiles], spool: str, mark: str = "") -> None:
         self._handle = handle
+        self._files = files
+        self._spool = spool
         self._mark = {MARK: mark} if mark else {}
 
     def submit(self, requests: Sequence[JobRequest]) -> list[JobId | Refusal]:
         from flux.job import submit_async
 
         in_flight: list[Any] = []
+        files: list[OutputFiles] = []
         for request in requests:
+            jobspec, output = complete(request.jobspec, self._spool)
+            files.append(output)
             try:
                 in_flight.append(
                     submit_async(
                         self._handle,
-                        request.jobspec.with_system(**self._mark).text,
+                        jobspec.with_system(**self._mark).text,
                         urgency=request.urgency,
                         waitable=True,
                         novalidate=True,
@@ -43,6 +54,9 @@ class FluxConnection:
             except (OSError, ValueError) as error:
                 in_flight.append(_refusal(error))
         answers = [_answer(future) for future in in_flight]
+        for answer, output in zip(answers, files, strict=True):
+            if not isinstance(answer, Refusal) and output.stdout + output.stderr:
+                self._files[answer] = output
         if any(isinstance(answer, Refusal) for answer in answers):
             self._check_connection()
         return answers
@@ -71,12 +85,25 @@ class FluxConnection:
     def output(self, job_id: JobId) -> tuple[str, str]:
         from flux.job import job_info_lookup
 
-        try:
-            log = job_info_lookup(self._handle, job_id, keys=["guest.output"]).get()["guest.output"]
-        except OSError as error:
-            raise_if_lost(error)
-            return "", ""
-        return read_output(log)
+        def look_up(key: str) -> str | None:
+            try:
+                return str(job_info_lookup(self._handle, job_id, keys=[key]).get()[key])
+            except OSError as error:
+                raise_if_lost(error)
+                return None
+
+        if self._spool and (kept := read_spool(self._spool, job_id)):
+            return kept
+        log = look_up("guest.output")
+        if log is not None:
+            return read_output(log)
+        if look_up("eventlog") is None:
+            raise OutputUnavailable(
+                f"the instance has no job {job_id} any more, nor its output: Flux forgets old jobs "
+                "(inactive-num-limit, inactive-age-limit). Read the output soon after the job's end, "
+                "or name a file for it"
+            )
+        return "", ""  # the job has not started, or never did
 
     def capacity(self) -> Capacity:
         try:

@@ -16,6 +16,7 @@ from parsl_flux_bulk.instances.flux.cancel_guard import CancelGuard
 from parsl_flux_bulk.instances.flux.completion import FluxCompletion
 from parsl_flux_bulk.instances.flux.connection import FluxConnection
 from parsl_flux_bulk.instances.flux.handle import LOST_HINT, capacity_of, import_bindings, open_handle
+from parsl_flux_bulk.instances.flux.shell_options import OutputFiles
 
 
 class FluxInstance:
@@ -38,6 +39,7 @@ class FluxInstance:
         self._guard: CancelGuard | None = None
         self._mark = ""
         self._broker: Broker | None = None
+        self._files: dict[JobId, OutputFiles] = {}  # of the jobs that have not ended
 
     @classmethod
     def attach(cls, uri: str | None = None, *, guarded: bool = True) -> FluxInstance:
@@ -85,10 +87,11 @@ class FluxInstance:
 
     def connect(self, *, guarded: bool = True) -> FluxConnection:
         """Open a connection; with `guarded` False, its jobs end by themselves if this process is killed."""
-        return FluxConnection(self._open(), self._mark if guarded else "")
+        spool = self._broker.spool if self._broker else ""
+        return FluxConnection(self._open(), self._files, spool, self._mark if guarded else "")
 
     def completion(self) -> FluxCompletion:
-        return FluxCompletion(self._open())
+        return FluxCompletion(self._open(), self._files)
 
     def largest_job_id(self) -> JobId:
         """Return the largest job id that the instance has issued, or starts after; 0 if there is none."""

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+from dataclasses import replace
 from typing import Any
 
+from parsl_flux_bulk.errors import OutputUnavailable
 from parsl_flux_bulk.instances.base import JobResult, JobStatus
+from parsl_flux_bulk.instances.flux.shell_options import explain
+from parsl_flux_bulk.protocol.stderr_tail import TAIL_LINES, last_lines
+
+_LOG_ERROR = 3
+"""Levels up to this one are errors; syslog(3)."""
 
 _STATUS = {1: JobStatus.COMPLETED, 2: JobStatus.FAILED, 4: JobStatus.CANCELED, 8: JobStatus.TIMEOUT}
 
 
 def read_result(record: dict[str, Any], note: str) -> JobResult:
-    """Convert the record of ``flux_job_result_get(3)`` and the message of ``flux_job_wait(3)``."""
+    """Convert the record of ``flux_job_result_get(3)`` and the message of ``flux_job_wait(3)``.
+
+    The record says COMPLETED whenever the wait status is 0, also after a fatal exception.
+    """
     status = _STATUS.get(record.get("result", 2), JobStatus.FAILED)
     exit_code, signal = _exit_of(record.get("waitstatus"), note)
+    exception = record.get("exception_type", "") if record.get("exception_occurred", True) else ""
+    if status is JobStatus.COMPLETED and exception:
+        status = JobStatus.FAILED
+    if status is not JobStatus.COMPLETED and exit_code == 0:
+        exit_code = None
+    note = record.get("exception_note", "") or note
+    explained = explain(note)
+    if explained != note:  # nothing ran; the wait status is the shell's
+        exit_code = signal = None
     return JobResult(
         status,
         exit_code=exit_code,
         signal=signal,
-        exception=record.get("exception_type", ""),
-        note=record.get("exception_note", "") or note,
+        exception=exception,
+        note=explained,
         started="t_run" in record or not record,
     )
 
@@ -58,17 +78,64 @@ def first_exit(log: str) -> int | None:
 
 
 def read_output(log: str) -> tuple[str, str]:
-    """Join the data events of an RFC 24 output eventlog into standard output and error."""
-    import base64
+    """Join the data events of an RFC 24 output eventlog into standard output and error.
 
+    Raises
+    ------
+    OutputUnavailable
+        The shell dropped output beyond its limit.
+    """
     streams: dict[str, list[str]] = {"stdout": [], "stderr": []}
     for line in log.splitlines():
         event = json.loads(line)
-        if event.get("name") != "data":
-            continue
-        context = event["context"]
-        data = context.get("data", "")
-        if context.get("encoding") == "base64":
-            data = base64.b64decode(data).decode(errors="replace")
-        streams[context["stream"]].append(data * context.get("repeat", 1))
+        context = event.get("context", {})
+        if event.get("name") == "data":
+            streams[context["stream"]].append(_data(context))
+        elif event.get("name") == "log" and str(context.get("message", "")).endswith("bytes truncated"):
+            raise OutputUnavailable(
+                f"the job wrote more than the instance keeps ({context['message']}): name a file for its "
+                "output, or raise the shell option output.limit"
+            )
     return "".join(streams["stdout"]), "".join(streams["stderr"])
+
+
+def read_end(log: bytes) -> tuple[str, str]:
+    """Read the end of an output eventlog: the last lines of standard error, and the shell's errors.
+
+    Parameters
+    ----------
+    log : bytes
+        May begin inside an event.
+    """
+    stderr: list[str] = []
+    errors: list[str] = []
+    for line in reversed(log.splitlines()):
+        if b'"log"' not in line and (b'"stderr"' not in line or len(stderr) >= TAIL_LINES):
+            continue
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        context = event.get("context", {})
+        if event["name"] == "data" and context["stream"] == "stderr":
+            stderr.append(_data(context))
+        elif event["name"] == "log" and context.get("level", 7) <= _LOG_ERROR:
+            errors.append(explain(context.get("message", "")))
+    return explain(last_lines("".join(reversed(stderr)))), "; ".join(reversed(errors))
+
+
+def with_log(result: JobResult, log: str) -> JobResult:
+    """Return a result whose note has the reason from the shell's log, if the shell failed."""
+    if result.exception != "exec" or not log or log in result.note:
+        return result
+    known = (result.note, "Going to /tmp")
+    messages = [m for m in log.split("; ") if not m.startswith("plugin ") and not any(k in m for k in known)]
+    return replace(result, note=f"{result.note} ({'; '.join(messages)})") if messages else result
+
+
+def _data(context: dict[str, Any]) -> str:
+    data = context.get("data", "")
+    if context.get("encoding") == "base64":
+        data = base64.b64decode(data).decode(errors="replace")
+    text: str = data * context.get("repeat", 1)
+    return text

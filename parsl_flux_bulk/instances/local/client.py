@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from parsl_flux_bulk.errors import InstanceLost, JobspecError
+from parsl_flux_bulk.errors import InstanceLost, JobspecError, OutputUnavailable
 from parsl_flux_bulk.instances.base import (
     CHANNEL_VARIABLE,
     Capacity,
@@ -170,10 +170,14 @@ class LocalConnection:
     def output(self, job_id: JobId) -> tuple[str, str]:
         """Return what the instance kept of a job's output.
 
-        Kept until `close`: the output of the last 10,000 jobs that wrote any, 256 MiB at most.
+        Kept until `close`: the output of the last 100,000 jobs that wrote any, 1 GiB at most.
         """
         self._server.check()
         out, err = (_read_text(path) for path in spool_paths(self._server.directory, job_id))
+        if not out and not err:
+            self._send({"op": "output", "id": job_id})
+            if missing := self._receive()["missing"]:
+                raise OutputUnavailable(missing)
         return out, err
 
     def capacity(self) -> Capacity:

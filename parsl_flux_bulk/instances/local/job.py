@@ -23,14 +23,12 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from parsl_flux_bulk.instances.full_disk import OUTPUT_CUT, cut_off
 from parsl_flux_bulk.instances.local.job_plan import JobPlan
 from parsl_flux_bulk.instances.local.output import JobFiles, LabeledPipe, render, spool_paths
 from parsl_flux_bulk.instances.local.pinning import cpus_of_task, gpu_variables
 from parsl_flux_bulk.instances.local.processes import job_tmpdir, kill_group
 from parsl_flux_bulk.protocol.stderr_tail import read_tail
-
-FALLBACK_DIRECTORY = "/tmp"
-"""Where a job runs whose working directory cannot be entered; Flux's shell does the same."""
 
 HOSTNAME = socket.gethostname()
 
@@ -77,7 +75,7 @@ class LocalJob:
     """
 
     __slots__ = (
-        "_directory", "_errors", "_exit_code", "_failure_code", "_labels", "_signal",
+        "_directory", "_errors", "_exit_code", "_failure_code", "_labels", "_signal", "_written",
         "cores", "exception", "gpus", "id", "note", "plan", "size", "state", "tasks",
     )  # fmt: skip
 
@@ -97,6 +95,7 @@ class LocalJob:
         self._signal = 0
         self._errors: dict[str, int] = {}
         self._labels: list[LabeledPipe] = []
+        self._written: list[str] = []
 
     def advance(self, state: JobState) -> None:
         """Enter a state; RuntimeError if the present state does not lead to it."""
@@ -126,17 +125,14 @@ class LocalJob:
         self.advance(JobState.RUNNING)
         self.size = self.plan.ntasks or self.plan.tasks_per_core * len(cpus)
         os.mkdir(job_tmpdir(self._directory, self.id), 0o700)
-        usable = os.path.isdir(self.plan.cwd) and os.access(self.plan.cwd, os.X_OK)
-        cwd = self.plan.cwd if usable else FALLBACK_DIRECTORY
+        cwd = render(self.plan.cwd, self._template_values(0))
+        _check_directory(cwd)
         files = JobFiles(self.plan, spool_paths(self._directory, self.id), cwd)
         everywhere = os.sched_getaffinity(0)
         try:
             for rank in range(self.size):
                 values = self._template_values(rank)
                 stdio = self._open(files, values)
-                if not usable and rank == 0:
-                    notice = f"cannot enter directory {self.plan.cwd}; going to {cwd}\n"
-                    os.write(stdio[2], notice.encode(errors="replace"))
                 # The task inherits the affinity. Set in the child it would cost the fast path (vfork)
                 # of subprocess; set after the start it would come too late.
                 pinned = cpus_of_task(self.plan.affinity, cpus, rank, self.size)
@@ -144,7 +140,7 @@ class LocalJob:
                 self._spawn(rank, cwd, self._environment(rank, values, gpus), values, stdio)
         finally:
             os.sched_setaffinity(0, everywhere)
-            self._errors, self._labels = files.errors, files.labels
+            self._errors, self._labels, self._written = files.errors, files.labels, files.written
             files.close()
             for pipe in self._labels:
                 pipe.watch(selector)
@@ -184,6 +180,7 @@ class LocalJob:
                 found = shutil.which(argv[0], path=environment.get("PATH")) or argv[0]
                 process = popen(["/bin/sh", found, *argv[1:]])
         except (OSError, ValueError) as error:
+            _check_directory(cwd)  # Popen names the program for a directory that has vanished
             reason = error.strerror if isinstance(error, OSError) else str(error)
             missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
             note = f"task {rank} (host {HOSTNAME}): start failed: {argv[0]}: {reason}"
@@ -255,24 +252,36 @@ class LocalJob:
     def finish(self) -> dict[str, Any] | None:
         """Clean up after the last task; return the fields of the JobResult, None for exit status 0."""
         self.advance(JobState.ENDED)
+        lacking = ""
         for pipe in self._labels:
             pipe.close()
+            lacking = pipe.error or lacking
         self._labels = []
         started = bool(self.cores)
         if started:
             shutil.rmtree(job_tmpdir(self._directory, self.id), ignore_errors=True)
         if not self.exception and not self._exit_code:
-            return None
+            if not (lacking := lacking or cut_off(self._written)):
+                return None
+            self.exception, self.note = OUTPUT_CUT, lacking
         exit_code, signum = (self._failure_code, 0) if self._failure_code else (self._exit_code, self._signal)
         return {
             "status": {"cancel": "canceled", "timeout": "timeout"}.get(self.exception, "failed"),
-            "exit_code": exit_code if started and not signum else None,
+            "exit_code": exit_code if started and exit_code and not signum else None,
             "signal": signum or None,
             "exception": self.exception,
             "note": self.note,
             "started": started,
             "stderr": "\n".join(filter(None, (read_tail(*file) for file in self._errors.items()))),
         }
+
+
+def _check_directory(path: str) -> None:
+    """Raise StartFailed if a process cannot run in the directory."""
+    try:
+        os.stat(os.path.join(path, "."))
+    except OSError as error:
+        raise StartFailed(f"cannot enter the working directory '{path}': {error.strerror}") from error
 
 
 def limits_setter(limits: Mapping[str, int]) -> Callable[[], None] | None:

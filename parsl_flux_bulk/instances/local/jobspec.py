@@ -60,10 +60,11 @@ def plan_job(jobspec: Jobspec, machine: Machine, urgency: int) -> JobPlan:
     for name in _OF_ANOTHER_INSTANCE:
         environment.pop(name, None)
     job = system.object("job")
+    cwd = jobspec.system.get("cwd", "")
     return JobPlan(
         command=command,
         environment=environment,
-        cwd=os.path.join(machine.working_dir, jobspec.system.get("cwd", "")),
+        cwd=cwd if cwd.startswith("{{") else os.path.join(machine.working_dir, cwd),
         name=job.text("name") if "name" in job else os.path.basename(command[0]),
         urgency=urgency,
         cores=totals["core"],

@@ -12,8 +12,8 @@ from parsl_flux_bulk.instances.local.output import spool_paths
 KEPT_RESULTS = 10_000
 """Reported results kept for another `watch`; all unreported ones are kept."""
 
-KEPT_OUTPUT_JOBS = 10_000
-KEPT_OUTPUT_BYTES = 256 << 20
+KEPT_OUTPUT_JOBS = 100_000
+KEPT_OUTPUT_BYTES = 1 << 30
 """Output is kept of so many jobs, those that ended last, and so many bytes."""
 
 Result: TypeAlias = dict[str, Any] | None
@@ -51,6 +51,16 @@ class KeptOutput:
         self._directory = directory
         self._jobs: deque[tuple[int, int]] = deque()  # job, bytes
         self._bytes = 0
+        self._dropped: set[int] = set()
+
+    def missing(self, job_id: int) -> str:
+        """Return why the output of a job is not there; "" if it was not dropped."""
+        if job_id not in self._dropped:
+            return ""
+        return (
+            f"the embedded instance has dropped the output of job {job_id}: it keeps that of the last "
+            f"{KEPT_OUTPUT_JOBS} jobs, {KEPT_OUTPUT_BYTES >> 20} MiB at most. Name a file for the output"
+        )
 
     def add(self, job_id: int) -> None:
         """Keep the output of a job that has ended; drop the oldest output beyond the bounds."""
@@ -70,6 +80,7 @@ class KeptOutput:
         while len(self._jobs) > KEPT_OUTPUT_JOBS or (self._bytes > KEPT_OUTPUT_BYTES and len(self._jobs) > 1):
             oldest, length = self._jobs.popleft()
             self._bytes -= length
+            self._dropped.add(oldest)
             for path in spool_paths(self._directory, oldest):
                 _unlink(path)
 

@@ -41,11 +41,15 @@ class JobFiles:
         Files that standard error goes to: path -> size before the job began.
     labels : list of LabeledPipe
         Pipes that outlive the start.
+    written : list of str
+        Files that output goes to.
     """
 
     def __init__(self, plan: JobPlan, spool: tuple[str, str], cwd: str) -> None:
         self.errors: dict[str, int] = {}
         self.labels: list[LabeledPipe] = []
+        self.written: list[str] = []
+        self._spool = spool
         self._cwd = cwd
         self._stdin = plan.stdin
         self._streams = tuple(
@@ -69,6 +73,8 @@ class JobFiles:
 
     def _sink(self, stream: Stream, values: Mapping[str, str]) -> int:
         path = os.path.join(self._cwd, render(stream.path, values))
+        if path not in self._spool and (path, os.O_WRONLY) not in self._open:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
         truncate = 0 if stream.append else os.O_TRUNC
         descriptor = self._descriptor(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | truncate)
         if stream is self._streams[1] and path not in self.errors:
@@ -89,6 +95,8 @@ class JobFiles:
             descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
             os.set_blocking(descriptor, True)
             self._open[key] = descriptor
+            if key[1] == os.O_WRONLY:
+                self.written.append(path)
         return self._open[key]
 
     def close(self) -> None:
@@ -100,12 +108,19 @@ class JobFiles:
 
 
 class LabeledPipe:
-    """Copies a task's output to its file, each line with the task's rank in front."""
+    """Copies a task's output to its file, each line with the task's rank in front.
+
+    Attributes
+    ----------
+    error : str
+        Why a part of the output was not written; "" if all of it was.
+    """
 
     def __init__(self, reader: int, sink: int, label: bytes) -> None:
         os.set_blocking(reader, False)
         self._reader, self._sink, self._label = reader, sink, label
         self._rest = b""
+        self.error = ""
         self._selector: selectors.BaseSelector | None = None
 
     def watch(self, selector: selectors.BaseSelector) -> None:
@@ -133,9 +148,10 @@ class LabeledPipe:
 
     def _write(self, data: bytes) -> None:
         try:
-            os.write(self._sink, data)
-        except OSError:  # a full disk must not end the server
-            pass
+            while data:
+                data = data[os.write(self._sink, data) :]
+        except OSError as error:  # a full disk must not end the server
+            self.error = f"output could not be written: {error.strerror}"
 
     def close(self) -> None:
         """Copy the rest, and close."""

@@ -141,6 +141,12 @@ class Server:
                 unknown = {"status": "failed", "started": False, "exception": "unknown-job", "note": note}
                 self._report(client, job_id, unknown)
 
+    def missing_output(self, job_id: int) -> str:
+        """Return why the output of a job is not there; "" for a job that printed nothing."""
+        if not 0 < job_id <= self._last_id:
+            return f"the embedded instance has no job {job_id}, and no output of it"
+        return self._output.missing(job_id)
+
     def _report(self, client: Client, job_id: int, result: Result) -> None:
         client.ended.append((job_id, result))
         self.reporting.add(client)
@@ -294,6 +300,8 @@ class Client:
             self._send({"ids": self._server.submit(message["plans"])})
         elif message["op"] == "cancel":
             self._server.cancel(message["ids"], message["reason"])
+        elif message["op"] == "output":
+            self._send({"missing": self._server.missing_output(message["id"])})
         elif message["op"] == "watch":
             self._server.watch(self, message["ids"])
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from parsl_flux_bulk.errors import InstanceLost
+from parsl_flux_bulk.errors import InstanceLost, OutputUnavailable
 from parsl_flux_bulk.instances.base import (
     Capacity,
     CapacityChanged,
@@ -447,7 +447,8 @@ def test_what_is_gone_is_passed_over(bench):
     (message,) = bench.events(PeerMessage)
     bench.federation.registry.remove(member, "gone")
     bench.connection.cancel([job_id, 7], "not wanted")
-    assert bench.connection.output(job_id) == ("", "")
+    with pytest.raises(OutputUnavailable, match="is lost with its block"):
+        bench.connection.output(job_id)
     assert bench.federation.job_name(job_id) == "1"
     bench.completion.send(message.peer, b"ignored")
     assert instance.sent == []
