@@ -1,7 +1,9 @@
-"""What the documentation names exists: parameters, and pages and headings that links lead to."""
+"""What the documentation names exists: parameters, modules, tests, errors, and targets of links."""
 
 from __future__ import annotations
 
+import ast
+import functools
 import inspect
 import re
 from pathlib import Path
@@ -9,12 +11,14 @@ from pathlib import Path
 import helpers
 import pytest
 
-from parsl_flux_bulk import BulkSubmitter, FluxBulkExecutor
+from parsl_flux_bulk import BulkSubmitter, FluxBulkExecutor, errors
 
 PAGES = [
     *sorted(helpers.PROJECT.glob("*.md")),
     *sorted((helpers.PROJECT / "docs").glob("*.md")),
 ]
+
+NAMED_TEST = r"`([\w/]+\.py)::(\w+)`"
 
 
 @pytest.mark.parametrize(
@@ -40,6 +44,44 @@ def test_the_modules_of_the_architecture_exist() -> None:
         and not any(path.endswith(f"/{name}") or f"/{name}" in path for path in existing)
     }
     assert len(named) > 50 and not missing
+
+
+def test_every_promise_has_a_test_that_exists() -> None:
+    text = (helpers.PROJECT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    table = text[text.index("| Fault |") :].partition("\n\n")[0].splitlines()[2:]
+    rows = [re.split(r"(?<!\\)\|", row)[1:-1] for row in table if not row.startswith("| **")]
+    assert len(rows) >= 40 and {len(row) for row in rows} == {3}
+    without = [row[0] for row in rows if not re.fullmatch(f"{NAMED_TEST}(, {NAMED_TEST})*", row[2].strip())]
+    assert not without
+    missing = {
+        f"{file}::{name}" for file, name in re.findall(NAMED_TEST, text) if name not in functions_of(file)
+    }
+    assert not missing
+
+
+@functools.cache
+def functions_of(file: str) -> set[str]:
+    """The test functions of a file in tests/; none if there is no such file."""
+    path = helpers.PROJECT / "tests" / file
+    if not path.is_file():
+        return set()
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name.startswith("test_")
+    }
+
+
+def test_every_error_is_on_the_page_about_trouble() -> None:
+    text = (helpers.PROJECT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    classes = {
+        name
+        for name, value in vars(errors).items()
+        if inspect.isclass(value) and issubclass(value, errors.FluxBulkError)
+    }
+    assert len(classes) >= 17
+    assert not {name for name in classes if f"`{name}`" not in text}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
