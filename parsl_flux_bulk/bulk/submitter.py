@@ -56,7 +56,7 @@ class JobFuture(CallbackFuture[JobResult]):
         Name of the job in messages: by default, the name of its file, or its command.
     """
 
-    def __init__(self, pipeline: Pipeline[BulkJob], job: BulkJob, label: str) -> None:
+    def __init__(self, pipeline: Pipeline[Job], job: Job, label: str) -> None:
         super().__init__()
         self.label = label
         self._pipeline = pipeline
@@ -117,16 +117,6 @@ class JobFuture(CallbackFuture[JobResult]):
         return f"<JobFuture {self.job_name or '(no id yet)'} {self.label!r} {state}>"
 
 
-class BulkJob(Job):
-    """A job with its future."""
-
-    __slots__ = ("future",)
-
-    def __init__(self, pipeline: Pipeline[BulkJob], label: str) -> None:
-        super().__init__()
-        self.future = JobFuture(pipeline, self, label)
-
-
 class BulkSubmitter:
     """Submit jobs to one instance in batches.
 
@@ -165,7 +155,7 @@ class BulkSubmitter:
         if instances < 1:
             raise ValueError(f"instances must be at least 1, not {instances}")
         self._jobs = _Jobs(keep_ended)
-        self._pipeline = Pipeline[BulkJob](
+        self._pipeline = Pipeline[Job](
             nest(choose_instance(instance), instances),
             max_active_jobs=max_active_jobs,
             name="bulk-submitter",
@@ -344,14 +334,15 @@ class BulkSubmitter:
                 "the BulkSubmitter is not started: use it in a `with` statement, or call start()"
             )
         self._pipeline.refuse_fork()
-        job = BulkJob(self._pipeline, label)
-        self._jobs.add(job)
+        job = Job()
+        future = JobFuture(self._pipeline, job, label)
+        self._jobs.add(job, future)
         try:
             self._pipeline.submit(job, request, self._jobs)
         except BaseException:
             self._jobs.forget(job)
             raise
-        return job.future
+        return future
 
 
 class _Jobs:
@@ -359,25 +350,26 @@ class _Jobs:
 
     def __init__(self, keep_ended: bool) -> None:
         self._keep_ended = keep_ended
-        self._outstanding: set[BulkJob] = set()
+        # A job has no reference to its future, so that both are released as soon as the user lets go of them.
+        self._outstanding: dict[Job, JobFuture] = {}
         self._ended: deque[JobFuture] = deque()
         self._changed = threading.Condition()
 
     def __len__(self) -> int:
         return len(self._outstanding)
 
-    def add(self, job: BulkJob) -> None:
+    def add(self, job: Job, future: JobFuture) -> None:
         with self._changed:
-            self._outstanding.add(job)
+            self._outstanding[job] = future
 
-    def forget(self, job: BulkJob) -> None:
+    def forget(self, job: Job) -> None:
         with self._changed:
-            self._outstanding.discard(job)
+            del self._outstanding[job]
             self._changed.notify_all()
 
     def futures(self) -> list[JobFuture]:
         with self._changed:
-            return [job.future for job in self._outstanding]
+            return list(self._outstanding.values())
 
     def next_ended(self, deadline: float | None) -> JobFuture | None:
         """Wait for a job that ended; None if every job has been returned."""
@@ -398,18 +390,18 @@ class _Jobs:
 
     # -- JobOwner, in the completion thread --------------------------------------------------------
 
-    def job_submitted(self, job: BulkJob) -> None:
-        job.future.set_running_or_notify_cancel()
+    def job_submitted(self, job: Job) -> None:
+        self._outstanding[job].set_running_or_notify_cancel()
 
-    def job_ended(self, job: BulkJob, result: JobResult) -> None:
-        future = job.future
+    def job_ended(self, job: Job, result: JobResult) -> None:
+        future = self._outstanding[job]
         if result.ok:
             future.set_result(result)
         else:
             name = " ".join(filter(None, (job.name, f"({future.label})")))
             future.set_exception(job_error(result, f"job {name}"))
         with self._changed:
-            self._outstanding.discard(job)
+            del self._outstanding[job]
             if self._keep_ended:
                 self._ended.append(future)
             self._changed.notify_all()

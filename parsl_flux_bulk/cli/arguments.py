@@ -29,9 +29,10 @@ where the jobs run:
 
 exit status:
   0  every job ended with exit status 0
-  1  a job failed, or a file is not a valid jobspec
+  1  a job failed, a file is not a valid jobspec, or a record or a line could not be written
   2  no job was run: invalid arguments, --strict, or no usable instance
-  130, 143, 129  ended by Ctrl-C, SIGTERM, SIGHUP; outstanding jobs were canceled"""
+  130, 143, 129  ended by Ctrl-C, SIGTERM, SIGHUP; outstanding jobs were canceled
+  141  the reader of stdout ended, as head does; outstanding jobs were canceled"""
 
 RESOURCE_KEYS = {
     "ntasks": "num_tasks",
@@ -130,7 +131,11 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("--local", action="store_true", help="run the jobs on this machine, without Flux")
     command = parser.add_argument_group("for a command", "as in `flux submit`, except that -n counts jobs")
     command.add_argument(
-        "-n", "--copies", type=_positive, metavar="N", help="run the command in N jobs (default: 1)"
+        "-n",
+        "--copies",
+        type=_positive,
+        metavar="N",
+        help="run the command in N jobs (default: 1); in each, FLUX_JOB_CC is its number, 0 to N-1",
     )
     command.add_argument("--ntasks", type=_positive, metavar="N", help="tasks in each job (default: 1)")
     command.add_argument(

@@ -7,6 +7,7 @@ command line, ``work.py`` has the jobs to submit, ``report.py`` prints.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -15,15 +16,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
 from parsl_flux_bulk.cli.arguments import asks_for_little, parse
 from parsl_flux_bulk.cli.inputs import UnusableInput
-from parsl_flux_bulk.cli.report import SHOWN_FAILURES, Report
+from parsl_flux_bulk.cli.report import SHOWN_FAILURES, Report, printable
 from parsl_flux_bulk.cli.signal_queue import SignalQueue
+from parsl_flux_bulk.cli.streams import Output, Records, open_standard_streams
 from parsl_flux_bulk.cli.work import Item, Work, refuse_invalid
-from parsl_flux_bulk.errors import InstanceError, JobspecError
+from parsl_flux_bulk.errors import InstanceError, InstanceLost, JobspecError
 from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.instances.federation.inner_instances import automatic
 
@@ -40,35 +42,42 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return the exit status."""
+    output, errors = open_standard_streams()
     options = parse(list(sys.argv[1:] if arguments is None else arguments))
     logging.basicConfig(
-        format="bulksubmit: %(message)s", level=logging.INFO if options.verbose else logging.WARNING
+        stream=errors,
+        format="bulksubmit: %(message)s",
+        level=logging.INFO if options.verbose else logging.WARNING,
     )
     try:
-        return _run(options)
+        return _run(options, output, errors)
     except (UnusableInput, InstanceError) as error:
-        print(f"bulksubmit: {error}", file=sys.stderr)
+        print(f"bulksubmit: {error}", file=errors, flush=True)
         return EXIT_UNUSABLE
     except BrokenPipeError:
-        # The reader of stdout has ended. The jobs are canceled; the interpreter must not flush stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(
+            "bulksubmit: nobody reads standard output any more: canceled the outstanding jobs",
+            file=errors,
+            flush=True,
+        )
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:  # before the signal handlers are set, or after they are reset
         return 128 + signal.SIGINT
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, output: Output, errors: Output) -> int:
+    _check_current_directory()
     work = Work(options)
     if work.repeated:
-        print(f"bulksubmit: {work.repeated} file(s) given more than once run once", file=sys.stderr)
+        print(f"bulksubmit: {work.repeated} file(s) given more than once run once", file=errors)
     if options.strict:
         refuse_invalid(work.files)
     with ExitStack() as stack:
-        records = stack.enter_context(_open_records(options.json)) if options.json else None
+        records = stack.enter_context(contextlib.closing(Records(options.json))) if options.json else None
         bulk = _open_submitter(options, len(work))
         stack.callback(bulk.close, timeout=1.0)
         bulk.start()
-        report = Report(len(work), records, sys.stdout)
+        report = Report(len(work), records, output, errors)
         report.say("Starting...")
         run = Run(bulk, report)
         with run.signals():
@@ -76,13 +85,16 @@ def _run(options: argparse.Namespace) -> int:
             run.drain()
         if run.signal is None:
             report.finish()
-            return EXIT_FAILED if report.failed else EXIT_OK
+            return EXIT_OK if report.ok else EXIT_FAILED
         run.say_interrupted(run.signal)
         return 128 + run.signal
 
 
 def _open_submitter(options: argparse.Namespace, jobs: int) -> BulkSubmitter:
-    instance = choose_instance("local" if options.local else options.uri)
+    try:
+        instance = choose_instance("local" if options.local else options.uri)
+    except ValueError as error:
+        raise UnusableInput(str(error)) from error
     instances = options.instances
     if instances is None:
         most = options.max_active or automatic(instance, jobs)
@@ -95,11 +107,13 @@ def _open_submitter(options: argparse.Namespace, jobs: int) -> BulkSubmitter:
         raise UnusableInput(str(error)) from error
 
 
-def _open_records(name: str) -> TextIO:
+def _check_current_directory() -> None:
     try:
-        return open(name, "w", encoding="utf-8")
+        os.getcwd()
     except OSError as error:
-        raise UnusableInput(f"cannot write {name!r} (--json): {error.strerror}") from error
+        raise UnusableInput(
+            f"the current directory cannot be used: {error.strerror}; change to another one"
+        ) from error
 
 
 class Run:
@@ -135,6 +149,9 @@ class Run:
             except (JobspecError, OSError) as error:
                 self._report.invalid(item.label, error)
                 continue
+            except InstanceLost as error:
+                self._report.not_submitted(item.label, error)
+                continue
             self._report.submitted += 1
             self._watch(future)
         self._report.all_submitted()
@@ -159,17 +176,18 @@ class Run:
         """Print how many jobs were canceled, and those that have not ended."""
         report = self._report
         report.finish()
-        names = sorted(future.job_name or future.label for future in self._outstanding)
+        names = sorted(future.job_name or printable(future.label) for future in self._outstanding)
         lines = [
-            f"bulksubmit: {signal.Signals(number).name}: canceled {report.canceled} outstanding jobs, "
+            f"{signal.Signals(number).name}: canceled {report.canceled} outstanding jobs, "
             f"of which {report.canceled_running} had started"
         ]
         if self._not_submitted:
-            lines.append(f"bulksubmit: {self._not_submitted} jobs were not submitted yet")
+            lines.append(f"{self._not_submitted} jobs were not submitted yet")
         if names:
             shown = " ".join(names[:SHOWN_FAILURES]) + (" ..." if len(names) > SHOWN_FAILURES else "")
-            lines.append(f"bulksubmit: {len(names)} jobs did not end within {CANCEL_TIMEOUT:g} s: {shown}")
-        print("\n".join(lines), file=sys.stderr)
+            lines.append(f"{len(names)} jobs did not end within {CANCEL_TIMEOUT:g} s: {shown}")
+        for line in lines:
+            report.warn(line)
         for future in self._outstanding:
             report.not_ended(future.label, future.job_name, "unknown")
 
@@ -190,7 +208,7 @@ class Run:
 
     def _watch(self, future: JobFuture) -> None:
         self._outstanding.add(future)
-        future.add_done_callback(lambda _: self._ended.put(future))
+        future.add_done_callback(self._ended.put)  # not a closure over the future: a cycle stays in memory
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self.signal is not None:
@@ -213,7 +231,8 @@ class Run:
 def _die(number: int) -> NoReturn:
     # No flush and no join: a thread, a lock or the terminal may hang.
     show_cursor = b"\x1b[?25h" if os.isatty(1) else b""
-    os.write(2, show_cursor + b"\nbulksubmit: stopped at once; its jobs are being canceled\n")
+    with contextlib.suppress(OSError):
+        os.write(2, show_cursor + b"\nbulksubmit: stopped at once; its jobs are being canceled\n")
     os._exit(128 + number)
 
 

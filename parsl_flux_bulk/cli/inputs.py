@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 STDIN = "-"
+
+LONGEST_LINE = 1 << 16
+"""Bytes of a line of stdin at most; Linux takes no path longer than 4096."""
+
+_BOM = "\ufeff".encode()
 
 
 class UnusableInput(Exception):
@@ -41,24 +47,53 @@ def find_files(inputs: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path],
     return list(found.values()), repeated
 
 
+def read_lines(stdin: TextIO | None) -> Iterator[str]:
+    """Yield the lines of standard input; a name that is not UTF-8 is decoded as Python decodes file names.
+
+    Raises
+    ------
+    UnusableInput
+        If `stdin` is None, which means closed, or cannot be read.
+    """
+    if stdin is None:
+        raise UnusableInput("'-' reads paths from stdin, but stdin is closed")
+    try:
+        line = stdin.buffer.readline(LONGEST_LINE).removeprefix(_BOM)
+        while line:
+            if len(line) == LONGEST_LINE:
+                raise UnusableInput(f"a line of stdin is longer than any path: {os.fsdecode(line[:40])!r}...")
+            yield os.fsdecode(line)
+            line = stdin.buffer.readline(LONGEST_LINE)
+    except OSError as error:
+        raise UnusableInput(f"cannot read paths from stdin: {error.strerror}") from error
+
+
 def _from_argument(name: str) -> list[Path]:
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(name):
         return _in_directory(path)
-    if not os.path.lexists(path):
+    try:
+        os.lstat(name)
+    except FileNotFoundError:
         if any(character in name for character in "*?["):
-            raise UnusableInput(f"no file matches {name!r}")
-        raise UnusableInput(f"no such file or directory: {name!r}")
+            raise UnusableInput(f"no file matches {name!r}") from None
+        raise UnusableInput(f"no such file or directory: {name!r}") from None
+    except OSError as error:
+        raise UnusableInput(f"cannot read {name!r}: {error.strerror}") from error
     return [path]
 
 
 def _from_stdin(lines: Iterable[str]) -> list[Path]:
     paths: list[Path] = []
     for line in lines:
-        name = line.rstrip("\n")
+        name = line.removesuffix("\n")
+        if name.endswith("\r") and not os.path.lexists(name):
+            name = name[:-1]  # a list that was written on Windows
+        if "\0" in name:
+            raise UnusableInput("a null character on stdin: '-' reads one path from each line")
         if name:
             path = Path(name)
-            paths += _in_directory(path) if path.is_dir() else [path]
+            paths += _in_directory(path) if os.path.isdir(name) else [path]
     if not paths:
         raise UnusableInput("no paths on stdin: '-' reads one path from each line")
     return paths

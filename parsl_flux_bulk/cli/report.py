@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 from parsl_flux_bulk.bulk.submitter import JobFuture
 from parsl_flux_bulk.cli.progress import open_progress
+from parsl_flux_bulk.cli.streams import Output, Records, reason
 from parsl_flux_bulk.errors import JobspecError
-from parsl_flux_bulk.instances.base import JobResult, JobStatus
+from parsl_flux_bulk.instances.base import EndCause, JobResult, JobStatus
 from parsl_flux_bulk.pipeline.job_errors import describe
 from parsl_flux_bulk.protocol.stderr_tail import last_lines
 
@@ -25,15 +24,20 @@ class Report:
     ----------
     total : int
         Number of jobs to run.
-    records : TextIO or None
-        File for the JSON records, one on each line.
-    stream : TextIO
-        File for the lines and the bar; failures go to stderr.
+    records : Records or None
+        File for the JSON records.
+    output : Output
+        For the lines and the bar.
+    errors : Output
+        For the failures.
     """
 
-    def __init__(self, total: int, records: TextIO | None, stream: TextIO) -> None:
-        self._progress = open_progress(stream)
+    def __init__(self, total: int, records: Records | None, output: Output, errors: Output) -> None:
+        self._output = output
+        self._errors = errors
+        self._progress = open_progress(cast("TextIO", output))
         self._records = records
+        self._records_failed = False
         self._total = total
         self._began = time.time()
         self._failures: list[str] = []
@@ -43,9 +47,19 @@ class Report:
         self.canceled_running = 0
         self.failed = 0
 
+    @property
+    def ok(self) -> bool:
+        """Whether every job completed, and everything about them could be written."""
+        outputs = (self._output, self._errors, self._records)
+        return not self.failed and all(output is None or output.error is None for output in outputs)
+
     def say(self, text: str) -> None:
         """Print one line."""
         self._progress.line(f"bulksubmit: {text}")
+
+    def warn(self, text: str) -> None:
+        """Print one line to standard error."""
+        print(f"bulksubmit: {text}", file=self._errors, flush=True)
 
     def all_submitted(self) -> None:
         """Print how many jobs were enqueued, and how fast."""
@@ -55,9 +69,14 @@ class Report:
     def invalid(self, label: str, error: Exception) -> None:
         """Record a file that is not a valid jobspec, or cannot be read."""
         what = "not a valid jobspec" if isinstance(error, JobspecError) else "cannot be read"
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        self._failed(label, f"{what}: {reason}")
-        self._record(label, status="invalid", exception="jobspec", note=f"{what}: {reason}")
+        note = f"{what}: {reason(error)}"
+        self._failed(label, note)
+        self._record(label, status="invalid", exception="jobspec", note=note)
+
+    def not_submitted(self, label: str, error: Exception) -> None:
+        """Record a job that could not be submitted, because the instance is lost."""
+        self._failed(label, f"not submitted: {error}")
+        self._record(label, status="not-submitted", exception=EndCause.INSTANCE_LOST.value, note=str(error))
 
     def job_ended(self, future: JobFuture, result: JobResult, *, interrupted: bool = False) -> None:
         """Record how a job ended, and update the bar.
@@ -98,27 +117,43 @@ class Report:
         self._progress.finish()
         seconds = self._seconds()
         ran = self.ended - self.canceled
-        self.say(f"Ran {ran} jobs in {seconds:.1f}s. {ran / seconds:.1f} job/s")
+        summary = f"Ran {ran} jobs in {seconds:.1f}s. {ran / seconds:.1f} job/s"
+        self.say(summary)
+        if self._output.error is not None:
+            self.warn(f"cannot write to standard output: {reason(self._output.error)}")
+            self.warn(summary)
         if not self.failed:
             return
         lines = [f"bulksubmit: {self.failed} of {self._total} jobs failed:", *self._failures]
         if self.failed > SHOWN_FAILURES:
             lines.append(f"  and {self.failed - SHOWN_FAILURES} more; --json FILE lists all")
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        print("\n".join(lines), file=self._errors, flush=True)
 
     def _failed(self, job: str, why: str, stderr: str = "") -> None:
         self.failed += 1
         if self.failed <= SHOWN_FAILURES:
             tail = [f"      | {line}" for line in last_lines(stderr, STDERR_LINES).splitlines()]
-            self._failures.append("\n".join([f"  {job}: {why}", *tail]))
+            self._failures.append("\n".join([f"  {printable(job)}: {why}", *tail]))
 
     def _record(self, label: str, **fields: Any) -> None:
-        if self._records is not None:
-            known = dict.fromkeys(_FIELDS) | {"file": label} | fields
-            print(json.dumps(known, ensure_ascii=False), file=self._records, flush=True)
+        records = self._records
+        if records is None:
+            return
+        records.write(dict.fromkeys(_FIELDS) | {"file": label} | fields)
+        if records.error is not None and not self._records_failed:
+            self._records_failed = True
+            self.warn(
+                f"cannot write {records.name!r} (--json): {reason(records.error)}; "
+                "the jobs run on, without records from here on"
+            )
 
     def _seconds(self) -> float:
         return max(time.time() - self._began, 1e-6)
+
+
+def printable(text: str) -> str:
+    """Escape newlines, control characters and undecodable bytes, so that a name stays on its line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 _FIELDS = ("file", "id", "submitted", "finished", "status", "exit_code", "signal", "exception", "note")

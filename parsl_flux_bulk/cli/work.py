@@ -12,9 +12,14 @@ from typing import Any
 from parsl_flux_bulk.bulk.jobspec_files import read_jobspec
 from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
 from parsl_flux_bulk.cli.arguments import RESOURCE_KEYS
-from parsl_flux_bulk.cli.inputs import STDIN, UnusableInput, find_files
+from parsl_flux_bulk.cli.inputs import UnusableInput, find_files, read_lines
+from parsl_flux_bulk.cli.report import printable
+from parsl_flux_bulk.cli.streams import reason
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.jobspec.resources import Resources
+
+COPY_VARIABLE = "FLUX_JOB_CC"
+"""Environment variable that numbers the copies of a command from 0, as ``flux submit --cc`` does."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,7 @@ class Work:
         self.files: list[Path] = []
         self.repeated = 0
         if not options.command:
-            self.files, self.repeated = find_files(
-                options.inputs, sys.stdin if STDIN in options.inputs else ()
-            )
+            self.files, self.repeated = find_files(options.inputs, read_lines(sys.stdin))
         self._resources = _resources(options)
 
     def __len__(self) -> int:
@@ -60,9 +63,16 @@ class Work:
                 stdout=options.output,
                 stderr=options.error,
                 label=label,
-                **self._resources,
+                **self._resources_of(number),
             ),
         )
+
+    def _resources_of(self, number: int) -> dict[str, Any]:
+        """Return the resources of one copy; with --copies, its environment has the number of the copy."""
+        if self._options.copies is None:
+            return self._resources
+        environment = [*self._resources.get("environment", ()), f"{COPY_VARIABLE}={number - 1}"]
+        return {**self._resources, "environment": environment}
 
 
 def _resources(options: argparse.Namespace) -> dict[str, Any]:
@@ -84,6 +94,6 @@ def refuse_invalid(files: Iterable[Path]) -> None:
         try:
             read_jobspec(path)
         except (JobspecError, OSError) as error:
-            wrong.append(f"  {path}: {error}")
+            wrong.append(f"  {printable(str(path))}: {reason(error)}")
     if wrong:
         raise UnusableInput("\n".join([f"nothing was started: {len(wrong)} file(s) are unusable", *wrong]))

@@ -19,13 +19,15 @@ from parsl_flux_bulk.jobspec.constraint import check_constraint
 from parsl_flux_bulk.jobspec.dependency import check_dependency
 
 _KEYS = ("attributes", "resources", "tasks", "version")
+_BOM = "\ufeff".encode()
+"""Byte order mark, with which some editors begin a file."""
 _INT64 = range(-(2**63), 2**63)
 
 
 def validate(text: str | bytes) -> dict[str, Any]:
     """Parse and check the text of a jobspec; see :meth:`.jobspec.Jobspec.parse`."""
     try:
-        decoded = text if isinstance(text, str) else text.decode()
+        decoded = text.removeprefix("\ufeff") if isinstance(text, str) else text.removeprefix(_BOM).decode()
         jobspec = _parse(decoded)
         if "\\u" in decoded or not decoded.isascii():
             check_texts(jobspec)

@@ -262,7 +262,6 @@ def test_what_is_wrong_is_said_with_its_place(path, value, where, words):
         ('{"version": 1,\n "tasks": [,]}', "line 2 column 12", "not JSON"),
         ('{"version": 1} x', "line 1 column 16", "not JSON: Extra data"),
         ('{"version": 1', "line 1 column 14", "not JSON"),
-        ("\ufeff{}", "line 1 column 1", "BOM"),
         (b'{"a":\n "\xff"}', "line 2 column 3", "not UTF-8"),
         (b"\x7fELF\x02\x01\x01\x00\xb0", "line 1 column 9", "not UTF-8"),
         ("[]", "", "not a list"),
