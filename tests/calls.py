@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import time
 
@@ -94,3 +95,109 @@ def sleep_at_exit():
 
 def imported(module):
     return module in sys.modules
+
+
+def environment_of_process():
+    """Return everything that a worker puts back, as it is now."""
+    import asyncio
+    import decimal
+    import gc
+    import resource
+    import socket
+    import threading
+
+    names = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
+    return {
+        "directory": os.getcwd(),
+        "environment": dict(os.environ),
+        "umask": [os.umask(0o22), os.umask(0o22)][0],
+        "handlers": [str(signal.getsignal(n)) for n in sorted(signal.valid_signals()) if n != signal.SIGINT],
+        "interrupt": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
+        "mask": sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, ()))),
+        "timers": [signal.getitimer(n) for n in range(3)],
+        "limits": [resource.getrlimit(getattr(resource, name)) for name in names],
+        "path": list(sys.path),
+        "streams": [(s.fileno(), s.closed) for s in (sys.stdin, sys.stdout, sys.stderr)],
+        "descriptors": [os.readlink(f"/proc/self/fd/{n}") for n in range(3)],
+        "recursion": sys.getrecursionlimit(),
+        "timeout": socket.getdefaulttimeout(),
+        "decimal": (decimal.getcontext().prec, decimal.getcontext().rounding),
+        "hooks": (sys.gettrace(), sys.getprofile(), threading.gettrace(), threading.getprofile()),
+        "excepthook": sys.excepthook is sys.__excepthook__,
+        "loop": loop_by_default(asyncio),
+        "gc": (gc.isenabled(), gc.get_threshold()),
+        "affinity": sorted(os.sched_getaffinity(0)),
+    }
+
+
+def loop_by_default(asyncio):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return asyncio.get_event_loop().is_closed()
+
+
+def disturb(directory):
+    """Leave everything changed that a worker puts back."""
+    import asyncio
+    import decimal
+    import gc
+    import resource
+    import socket
+    import tempfile
+    import threading
+
+    os.chdir(tempfile.mkdtemp(dir=directory))
+    os.rmdir(os.getcwd())
+    os.environ["LEFT"] = "by a task"
+    os.environ.pop("HOME", None)
+    os.environ["PATH"] = "/nowhere"
+    os.umask(0o777)
+    for number in (signal.SIGALRM, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    for timer in range(3):
+        signal.setitimer(timer, 3600)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    sys.path.insert(0, "/nowhere")
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    sys.stdout.close()
+    sys.stderr = sys.stdin = None
+    sys.setrecursionlimit(5000)
+    socket.setdefaulttimeout(3)
+    decimal.getcontext().prec = 3
+    threading.settrace(lambda *_: None)
+    sys.setprofile(lambda *_: None)
+    sys.excepthook = print
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    loop.close()
+    gc.disable()
+    gc.set_threshold(1)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def leave_thread():
+    import threading
+
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+    return os.getpid()
+
+
+def lower_priority():
+    os.nice(1)
+    return os.getpid()
+
+
+def alarm_at_return():
+    """Leave a timer whose handler raises an exception right after the call."""
+
+    def raise_it(*_):
+        raise TimeoutError("too late")
+
+    signal.signal(signal.SIGALRM, raise_it)
+    signal.setitimer(signal.ITIMER_REAL, 0.00005)

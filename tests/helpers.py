@@ -323,11 +323,20 @@ def own_processes() -> dict[int, str]:
     owned = set(LONG_LIVED)
     for pid in LONG_LIVED:
         owned |= descendants(pid)
-    found = {pid: command_of(pid) for pid in descendants(os.getpid()) - owned}
+    found = {pid: command_of(pid) for pid in descendants(os.getpid()) - owned if guarded_by(pid) not in owned}
     # multiprocessing starts its resource tracker once, and keeps it.
     return {
         pid: command for pid, command in found.items() if "multiprocessing.resource_tracker" not in command
     }
+
+
+def guarded_by(pid: int) -> int:
+    """Return the process that a guard of `worker.lifeline` guards; 0 for any other process."""
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return 0
+    return int(name.removeprefix("guard-")) if name.startswith("guard-") else 0
 
 
 def stack_of(thread: threading.Thread) -> str:

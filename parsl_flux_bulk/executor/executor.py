@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 BASH_APPS = ("native", "python")
 
+ISOLATION = ("worker", "task")
+
 SHUTDOWN_GRACE = 2.0
 """Seconds that workers get at shutdown to end by themselves before their jobs are canceled."""
 
@@ -88,6 +90,10 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
         Seconds after which a worker without tasks ends. When other tasks wait for its cores, it ends at once.
     tasks_per_worker : int or None
         Tasks after which a worker process is replaced, for user code that leaks memory. None means never.
+    isolation : str
+        ``"worker"``: a worker process runs one task after another, and puts back what each has changed in the
+        process, such as its working directory. ``"task"``: a new process is forked for each task, so that
+        nothing of a task reaches another. See ``docs/executor.md``.
     bash_apps : str
         ``"native"``: the command of a bash app that needs a job of its own becomes the command of that job,
         without Python, and workers run small bash apps without importing Parsl. ``"python"``: Parsl's own
@@ -127,6 +133,7 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
         remote_monitoring_radio: RadioConfig | None = None,
         worker_idle_time: int | float = 3.0,
         tasks_per_worker: int | None = None,
+        isolation: str = "worker",
         bash_apps: str = "native",
         provider: ExecutionProvider | None = None,
         launch: str = "flux start",
@@ -142,6 +149,13 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
         for name, value in (("max_active_jobs", max_active_jobs), ("tasks_per_worker", tasks_per_worker)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, or None, not {value}")
+        if isolation not in ISOLATION:
+            raise ValueError(f"isolation must be {' or '.join(map(repr, ISOLATION))}, not {isolation!r}")
+        if isolation == "task" and tasks_per_worker not in (None, 1):
+            raise ValueError(
+                "with isolation='task' a worker runs one task, so tasks_per_worker must be None, "
+                f"not {tasks_per_worker}"
+            )
         if bash_apps not in BASH_APPS:
             raise ValueError(f"bash_apps must be {' or '.join(map(repr, BASH_APPS))}, not {bash_apps!r}")
         if worker_idle_time < 0:
@@ -159,6 +173,7 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
         self.remote_monitoring_radio = remote_monitoring_radio or FilesystemRadio()
         self.worker_idle_time = worker_idle_time
         self.tasks_per_worker = tasks_per_worker
+        self.isolation = isolation
         self.bash_apps = bash_apps
         self.launch = launch
         self.address = address
@@ -226,7 +241,7 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
             rlimits={} if self.provider else soft_limits(),
             sys_path=own_sys_path() if self.python in (None, sys.executable) else (),
             tasks_per_job=self.tasks_per_job,
-            tasks_per_worker=self.tasks_per_worker,
+            tasks_per_worker=1 if self.isolation == "task" else self.tasks_per_worker,
             worker_idle_time=float(self.worker_idle_time),
         )
 

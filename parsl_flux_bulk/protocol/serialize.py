@@ -96,7 +96,7 @@ def run(function: Callable[..., Any], call: bytes | memoryview) -> bytes:
     """Call a function and return the outcome; exceptions of the call are outcomes too."""
     outcome = _run(function, call)
     if len(outcome) > frames.MAX_PAYLOAD:
-        outcome = _raised(OverflowError(frames.too_long("result", len(outcome))))
+        outcome = raised(OverflowError(frames.too_long("result", len(outcome))))
     return outcome
 
 
@@ -118,7 +118,7 @@ def _run(function: Callable[..., Any], call: bytes | memoryview) -> bytes:
     except SystemExit as error:
         return EXITED + pickle.dumps(_exit_status(error.code))
     except BaseException as error:
-        return _raised(error)
+        return raised(error)
     try:
         return RESULT + dumps(result, ResultPickler)
     except Exception as error:
@@ -138,7 +138,8 @@ def load_call(call: bytes | memoryview) -> tuple[tuple[Any, ...], dict[str, Any]
     return args, kwargs
 
 
-def _raised(error: BaseException) -> bytes:
+def raised(error: BaseException) -> bytes:
+    """Return the outcome of a call that raised an exception."""
     traceback = error.__traceback__  # its first frame is _run
     return RAISED + pickle.dumps(_describe(error, traceback.tb_next if traceback else None, set()))
 

@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _prctl = ctypes.CDLL(None).prctl
 
 
@@ -50,10 +50,12 @@ def start_guard(groups: Callable[[], Iterable[int]]) -> int:
         unless a byte was written to it before.
     """
     read_end, write_end = os.pipe()
+    name = f"guard-{os.getpid()}".encode()  # as ps(1) shows it
     child = os.fork()
     if not child:
         # Forked twice, so that user code finds no child that it did not start.
         if not os.fork():
+            _prctl(_PR_SET_NAME, name, 0, 0, 0)
             _guard(read_end, groups)
         os._exit(0)
     os.waitpid(child, 0)

@@ -322,6 +322,8 @@ class Manager:
             outcomes = worker.read()
         except EOFError:
             self._loop.unwatch(worker.outcomes)
+            worker.retired = True
+            self._deadlines.setdefault(slot, time.monotonic() + LIMIT_TIMEOUT)
             return False
         if outcomes is None:
             return False
@@ -337,6 +339,7 @@ class Manager:
             if now >= deadline:
                 del self._deadlines[slot]
                 if slot.worker is not None:
+                    slot.worker.overdue = True
                     self._kill_worker(slot, slot.worker, f"alive {LIMIT_TIMEOUT} s after its last task")
 
     def _kill_worker(self, slot: Slot, worker: Worker, cause: str) -> None:
@@ -359,6 +362,9 @@ class Manager:
         running, started = self._forkserver.running.read(slot.number)
         if running not in worker.given:
             running = 0
+        retired = worker.retired and not running and (exit_code == 0 or worker.overdue)
+        if retired:
+            slot.take_back()  # for the next worker
         about = {
             "exit_code": exit_code if exit_code >= 0 else None,
             "signal": -exit_code if exit_code < 0 else None,
@@ -366,12 +372,14 @@ class Manager:
         }
         self._deadlines.pop(slot, None)
         if self._debug:
-            cause = "task limit" if worker.reached_limit else f"was {worker.state.name}"
+            cause = (
+                "task limit" if worker.reached_limit else "retired" if retired else f"was {worker.state.name}"
+            )
             self._log(
                 f"worker ended slot={slot.number} pid={worker.pid} exit_code={exit_code} running={running} "
                 f"done={worker.done}: {cause}"
             )
-        if not worker.reached_limit:
+        if not worker.reached_limit and not retired:
             self._send(frames.encode_json(frames.DIED, slot.number, running, about))
             self._return(slot, [task_id for task_id in worker.given if task_id != running])
             self._return(slot, slot.remove(0))

@@ -74,6 +74,8 @@ class Worker:
         Ids of the tasks that the worker was given and has no outcome of -> whether sent with a file.
     done : int
         Number of outcomes.
+    retired, overdue : bool
+        The worker will run no more tasks; it did not exit in time after the last.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class Worker:
         self.state = WorkerState.READY
         self.given: dict[int, bool] = {}
         self.done = 0
+        self.retired = self.overdue = False
         self._queue = queue
         self._limit = limit
         self._queued_files = 0

@@ -17,6 +17,7 @@ import struct
 
 from parsl_flux_bulk.protocol import frames, serialize
 from parsl_flux_bulk.worker import handshake, lifeline, packets
+from parsl_flux_bulk.worker.process_state import ProcessState
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ class WorkerProcess:
         try:
             self._start(last_descriptor)
             self._serve()
+            os.close(self._outcomes)  # tells the manager that no more tasks will be run
             status = 0
             atexit._run_exitfuncs()
             handshake.flush_stdio()
@@ -149,21 +151,25 @@ class WorkerProcess:
         self._running.memory[self._running.offset(self._slot) + 8] = 1
 
     def _serve(self) -> None:
-        pid = os.getpid()
         entry = slice(self._running.offset(self._slot), self._running.offset(self._slot) + 8)
         memory, none = self._running.memory, bytes(8)
+        state = self._state = ProcessState()
         done = 0
         while done < self._limit and (frame := self._receive()):
             kind = frame[0]
             if kind == frames.TASK:
                 memory[entry] = frame[frames.ID]  # the task has started
-                outcome = self._run(frame)
-                if os.getpid() != pid:
-                    os._exit(0)  # the task forked, and this is the copy
-                handshake.flush_stdio()
+                try:
+                    outcome = state.run(self._run, frame)
+                    left = state.restore()
+                except BaseException as error:  # of the task's signal handler, after the call
+                    outcome = serialize.raised(error)
+                    left = state.restore()
                 self._send(frame, outcome)
                 memory[entry] = none
                 done += 1
+                if left:
+                    break  # the manager forks another worker
             else:
                 function_id = frame[frames.ID]
                 self._functions.pop(function_id, None)
@@ -191,6 +197,7 @@ class WorkerProcess:
             except BaseException as error:
                 return serialize.not_deserializable("function", error)
             self._functions[function_id] = function
+            self._state.note_imports()
             del self._payloads[function_id]
         return serialize.run(function, memoryview(frame)[frames.CALL_START :])
 

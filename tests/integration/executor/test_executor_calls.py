@@ -307,6 +307,12 @@ def test_workers_are_replaced_after_so_many_tasks(where: str, new_executor: NewE
     assert max(pids.count(pid) for pid in pids) <= 2
 
 
+def test_with_isolation_each_task_has_a_process_of_its_own(where: str, new_executor: NewExecutor) -> None:
+    with new_executor(where, isolation="task") as executor:
+        futures = [executor.submit(apps.whoami, {}) for _ in range(12)]
+        assert len({future.result(BOUND)[1] for future in futures}) == 12
+
+
 def test_idle_workers_leave(where: str, new_executor: NewExecutor) -> None:
     with new_executor(where, worker_idle_time=0.2) as executor:
         assert executor.submit(apps.double, {}, 1).result(BOUND) == 2
@@ -322,6 +328,8 @@ def test_idle_workers_leave(where: str, new_executor: NewExecutor) -> None:
         ({"tasks_per_job": 2}, "tasks_per_job must be 1 or None, not 2"),
         ({"max_active_jobs": 0}, "max_active_jobs must be at least 1, or None, not 0"),
         ({"tasks_per_worker": -1}, "tasks_per_worker must be at least 1, or None, not -1"),
+        ({"isolation": "thread"}, "isolation must be 'worker' or 'task', not 'thread'"),
+        ({"isolation": "task", "tasks_per_worker": 5}, "must be None, not 5"),
         ({"worker_idle_time": -0.5}, "must not be negative, not -0.5"),
     ],
 )
