@@ -106,6 +106,8 @@ def _input(given: Any, cwd: str) -> dict[str, Any]:
             path = f"{cwd.rstrip('/')}/{_UP}{path.lstrip('/')}"
         stdin["path"] = os.path.join(cwd, path)
     option["stdin"] = stdin
+    # Each job lasts at least so long: the shell writes down, as one batch, where its input comes from.
+    option.setdefault("batch-timeout", 0.001)
     return option
 
 
