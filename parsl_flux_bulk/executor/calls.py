@@ -8,10 +8,15 @@ instead.
 from __future__ import annotations
 
 import itertools
+import os
+import site
+import sys
+import sysconfig
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any
 
 from parsl.app.errors import wrap_error
 from parsl.serialize import facade
@@ -19,8 +24,12 @@ from parsl.serialize.concretes import DillCallableSerializer, DillSerializer
 from parsl.serialize.errors import SerializationError
 
 from parsl_flux_bulk.errors import NotSerializable
+from parsl_flux_bulk.executor.not_serializable import culprit
 from parsl_flux_bulk.protocol import serialize
 from parsl_flux_bulk.scheduler.task import Function
+
+if TYPE_CHECKING:
+    from parsl_flux_bulk.protocol.by_value import Global
 
 _WRAP_ERROR_CODE = wrap_error(lambda: None).__code__
 
@@ -44,9 +53,11 @@ def unwrap(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class FunctionTable:
-    """Serialize each function once for as long as the function lives.
+    """Serialize each function once for as long as the function and the globals that it uses stay the same.
 
-    A function is assumed to be immutable, as in Parsl's serializer.
+    A function of an importable module is assumed to be immutable, as in Parsl's serializer. A function of
+    ``__main__`` takes its globals along: it is serialized anew when one of their names was bound to another
+    object, as by a notebook cell that is run again, or when the content of a small one was changed.
 
     Parameters
     ----------
@@ -60,10 +71,18 @@ class FunctionTable:
         self._replacement = replacement
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
-        self._known: dict[int, tuple[weakref.ref[Any], Function]] = {}
+        self._known: dict[int, tuple[weakref.ref[Any], Function, _Used | None]] = {}
+        self._sys_path: list[str] | None = None
+        self._first_entries: tuple[str, ...] = ()
+        self._prefix = b""
 
     def __len__(self) -> int:
         return len(self._known)
+
+    def follow_sys_path(self, entries: tuple[str, ...]) -> None:
+        """Send what is added to ``sys.path`` from now on along with functions; workers have `entries`."""
+        self._first_entries = entries
+        self._sys_path = list(sys.path)
 
     def get(self, function: Callable[..., Any]) -> Function:
         """Return the serialized function for a function that Parsl passes to an executor.
@@ -72,33 +91,83 @@ class FunctionTable:
         ------
         CallNotSerializable
         """
+        if sys.path != self._sys_path and self._sys_path is not None:
+            self._extend_sys_path()
         function = unwrap(function)
         key = id(function)
         known = self._known.get(key)
+        before = None
         if known is not None and known[0]() is function:
-            return known[1]
-        made = self._serialize(self._replacement(function))
+            used = known[2]
+            if used is None:
+                return known[1]
+            if used.is_unchanged():
+                if not used.is_mutable:
+                    return known[1]
+                before = known[1]
+        made, used = self._serialize(self._replacement(function), before)
+        if made is before:
+            return made
         try:
             reference = weakref.ref(function, _forgetter(self._known, key))
         except TypeError:
             return made
         with self._lock:
-            self._known[key] = (reference, made)
+            self._known[key] = (reference, made, used)
         return made
 
-    def _serialize(self, function: Callable[..., Any]) -> Function:
+    def _extend_sys_path(self) -> None:
+        with self._lock:
+            self._sys_path = list(sys.path)
+            added = [entry for entry in own_sys_path() if entry not in self._first_entries]
+            prefix = serialize.with_sys_path(added, b"") if added else b""
+            if prefix != self._prefix:
+                self._prefix = prefix
+                self._known.clear()
+
+    def _serialize(
+        self, function: Callable[..., Any], before: Function | None
+    ) -> tuple[Function, _Used | None]:
         name = getattr(function, "__name__", None) or repr(function)
+        variables: list[Global] = []
         try:
             if _users_own(facade.methods_for_code, DillCallableSerializer):
                 payload = serialize.PARSL + facade.serialize(function)
             else:
-                payload = serialize.dumps(function)
+                payload = serialize.dumps(function, used=variables)
         except (Exception, SystemExit) as error:
+            cause = culprit(function) or "a value that it refers to"
             raise CallNotSerializable(
-                f"the function {name} cannot be serialized ({type(error).__name__}: {error}); "
-                "import modules and open files inside the function's body"
+                f"the function {name} cannot be serialized: {cause} ({type(error).__name__}: {error}); "
+                "make it, import it or open it inside the function's body, or pass plain data"
             ) from error
-        return Function(next(self._ids), name, payload)
+        payload = self._prefix + payload
+        if before is not None and before.payload == payload:
+            return before, None
+        used = _Used(variables, len(payload)) if variables else None
+        return Function(next(self._ids), name, payload), used
+
+
+class _Used:
+    """The global variables that a serialized function uses."""
+
+    __slots__ = ("_variables", "is_mutable")
+
+    def __init__(self, variables: list[Global], size: int) -> None:
+        self._variables = variables
+        self.is_mutable = size < _SMALL and any(not isinstance(value, _FIXED) for _, _, value in variables)
+        """Whether a content may change, which only serializing the function anew can tell."""
+
+    def is_unchanged(self) -> bool:
+        """Return whether each name is bound to the object that was serialized."""
+        return all(namespace.get(name) is value for namespace, name, value in self._variables)
+
+
+_SMALL = 1 << 16
+"""Bytes up to which a function with mutable globals is serialized for each call, to see changes (~0.2 ms)."""
+
+_FIXED = (FunctionType, BuiltinFunctionType, ModuleType, type, type(None), int, float, complex, str, bytes)
+"""Types of globals whose content is not looked at again."""
 
 
 def _forgetter(known: dict[int, Any], key: int) -> Callable[[object], None]:
@@ -148,4 +217,22 @@ def _unserializable(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]
             serialize.dumps(value)
         except (Exception, SystemExit):
             culprits.append(f"{label}, of type {type(value).__qualname__}")
+            cause = culprit(value)
+            if cause:
+                culprits[-1] += f", because of {cause}"
     return culprits
+
+
+def own_sys_path() -> tuple[str, ...]:
+    """Return the entries of ``sys.path`` that are not the interpreter's own, such as the script's directory.
+
+    With them, workers can import the modules beside the user's script, and those of a zipapp.
+    """
+    libraries = {*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages()}
+    standard = os.path.dirname(os.__file__) + os.sep
+    entries = (os.path.abspath(entry) for entry in sys.path)
+    return tuple(
+        entry
+        for entry in entries
+        if entry not in libraries and not entry.startswith(standard) and os.path.exists(entry)
+    )

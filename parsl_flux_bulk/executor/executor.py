@@ -6,9 +6,7 @@ import contextlib
 import functools
 import logging
 import os
-import site
 import sys
-import sysconfig
 import threading
 import uuid
 from collections.abc import Callable
@@ -29,7 +27,7 @@ from parsl.utils import RepresentationMixin
 from parsl_flux_bulk.blocks.manager import Blocks
 from parsl_flux_bulk.errors import ExecutorClosed
 from parsl_flux_bulk.executor.bash_apps import recognize, render, without_parsl
-from parsl_flux_bulk.executor.calls import FunctionTable, serialize_call
+from parsl_flux_bulk.executor.calls import FunctionTable, own_sys_path, serialize_call
 from parsl_flux_bulk.executor.job_factory import WorkerSettings
 from parsl_flux_bulk.executor.runtime import StatusReport, TaskPipeline, TaskRuntime
 from parsl_flux_bulk.executor.scaling import BlockScaling
@@ -195,6 +193,8 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
             self._closed = False
             self._cwd = os.getcwd()
             settings = self._settings()
+            if self.python in (None, sys.executable):
+                self._functions.follow_sys_path(settings.sys_path)
             federation = None if self.provider is None else Federation()
             pipeline: TaskPipeline = Pipeline(
                 choose_instance(self.instance) if federation is None else federation,  # type: ignore[arg-type]
@@ -382,18 +382,3 @@ def _unload_parsl() -> None:
 
 
 os.register_at_fork(after_in_child=_unload_parsl)
-
-
-def own_sys_path() -> tuple[str, ...]:
-    """Return the entries of ``sys.path`` that are not the interpreter's own, such as the script's directory.
-
-    With them, workers can import the modules beside the user's script.
-    """
-    libraries = {*sysconfig.get_paths().values(), *site.getsitepackages(), site.getusersitepackages()}
-    standard = os.path.dirname(os.__file__) + os.sep
-    entries = (os.path.abspath(entry) for entry in sys.path)
-    return tuple(
-        entry
-        for entry in entries
-        if entry not in libraries and not entry.startswith(standard) and os.path.isdir(entry)
-    )

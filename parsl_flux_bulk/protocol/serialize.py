@@ -5,7 +5,8 @@ read the rest:
 
 ====  =====================================================================================
 ``P``  pickle, protocol 5, with functions by value (:mod:`.by_value`)
-``D``  dill, for what pickle cannot write: classes of ``__main__``, recursive closures
+``C``  pickle by cloudpickle, for what lives in ``__main__`` (:mod:`.by_cloudpickle`)
+``S``  directories for ``sys.path``, in JSON, and another payload
 ``F``  Parsl's serializer facade, used only if the user registered a serializer with Parsl
 ====  =====================================================================================
 
@@ -18,7 +19,7 @@ The first byte of an *outcome* says how the call ended:
 ``X``  the task called ``sys.exit``: the pickled exit status and message
 ====  =====================================================================================
 
-The worker imports neither Parsl nor dill before a payload needs it: on a node full of workers, each
+The worker imports neither Parsl nor cloudpickle before a payload needs it: on a node full of workers, each
 import is thousands of file system calls.
 """
 
@@ -26,20 +27,21 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 
 from parsl_flux_bulk.protocol import frames
-from parsl_flux_bulk.protocol.by_value import Pickler, ResultPickler
+from parsl_flux_bulk.protocol.by_value import PROTOCOL, Pickler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Any
 
-PICKLE, DILL, PARSL = b"P", b"D", b"F"
-RESULT, RAISED, NOT_SERIALIZABLE, EXITED = b"R", b"E", b"N", b"X"
+    from parsl_flux_bulk.protocol.by_value import Global
 
-_PROTOCOL = 5
+PICKLE, CLOUDPICKLE, SYS_PATH, PARSL = b"P", b"C", b"S", b"F"
+RESULT, RAISED, NOT_SERIALIZABLE, EXITED = b"R", b"E", b"N", b"X"
 
 _CHAIN_LIMIT = 50
 """Causes and contexts sent with one exception: a retry loop may chain thousands."""
@@ -48,40 +50,68 @@ _FRAMES_LIMIT = 200
 """Frames sent of one traceback, the first and the last: endless recursion leaves a thousand."""
 
 
-def dumps(obj: object, pickler: type[pickle.Pickler] = Pickler) -> bytes:
-    """Serialize an object with pickle if possible, else with dill.
+def dumps(obj: object, *, result: bool = False, used: list[Global] | None = None) -> bytes:
+    """Serialize an object with pickle if possible, else with cloudpickle.
+
+    Parameters
+    ----------
+    result : bool
+        Whether the reader may have the classes of the object already: a result goes back to the script.
+    used : list, optional
+        Receives the global variables that the functions of ``__main__`` use.
 
     Raises
     ------
     Exception
-        What dill raises for an object that dill cannot serialize either.
+        What cloudpickle raises for an object that it cannot serialize either.
     """
     buffer = io.BytesIO()
     buffer.write(PICKLE)
+    pickler: Any = Pickler(buffer, PROTOCOL)
     try:
-        pickler(buffer, _PROTOCOL).dump(obj)
+        pickler.dump(obj)
     except Exception:
-        import dill
+        from parsl_flux_bulk.protocol.by_cloudpickle import CloudPickler
 
-        body: bytes = dill.dumps(obj, protocol=_PROTOCOL)
-        return DILL + body
+        try:
+            buffer = io.BytesIO()
+            buffer.write(CLOUDPICKLE)
+            pickler = CloudPickler(buffer, result=result)
+            pickler.dump(obj)
+        except Exception:  # perhaps because of a type hint
+            buffer = io.BytesIO()
+            buffer.write(CLOUDPICKLE)
+            pickler = CloudPickler(buffer, result=result, with_hints=False)
+            pickler.dump(obj)
+    if used is not None:
+        used += pickler.used
     return buffer.getvalue()
 
 
 def loads(payload: bytes | memoryview) -> Any:
     """Deserialize a payload."""
     kind, body = bytes(payload[:1]), memoryview(payload)[1:]
-    if kind == PICKLE:
+    if kind in (PICKLE, CLOUDPICKLE):
         return pickle.loads(body)
-    if kind == DILL:
-        import dill
+    if kind == SYS_PATH:
+        length = int.from_bytes(body[:4], "little")
+        import json
 
-        return dill.loads(bytes(body))
+        sys.path += [entry for entry in json.loads(bytes(body[4 : 4 + length])) if entry not in sys.path]
+        return loads(body[4 + length :])
     if kind == PARSL:
         from parsl.serialize import deserialize
 
         return deserialize(bytes(body))
-    raise ValueError(f"unknown payload kind {kind!r}; expected one of P, D, F")
+    raise ValueError(f"unknown payload kind {kind!r}; expected one of P, C, S, F")
+
+
+def with_sys_path(entries: Sequence[str], payload: bytes) -> bytes:
+    """Return a payload that extends ``sys.path`` where it is deserialized."""
+    import json
+
+    encoded = json.dumps(entries).encode()
+    return SYS_PATH + len(encoded).to_bytes(4, "little") + encoded + payload
 
 
 def join_parsl(args: bytes, kwargs: bytes) -> bytes:
@@ -120,7 +150,7 @@ def _run(function: Callable[..., Any], call: bytes | memoryview) -> bytes:
     except BaseException as error:
         return raised(error)
     try:
-        return RESULT + dumps(result, ResultPickler)
+        return RESULT + dumps(result, result=True)
     except Exception as error:
         kind = f"{type(result).__module__}.{type(result).__qualname__}"
         return NOT_SERIALIZABLE + pickle.dumps(
@@ -180,7 +210,7 @@ def _dump_exception(error: BaseException) -> bytes | None:
     """Serialize an exception; None unless the result can be deserialized again."""
     for candidate in (error, _WithoutInit(error)):
         try:
-            pickled = dumps(candidate, ResultPickler)
+            pickled = dumps(candidate, result=True)
             loads(pickled)
         except Exception:
             continue

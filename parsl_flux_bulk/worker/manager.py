@@ -228,10 +228,10 @@ class Manager:
         self._debug = bool(setup.get("debug"))
 
     def _add_function(self, frame: memoryview) -> None:
-        # Workers import what their tasks need; dill, which many functions need, is better imported once.
-        if frame[frames.HEADER_SIZE : frames.HEADER_SIZE + 1] == serialize.DILL:
+        # Workers import what their tasks need; what functions of scripts need is better imported once.
+        if frame[frames.HEADER_SIZE : frames.HEADER_SIZE + 1] == serialize.CLOUDPICKLE:
             try:
-                importlib.import_module("dill")
+                importlib.import_module("parsl_flux_bulk.protocol.by_cloudpickle")
             except ImportError:
                 pass  # the task that needs it says so
         function = function_packet(frame)

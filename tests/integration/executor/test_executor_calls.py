@@ -126,7 +126,7 @@ def test_tasks_run_where_we_are_and_their_output_is_where_it_is_wanted(
 
 @pytest.fixture(scope="module")
 def other_python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An interpreter of the same version that has neither Parsl nor dill."""
+    """An interpreter of the same version that has neither Parsl nor cloudpickle."""
     directory = tmp_path_factory.mktemp("python")
     base = os.path.realpath(sys.executable)
     subprocess.run([base, "-m", "venv", "--without-pip", str(directory)], check=True, timeout=BOUND)
@@ -173,7 +173,7 @@ with executor:
 
 
 @pytest.mark.parametrize("mode", ["", ", tasks_per_job=1"], ids=["workers", "jobs"])
-def test_a_plain_function_of_a_script_needs_neither_parsl_nor_dill(
+def test_a_plain_function_of_a_script_needs_neither_parsl_nor_cloudpickle(
     where: str, mode: str, tmp_path: Path
 ) -> None:
     (tmp_path / "beside.py").write_text("def triple(x):\n    return 3 * x\n")
@@ -183,8 +183,8 @@ from parsl.app.errors import wrap_error
 factor = 2
 def look(x):
     import sys
-    heavy = [name for name in ("parsl", "dill", "typeguard", "flux", "asyncio") if name in sys.modules]
-    return heavy, 2 * x
+    heavy = {"parsl", "dill", "cloudpickle", "typeguard", "flux", "asyncio"} & {*sys.modules}
+    return sorted(heavy), 2 * x
 def with_beside(x):
     from beside import triple
     return triple(x)
@@ -222,7 +222,7 @@ with executor:
 
 
 def test_modules_beside_the_script_wherever_that_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from parsl_flux_bulk.executor.executor import own_sys_path
+    from parsl_flux_bulk.executor.calls import own_sys_path
 
     beside = tmp_path / "project"
     beside.mkdir()

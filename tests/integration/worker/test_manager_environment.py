@@ -47,11 +47,11 @@ def test_what_a_task_writes_to_stderr_is_passed_on(end):
     assert manager.retire() == (b"", b"unbuffered\n" * 3)
 
 
-def test_dill_is_imported_once_for_all(end):
+def test_cloudpickle_is_imported_once_for_all(end):
     manager = ManagerProcess(end)
-    manager.peer.send(frames.encode(frames.FUNCTION, 0, SECOND_FUNCTION, serialize.DILL + b"whatever"))
+    manager.peer.send(frames.encode(frames.FUNCTION, 0, SECOND_FUNCTION, serialize.CLOUDPICKLE + b"whatever"))
 
-    assert manager.run(calls.imported, "dill")
+    assert manager.run(calls.imported, "cloudpickle")
 
 
 def test_many_workers_where_few_files_may_be_open(end):

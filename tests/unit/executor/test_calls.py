@@ -5,9 +5,12 @@ from __future__ import annotations
 import functools
 import gc
 import pickle
+import sys
 import threading
+import types
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +20,15 @@ from parsl.serialize.base import SerializerBase
 from parsl.serialize.errors import SerializationError
 
 from parsl_flux_bulk.errors import NotSerializable
-from parsl_flux_bulk.executor.calls import CallNotSerializable, FunctionTable, serialize_call, unwrap
+from parsl_flux_bulk.executor.calls import (
+    CallNotSerializable,
+    FunctionTable,
+    own_sys_path,
+    serialize_call,
+    unwrap,
+)
 from parsl_flux_bulk.protocol import serialize
+from parsl_flux_bulk.scheduler.task import Function
 
 
 def plain(x: int) -> int:
@@ -208,3 +218,85 @@ def test_without_one_parsls_facade_is_not_used(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(facade, "serialize", None)  # a call would fail
     assert FunctionTable().get(plain).payload[:1] == serialize.PICKLE
     assert serialize_call("plain", (1,), {})[:1] == serialize.PICKLE
+
+
+# -- functions of the script ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The namespace of an empty ``__main__``."""
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    return main.__dict__
+
+
+def value_of(made: Function) -> Any:
+    return serialize.loads(made.payload)()
+
+
+def test_a_helper_that_is_defined_again_takes_effect(script: dict[str, Any]) -> None:
+    table = FunctionTable()
+    exec("def helper(): return 1\ndef app(): return helper()", script)
+    first = table.get(script["app"])
+    assert value_of(first) == 1
+    assert table.get(script["app"]) is first
+    exec("def helper(): return 2", script)
+    second = table.get(script["app"])
+    assert value_of(second) == 2 and second.function_id != first.function_id
+    assert table.get(script["app"]) is second
+
+
+def test_a_module_under_another_name_takes_effect(script: dict[str, Any]) -> None:
+    table = FunctionTable()
+    exec("import math as m\ndef app(): return m.__name__", script)
+    assert value_of(table.get(script["app"])) == "math"
+    exec("import cmath as m", script)
+    assert value_of(table.get(script["app"])) == "cmath"
+
+
+def test_a_content_that_changes_takes_effect(script: dict[str, Any]) -> None:
+    table = FunctionTable()
+    exec("values = [1]\ndef app(): return values", script)
+    first = table.get(script["app"])
+    assert table.get(script["app"]) is first
+    script["values"].append(2)
+    assert value_of(table.get(script["app"])) == [1, 2]
+
+
+def test_a_large_content_is_serialized_once(script: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    table = FunctionTable()
+    exec("values = [b'x' * 100_000]\ndef app(): return values", script)
+    first = table.get(script["app"])
+    monkeypatch.setattr(serialize, "dumps", None)  # a second time would fail
+    assert table.get(script["app"]) is first
+
+
+def test_what_is_added_to_sys_path_travels_with_functions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = FunctionTable()
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    table.follow_sys_path(own_sys_path())
+    first = table.get(plain)
+    sys.path.append(str(tmp_path))
+    second = table.get(plain)
+    assert second is not first and table.get(plain) is second
+    monkeypatch.setattr(sys, "path", sys.path[:-1])
+    assert serialize.loads(second.payload) is plain
+    assert sys.path[-1] == str(tmp_path)
+
+
+def test_the_variable_that_cannot_travel_is_named(script: dict[str, Any]) -> None:
+    exec(
+        "import threading\nlock = threading.Lock()\n"
+        "def helper():\n    with lock: pass\n"
+        "class Plan:\n    def run(self): return helper()\n"
+        "def app(): return Plan().run()",
+        script,
+    )
+    words = r"the global variable 'lock', of type lock, which the function helper uses \(TypeError"
+    with pytest.raises(CallNotSerializable, match="the function app cannot be serialized: " + words):
+        FunctionTable().get(script["app"])
+    with pytest.raises(CallNotSerializable, match="argument 2, of type Plan, because of the global variable"):
+        serialize_call("f", (1, script["Plan"]()), {})

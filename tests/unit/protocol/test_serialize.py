@@ -227,16 +227,16 @@ def test_a_function_of_a_module_that_nobody_can_import_takes_its_globals_along()
     module = types.ModuleType("loaded_from_a_file")
     exec("factor = 3\ndef times(x): return factor * x", module.__dict__)
     payload = serialize.dumps(module.times)
-    assert payload[:1] == serialize.DILL
+    assert payload[:1] == serialize.CLOUDPICKLE
     assert serialize.loads(payload)(2) == 6
 
 
-def test_a_closure_that_contains_itself_goes_by_dill() -> None:
+def test_a_closure_may_contain_itself() -> None:
     def factorial(n: int) -> int:
         return 1 if n == 0 else n * factorial(n - 1)
 
     payload = serialize.dumps(factorial)
-    assert payload[:1] == serialize.DILL
+    assert payload[:1] == serialize.PICKLE
     assert serialize.loads(payload)(5) == 120
 
 
@@ -248,17 +248,19 @@ def script(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return script
 
 
-def test_a_class_of_main_goes_by_dill(script: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_of_main_goes_by_cloudpickle(
+    script: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     exec("class Point:\n    def __init__(self, x): self.x = x", script.__dict__)
     payload = serialize.dumps(script.Point(3))
-    assert payload[:1] == serialize.DILL
+    assert payload[:1] == serialize.CLOUDPICKLE
     # As in a worker, whose __main__ has no such class.
     monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))
     assert serialize.loads(payload).x == 3
 
 
 def test_a_function_of_another_python_is_refused_in_words() -> None:
-    make, state = by_value.Pickler(io.BytesIO()).reducer_override(original)
+    make, state, *_ = by_value.Pickler(io.BytesIO()).reducer_override(original)
     with pytest.raises(ValueError, match=r"decorated was serialized by Python 2\.7, and this is Python 3"):
         make((2, 7), *state[1:])
 
@@ -269,7 +271,7 @@ def test_what_nothing_can_carry_raises() -> None:
 
 
 def test_an_unknown_payload_is_refused_in_words() -> None:
-    with pytest.raises(ValueError, match=r"unknown payload kind b'\?'; expected one of P, D, F"):
+    with pytest.raises(ValueError, match=r"unknown payload kind b'\?'; expected one of P, C, S, F"):
         serialize.loads(b"?nonsense")
 
 
@@ -550,7 +552,7 @@ def bare_python() -> Iterator[Callable[[str], str]]:
     yield python
 
 
-def test_a_plain_call_imports_neither_parsl_nor_dill(
+def test_a_plain_call_imports_neither_parsl_nor_cloudpickle(
     bare_python: Callable[[str], str], script: types.ModuleType
 ) -> None:
     exec("def double(x):\n    return [2 * x]", script.__dict__)
@@ -559,7 +561,8 @@ def test_a_plain_call_imports_neither_parsl_nor_dill(
     printed = bare_python(
         "import sys; from parsl_flux_bulk.protocol import serialize\n"
         f"outcome = serialize.run(serialize.loads({function!r}), {call!r})\n"
-        "print(outcome, [m for m in ('parsl', 'dill', 'tblib', 'typeguard', 'logging') if m in sys.modules])"
+        "heavy = {'parsl', 'dill', 'cloudpickle', 'tblib', 'typeguard', 'logging'}\n"
+        "print(outcome, [*heavy.intersection(sys.modules)])"
     )
     assert printed.strip() == f"{serialize.RESULT + serialize.dumps([8])!r} []"
 
@@ -572,7 +575,7 @@ def test_an_exception_travels_from_an_interpreter_without_parsl(
     printed = bare_python(
         "import sys; from parsl_flux_bulk.protocol import serialize\n"
         f"outcome = serialize.run(serialize.loads({function!r}), {call!r})\n"
-        "assert 'dill' not in sys.modules and 'parsl' not in sys.modules; print(outcome.hex())"
+        "assert 'cloudpickle' not in sys.modules and 'parsl' not in sys.modules; print(outcome.hex())"
     )
     _, error = serialize.read_outcome(bytes.fromhex(printed))
     assert type(error) is ValueError and error.args == (4,)
