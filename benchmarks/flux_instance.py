@@ -18,7 +18,7 @@ def flux_missing() -> str:
         return "there is no `flux` command on PATH"
     for module in ("flux", "yaml", "ply"):
         if importlib.util.find_spec(module) is None:
-            return f"the Python module {module} is missing: pip install 'parsl-flux-bulk[flux]'"
+            return f"the Python module {module} is missing: pip install flux-python==VERSION ply pyyaml"
     return ""
 
 

@@ -8,7 +8,7 @@ What to edit
     Nothing. Optionally, ``max_active_jobs`` bounds the number of jobs inside the instance; further jobs
     wait in the script's process.
 
-Needs ``pip install 'parsl-flux-bulk[flux]'``, with flux-python of the same version as flux-core.
+Needs ``pip install flux-python==VERSION ply pyyaml``, with the VERSION that ``flux version`` prints.
 """
 
 from parsl.config import Config

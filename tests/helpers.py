@@ -207,7 +207,7 @@ def flux_missing() -> str:
         return "no `flux` command on PATH"
     for module in ("flux", "yaml", "ply"):  # flux-python needs the last two and does not name them
         if importlib.util.find_spec(module) is None:
-            return f"no Python module `{module}` (pip install 'parsl-flux-bulk[flux]')"
+            return f"no Python module `{module}` (pip install flux-python==VERSION ply pyyaml)"
     try:
         version = subprocess.run(["flux", "version"], capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError) as error:

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 
+from parsl_flux_bulk.errors import InstanceUnavailable
 from parsl_flux_bulk.instances.base import Instance
 
 logger = logging.getLogger(__name__)
@@ -23,13 +24,15 @@ def choose_instance(spec: Instance | str | None) -> Instance:
         * ``"flux"``: a new Flux instance on this machine, which ends with this process;
         * a URI (``local:///run/flux/local``, ``ssh://login/run/flux/local``; flux-uri(1)): the
           running Flux instance there;
-        * None: the instance in ``FLUX_URI``; else, with a ``flux`` command on PATH, a new Flux
+        * None: the instance at the URI in ``FLUX_URI``; else, with a ``flux`` command on PATH, a new Flux
           instance; else the embedded one. One log line tells which, and why.
 
     Raises
     ------
     ValueError
         For any other string.
+    InstanceUnavailable
+        For None, if ``FLUX_URI`` is not a URI.
     """
     if spec is None:
         return _choose()
@@ -55,6 +58,11 @@ def choose_instance(spec: Instance | str | None) -> Instance:
 def _choose() -> Instance:
     uri = os.environ.get("FLUX_URI")
     if uri:
+        if ":" not in uri:
+            raise InstanceUnavailable(
+                f"FLUX_URI={uri!r} is not a URI such as 'local:///run/flux/local' or 'ssh://host/path'; "
+                "unset FLUX_URI, set it to what `flux uri` prints, or name another instance"
+            )
         logger.info("instance chosen uri=%s: FLUX_URI is set", uri)
         return choose_instance(uri)
     if shutil.which("flux") is None:
@@ -64,7 +72,7 @@ def _choose() -> Instance:
         # A warning, because a user with Flux will want to know.
         logger.warning(
             "instance chosen instance=local: flux is on PATH, but its Python bindings are missing "
-            "(pip install 'parsl-flux-bulk[flux]')"
+            "(pip install flux-python==VERSION ply pyyaml; `flux version` prints VERSION)"
         )
         return choose_instance("local")
     logger.info("instance chosen instance=flux: flux is on PATH, and FLUX_URI is not set")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
+import re
+import subprocess
 from typing import Any
 
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
@@ -21,20 +24,43 @@ _LOST = {
 
 
 def import_bindings() -> None:
-    """Import Flux's Python bindings.
+    """Import all of Flux's Python bindings that this package uses.
 
     Raises
     ------
     InstanceUnavailable
-        Names the package to install.
+        Names both versions and the package to install.
     """
     try:
-        import flux.job  # noqa: F401
-    except ImportError as error:
-        raise InstanceUnavailable(
-            f"Flux's Python bindings cannot be imported ({error}). Install the ones of the same version "
-            "as flux-core: pip install flux-python==VERSION ply pyyaml (`flux version` prints VERSION)."
-        ) from error
+        import flux.constants
+        import flux.core.inner
+        import flux.job
+        import flux.resource  # noqa: F401
+    except Exception as error:  # ImportError; or others, if the module `flux` is another package
+        raise InstanceUnavailable(_unusable(error)) from error
+
+
+def _unusable(error: Exception) -> str:
+    core = core_version()
+    try:
+        bindings = f"flux-python {importlib.metadata.version('flux-python')}"
+    except importlib.metadata.PackageNotFoundError:
+        bindings = "flux-python is not installed"
+    return (
+        f"Flux's Python bindings ({bindings}) cannot be imported beside flux-core {core or '(no version)'}: "
+        f"{error}. Install those of the same version: pip install flux-python=={core or 'VERSION'} ply pyyaml"
+        f"{'' if core else ' (`flux version` prints VERSION)'}"
+    )
+
+
+def core_version() -> str | None:
+    """Return the version of the ``flux`` command on PATH, such as "0.88.0"; None if there is none."""
+    try:
+        shown = subprocess.run(["flux", "version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    found = re.search(rb"^commands:\s*(\d+\.\d+\.\d+)", shown.stdout, re.MULTILINE)
+    return found[1].decode() if found else None
 
 
 def open_handle(uri: str | None) -> Any:

@@ -176,3 +176,33 @@ def test_one_command_keeps_the_number_that_it_inherits() -> None:
     run = bulksubmit("--local", "--", "sh", "-c", "echo $FLUX_JOB_CC > number", FLUX_JOB_CC="7")
     assert run.returncode == 0
     assert Path("number").read_text() == "7\n"
+
+
+def test_bindings_of_another_version(tmp_path: Path) -> None:
+    """The wheel of flux-python 0.80 lacks a module; here, it lacks all but one."""
+    for name, text in {
+        "lib/flux/__init__.py": "",
+        "lib/flux_python-0.80.0.dist-info/METADATA": "Name: flux-python\nVersion: 0.80.0\n",
+        "bin/flux": "#!/bin/sh\necho 'commands:    \t\t0.88.0'\n",
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    (tmp_path / "bin/flux").chmod(0o755)
+    run = bulksubmit(
+        *("--uri", "local:///x", "--", "true"),
+        PYTHONPATH=f"{tmp_path}/lib:{os.environ.get('PYTHONPATH', '')}",
+        PATH=f"{tmp_path}/bin:{os.environ['PATH']}",
+    )
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == (
+        "bulksubmit: Flux's Python bindings (flux-python 0.80.0) cannot be imported beside flux-core 0.88.0: "
+        "No module named 'flux.constants'. Install those of the same version: "
+        "pip install flux-python==0.88.0 ply pyyaml\n"
+    )
+
+
+def test_a_FLUX_URI_that_is_not_a_uri() -> None:
+    run = bulksubmit("--", "true", FLUX_URI="garbage")
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith("bulksubmit: FLUX_URI='garbage' is not a URI such as ")

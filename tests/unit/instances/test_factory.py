@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 
+from parsl_flux_bulk.errors import InstanceUnavailable
 from parsl_flux_bulk.instances import factory
 from parsl_flux_bulk.instances.factory import choose_instance
 
@@ -45,8 +46,16 @@ def test_the_order_of_choice(machine, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_flux_without_its_bindings_is_passed_over_aloud(machine, caplog: pytest.LogCaptureFixture) -> None:
     assert machine(command=True) == "local"
-    assert "pip install 'parsl-flux-bulk[flux]'" in caplog.text
+    assert "pip install flux-python==VERSION ply pyyaml" in caplog.text
     assert caplog.records[0].levelname == "WARNING"
+
+
+@pytest.mark.parametrize("uri", ["garbage", "local", "flux"])
+def test_a_FLUX_URI_that_is_not_a_uri(uri: str, machine) -> None:
+    with pytest.raises(
+        InstanceUnavailable, match=f"FLUX_URI='{uri}' is not a URI such as .*; unset FLUX_URI"
+    ):
+        machine(uri=uri, command=True, bindings=True)
 
 
 def test_an_instance_is_taken_as_it_is() -> None:
