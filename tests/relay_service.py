@@ -58,6 +58,9 @@ class BlockCompletion:
     def send(self, peer: PeerId, body: bytes) -> None:
         self._source.send(peer, body)
 
+    def survey(self) -> None:
+        self._source.survey()
+
     def channel(self) -> ChannelAddress:
         return self._source.address
 

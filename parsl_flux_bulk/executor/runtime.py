@@ -18,7 +18,7 @@ from parsl_flux_bulk.executor.bash_apps import outcome
 from parsl_flux_bulk.executor.job_factory import JobFactory, WorkerSettings
 from parsl_flux_bulk.executor.submission_queue import SubmissionQueue, resolve
 from parsl_flux_bulk.executor.task_errors import task_error
-from parsl_flux_bulk.instances.base import Capacity, Completion, JobResult, PeerId
+from parsl_flux_bulk.instances.base import Capacity, Completion, JobResult, PeerId, Usage
 from parsl_flux_bulk.pipeline.completion import Runtime
 from parsl_flux_bulk.pipeline.job_errors import refused
 from parsl_flux_bulk.pipeline.pipeline import Pipeline
@@ -35,8 +35,10 @@ from parsl_flux_bulk.scheduler.messages import (
     ResolveTask,
     StopPeer,
     SubmitJob,
+    Survey,
     TaskOutcome,
     TaskReturned,
+    UsageReported,
     WorkerDied,
 )
 from parsl_flux_bulk.scheduler.model import TaskJob, WorkerJob
@@ -118,6 +120,7 @@ class TaskRuntime(Runtime):
         self._pipeline = pipeline
         self._queue = queue
         self._send = completion.send
+        self._survey = completion.survey
         self._setup = frames.encode_json(frames.SETUP, 0, 0, settings.setup())
         self._job_factory = JobFactory(settings, completion.channel().environment)
         self._scheduler = Scheduler(
@@ -135,6 +138,13 @@ class TaskRuntime(Runtime):
 
     def resized(self, capacity: Capacity) -> None:
         self._scheduler.handle(CapacityChanged(capacity))
+
+    def surveyed(
+        self, usage: Usage, holding: list[WorkerJob | TaskJob], waiting: dict[WorkerJob | TaskJob, str]
+    ) -> None:
+        self._scheduler.handle(
+            UsageReported(usage.capacity, usage.free, holding, waiting, usage.down, usage.scope)
+        )
 
     def message(self, peer: PeerId, body: bytes) -> None:
         handle = self._scheduler.handle
@@ -210,6 +220,8 @@ class TaskRuntime(Runtime):
                     self._submit(instruction.job)
                 elif isinstance(instruction, CancelJob):
                     self._pipeline.cancel(instruction.job, instruction.reason)
+                elif isinstance(instruction, Survey):
+                    self._survey()
                 else:
                     outgoing.setdefault(instruction.peer, []).extend(_frames(instruction))
             for peer, parts in outgoing.items():

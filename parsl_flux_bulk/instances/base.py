@@ -181,7 +181,32 @@ class CapacityChanged:
     capacity: Capacity
 
 
-Event: TypeAlias = JobEnded | PeerMessage | PeerLost | CapacityChanged
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an instance had at one moment, and what of it was free: the answer to :meth:`Completion.survey`.
+
+    Attributes
+    ----------
+    capacity : Capacity
+    free : tuple of (int, int)
+        Free cores and GPUs of each node that is up and has any.
+    waiting : dict of JobId to str
+        Jobs of this user, whichever program submitted them, that wait for resources; with the reason in the
+        instance's words, if it gives one, or "".
+    down : int
+        Nodes that are down or drained.
+    scope : int
+        High bits of the ids of the instance's jobs; see :mod:`.instances.events`.
+    """
+
+    capacity: Capacity
+    free: tuple[tuple[int, int], ...]
+    waiting: dict[JobId, str]
+    down: int = 0
+    scope: int = 0
+
+
+Event: TypeAlias = Usage | JobEnded | PeerMessage | PeerLost | CapacityChanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +278,9 @@ class Completion(Protocol):
 
     def channel(self) -> ChannelAddress:
         """Open the channel, if it is not open; return how processes inside jobs reach it."""
+
+    def survey(self) -> None:
+        """Report a `Usage` soon; do nothing where nobody else can use the instance."""
 
     def wake(self) -> None:
         """Make `poll` return, from any thread. Wake-ups coalesce."""

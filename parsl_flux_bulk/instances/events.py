@@ -29,6 +29,7 @@ from parsl_flux_bulk.instances.base import (
     PeerId,
     PeerLost,
     PeerMessage,
+    Usage,
 )
 from parsl_flux_bulk.instances.call_queue import CallQueue
 
@@ -61,6 +62,7 @@ class EventSource(Protocol):
 
     def watch(self, job_id: JobId) -> None: ...
     def send(self, peer: PeerId, body: bytes) -> None: ...
+    def survey(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -111,6 +113,9 @@ class PollingSource:
         own: PeerId = peer[1] if self.scope else peer
         self._calls.put(lambda completion: completion.send(own, body))
 
+    def survey(self) -> None:
+        self._calls.put(lambda completion: completion.survey())
+
     def close(self) -> None:
         self._stop = True
         self._calls.put(lambda _: None)
@@ -148,7 +153,15 @@ class PollingSource:
                 scoped.append(PeerMessage((self.scope, event.peer), event.body))
             elif isinstance(event, PeerLost):
                 scoped.append(PeerLost((self.scope, event.peer)))
+            elif isinstance(event, Usage):
+                scoped.append(scoped_usage(event, self.scope))
         return scoped
+
+
+def scoped_usage(usage: Usage, scope: int) -> Usage:
+    """Mark the jobs of a report with a scope."""
+    waiting = {scope << SCOPE_BITS | job_id: why for job_id, why in usage.waiting.items()}
+    return Usage(usage.capacity, usage.free, waiting, usage.down, scope)
 
 
 class EventQueue:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Generic, TypeAlias
+from typing import Any, Generic, TypeAlias
 
 from parsl_flux_bulk.instances.base import (
     Capacity,
@@ -20,8 +20,10 @@ from parsl_flux_bulk.instances.base import (
     PeerLost,
     PeerMessage,
     Refusal,
+    Usage,
 )
 from parsl_flux_bulk.instances.call_queue import CallQueue
+from parsl_flux_bulk.instances.events import SCOPE_BITS
 from parsl_flux_bulk.pipeline.job import JobState, JobT
 from parsl_flux_bulk.pipeline.job_errors import canceled, refused
 
@@ -34,6 +36,9 @@ class Runtime:
 
     def resized(self, capacity: Capacity) -> None:
         """Take note of the instance's new capacity."""
+
+    def surveyed(self, usage: Usage, holding: list[Any], waiting: dict[Any, str]) -> None:
+        """Take note of what is free, which jobs hold resources, and which wait for some, and why."""
 
     def message(self, peer: PeerId, body: bytes) -> None:
         """Take a message from a peer."""
@@ -134,11 +139,19 @@ class CompletionLoop(Generic[JobT]):
                     self._runtime.message(event.peer, event.body)
                 elif isinstance(event, PeerLost):
                     self._runtime.peer_lost(event.peer)
+                elif isinstance(event, Usage):
+                    self._survey(event)
                 else:
                     self._resized(event.capacity)
                     self._runtime.resized(event.capacity)
             if ended:
                 self._released(ended)
+
+    def _survey(self, usage: Usage) -> None:
+        own = {job_id: job for job_id, job in self._jobs.items() if job_id >> SCOPE_BITS == usage.scope}
+        waiting = {job: usage.waiting[job_id] for job_id, job in own.items() if job_id in usage.waiting}
+        holding = [job for job_id, job in own.items() if job_id not in usage.waiting]
+        self._runtime.surveyed(usage, holding, waiting)
 
     def _timeout(self) -> float | None:
         deadline = self._runtime.deadline()

@@ -118,7 +118,7 @@ class Autoscaler:
 
     def _deprived(self, group: WorkerGroup) -> bool:
         """Tell whether a group would have more workers if it had the instance for itself."""
-        most = self._allocations.slots_in_total(group.shape)
+        most = self._allocations.slots_in_reach(group.shape)
         return group.waiting > 0 and group.slots < min(group.outstanding, most)
 
     def _submit_task_jobs(self, now: float, *, may_drain: bool) -> None:
@@ -158,8 +158,7 @@ class Autoscaler:
         )
 
     def _fits(self, need: Allocation) -> bool:
-        room = self._allocations.room
-        if need.cores > room.cores or need.gpus > room.gpus:
+        if not self._allocations.has_room(need):
             return False
         return not need.nodes or need.nodes <= self._free_nodes(self._available())
 
@@ -278,13 +277,28 @@ class Autoscaler:
                     self._start(group, missing)
                     self._lifecycle.changed = True
                 else:
+                    if self._waits_for_others(group):
+                        # Inside the instance, it starts as soon as there is room.
+                        self._lifecycle.submit_worker_job(group, 1)
+                    self._lifecycle.unsettled = True
                     need = self._allocations.of_workers(group.shape, missing)
                     self._story.waits(group, "no room for further workers", partial(self._describe, need))
+
+    def _waits_for_others(self, group: WorkerGroup) -> bool:
+        """Tell whether only jobs of other programs keep a group from its first worker."""
+        allocations = self._allocations
+        room, (cores, gpus) = allocations.room, allocations.others
+        return (
+            not group.slots
+            and any(allocations.others)
+            and room.cores + cores >= group.shape.cores
+            and room.gpus + gpus >= group.shape.gpus
+        )
 
     def _shares(self) -> dict[WorkerGroup, float]:
         """Return the cores of each group, in proportion to those that its tasks ask for."""
         allocations = self._allocations
-        most = max(0, allocations.total.cores - allocations.task_cores)
+        most = max(0, allocations.total.cores - allocations.task_cores - allocations.others[0])
         demands = {
             group: float(min(group.outstanding, allocations.slots_in_total(group.shape)) * group.shape.cores)
             for group in self._lifecycle.groups.values()
@@ -370,7 +384,7 @@ class Autoscaler:
                 gpus -= job.allocation.gpus
             elif starving or surplus[other] > 0:
                 later.append(due)
-        if cores > 0 or gpus > 0:
+        if cores > 0 or gpus > 0 or not victims:
             # Without candidates: the tasks of the other groups may be fewer after a QUANTUM.
             self._check(min(later, default=now + QUANTUM))
             return False

@@ -1,12 +1,14 @@
 """What the executor's jobs hold of the instance, and what more would fit.
 
-Jobs of other users are unknown here: a job that does not fit beside them waits inside the instance.
+Jobs of other programs are known as of the last survey (:mod:`.survey`). A job that does not fit beside newer
+ones waits inside the instance.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from parsl_flux_bulk.instances.base import Capacity
@@ -50,6 +52,8 @@ class Allocations:
     task_cores: int = 0
     task_nodes: int = 0
     task_jobs: int = 0
+    _others: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _nodes: dict[int, list[list[int]]] = field(default_factory=dict)
 
     # -- sizes -------------------------------------------------------------------------------------
 
@@ -57,6 +61,19 @@ class Allocations:
         """Note what the instance has."""
         self.capacity = capacity if capacity.cores else None
         self.total = Capacity(max(1, capacity.nodes), max(1, capacity.cores), capacity.gpus)
+        self._others.clear()
+        self._nodes.clear()
+
+    def set_others(self, scope: int, held: tuple[int, int], free: Sequence[tuple[int, int]]) -> None:
+        """Note the cores and GPUs that others hold in a part of the instance, and what nodes have free."""
+        self._others[scope] = held
+        self._nodes[scope] = [list(node) for node in free]
+
+    @property
+    def others(self) -> tuple[int, int]:
+        """Cores and GPUs that jobs of other programs hold."""
+        held = self._others.values()
+        return sum(cores for cores, _ in held), sum(gpus for _, gpus in held)
 
     def of_task(self, resources: Resources) -> Allocation:
         """Return the allocation of a task job."""
@@ -87,16 +104,21 @@ class Allocations:
     @property
     def room(self) -> Allocation:
         """What is free or will be soon; negative where jobs hold more than the instance has."""
-        total = self.total
+        total, (other_cores, other_gpus) = self.total, self.others
         return Allocation(
-            total.cores - self.cores + self.leaving_cores,
-            total.gpus - self.gpus + self.leaving_gpus,
+            total.cores - self.cores + self.leaving_cores - other_cores,
+            total.gpus - self.gpus + self.leaving_gpus - other_gpus,
         )
+
+    def has_room(self, need: Allocation) -> bool:
+        """Tell whether cores and GPUs of an allocation are free or will be soon."""
+        room = self.room
+        return need.cores <= room.cores and need.gpus <= room.gpus
 
     @property
     def overcommitted(self) -> int:
-        """Cores by which the jobs inside the instance exceed it."""
-        return self.cores - self.total.cores
+        """Cores by which the jobs inside the instance exceed what others leave of it."""
+        return self.cores + self.others[0] - self.total.cores
 
     def possible(self, need: Allocation) -> bool:
         """Tell whether an allocation would fit the empty instance."""
@@ -105,7 +127,22 @@ class Allocations:
 
     def slots_that_fit(self, shape: Shape) -> int:
         """Return the number of workers for which there is room."""
-        return max(0, _slots(shape, self.room.cores, self.room.gpus))
+        return self.slots_instead(Allocation(0), shape)
+
+    def slots_instead(self, allocation: Allocation, shape: Shape) -> int:
+        """Return the number of workers for which there would be room without a job that has not started."""
+        room = self.room
+        fitting = _slots(shape, room.cores + allocation.cores, room.gpus + allocation.gpus)
+        if any(self.others) and not self.leaving_cores and shape != Shape():
+            # What is free may be spread over nodes none of which has room for such a worker.
+            nodes = [list(node) for free in self._nodes.values() for node in free]
+            fitting = min(fitting, take_slots(nodes, shape, fitting))
+        return max(0, fitting)
+
+    def slots_in_reach(self, shape: Shape) -> int:
+        """Return the number of workers that fit beside what others hold; at least 1."""
+        cores, gpus = self.others
+        return max(1, _slots(shape, self.total.cores - cores, self.total.gpus - gpus))
 
     def free_nodes(self, occupied: int) -> int:
         """Return the number of empty nodes, if workers occupy so many."""
@@ -114,6 +151,7 @@ class Allocations:
         total = self.total
         node_cores = math.ceil(total.cores / total.nodes)
         shared = self.task_cores - self.task_nodes * node_cores
+        shared += self.others[0]
         return total.nodes - occupied - self.task_nodes - math.ceil(max(0, shared) / node_cores)
 
     # -- bookkeeping -------------------------------------------------------------------------------
@@ -131,6 +169,17 @@ class Allocations:
         """Count a worker job that will end soon (sign 1), or that serves again or ended (-1)."""
         self.leaving_cores += sign * allocation.cores
         self.leaving_gpus += sign * allocation.gpus
+
+
+def take_slots(nodes: list[list[int]], shape: Shape, slots: int) -> int:
+    """Take slots of a shape from the free cores and GPUs of nodes, as many as fit; return how many."""
+    taken = 0
+    for node in nodes:
+        fitting = max(0, min(slots - taken, _slots(shape, node[0], node[1])))
+        node[0] -= fitting * shape.cores
+        node[1] -= fitting * shape.gpus
+        taken += fitting
+    return taken
 
 
 def _slots(shape: Shape, cores: int, gpus: int) -> int:

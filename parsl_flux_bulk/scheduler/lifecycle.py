@@ -38,6 +38,8 @@ class Lifecycle:
     allocations : Allocations
     changed : bool
         Something happened that may call for other jobs.
+    unsettled : bool
+        Something waits that the instance may know more about (:mod:`.survey`).
     """
 
     def __init__(self, out: list[Instruction], timers: Timers, story: Story, idle_time: float) -> None:
@@ -47,6 +49,7 @@ class Lifecycle:
         self.task_jobs: dict[TaskJob, None] = {}
         self.allocations = Allocations()
         self.changed = False
+        self.unsettled = False
         self._out = out
         self._timers = timers
         self._story = story
@@ -72,7 +75,7 @@ class Lifecycle:
             self.held.appendleft(job)
         else:
             self.held.append(job)
-        self.changed = True
+        self.changed = self.unsettled = True
 
     def submit_task_job(self, job: TaskJob) -> None:
         """Submit a task job."""
@@ -93,12 +96,14 @@ class Lifecycle:
 
     def _submit(self, job: WorkerJob | TaskJob) -> None:
         self.jobs[job.token] = job
+        self.unsettled = True
         self.allocations.count(job.allocation, 1, task=isinstance(job, TaskJob))
         self._out.append(SubmitJob(job))
         self._story.job("submit", job, f"{job.allocation.cores} cores, {job.allocation.gpus} GPUs")
 
     def ended(self, job: WorkerJob | TaskJob, result: JobResult) -> None:
         """Take a job that ended out of all counts; its workers get nothing any more."""
+        self._story.proceeds(job)
         self._story.job("end", job, result.note or result.exception or result.status.value)
         job.result = result
         del self.jobs[job.token]

@@ -9,7 +9,7 @@ and a frozen dataclass takes four times as long to create (0.4 us instead of 0.1
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -25,6 +25,23 @@ class CapacityChanged:
     """The instance reports what it has in total; without cores, nothing is submitted."""
 
     capacity: Capacity
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReported:
+    """The answer to `Survey`: what the instance has, what each node has free, and which jobs wait.
+
+    `holding` are the jobs of this executor that have resources, `waiting` those that wait for some, each with
+    the reason in the instance's words, or "". `down` counts nodes that are not up. Of an instance made of
+    several, each answers for itself.
+    """
+
+    capacity: Capacity
+    free: Sequence[tuple[int, int]]
+    holding: Sequence[WorkerJob | TaskJob]
+    waiting: Mapping[WorkerJob | TaskJob, str]
+    down: int = 0
+    scope: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +112,14 @@ class WorkerDied:
 
 
 Event: TypeAlias = (
-    CapacityChanged | JobEnded | PeerConnected | PeerLost | TaskOutcome | TaskReturned | WorkerDied
+    CapacityChanged
+    | UsageReported
+    | JobEnded
+    | PeerConnected
+    | PeerLost
+    | TaskOutcome
+    | TaskReturned
+    | WorkerDied
 )
 
 # -- instructions ----------------------------------------------------------------------------------
@@ -156,6 +180,11 @@ class StopPeer:
     peer: PeerId
 
 
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """Ask the instance what is free; a `UsageReported` may follow."""
+
+
 @dataclass(slots=True)
 class ResolveTask:
     """A task ended: set its future."""
@@ -165,5 +194,5 @@ class ResolveTask:
 
 
 Instruction: TypeAlias = (
-    SubmitJob | CancelJob | AssignTasks | RecallTasks | KillWorker | StopPeer | ResolveTask
+    SubmitJob | CancelJob | AssignTasks | RecallTasks | KillWorker | StopPeer | Survey | ResolveTask
 )

@@ -41,6 +41,7 @@ from parsl_flux_bulk.scheduler.messages import (
     StopPeer,
     TaskOutcome,
     TaskReturned,
+    UsageReported,
     WorkerDied,
 )
 from parsl_flux_bulk.scheduler.model import NO_LIMIT, Peer, TaskJob, Worker, WorkerJob
@@ -48,6 +49,7 @@ from parsl_flux_bulk.scheduler.outcomes import Outcomes
 from parsl_flux_bulk.scheduler.states import PeerState, TaskJobState, TaskState, WorkerJobState
 from parsl_flux_bulk.scheduler.status import Status, count, demand
 from parsl_flux_bulk.scheduler.story import Record, Story
+from parsl_flux_bulk.scheduler.survey import Surveyor
 from parsl_flux_bulk.scheduler.task import CANCELED, CommandTask, Loss, LossReason, Task
 from parsl_flux_bulk.scheduler.timers import Timers
 
@@ -104,10 +106,12 @@ class Scheduler:
             gather_time=gather_time,
         )
         self._outcomes = Outcomes(self._out, self._timers, self._story, self.lifecycle, is_failure)
+        self._surveyor = Surveyor(self._out, self._timers, self._story, self.lifecycle)
         self._peers = self._outcomes.peers
         self.closed = False
         self._handlers: dict[type, Callable[[Any], None]] = {
             CapacityChanged: self._capacity_changed,
+            UsageReported: self._usage_reported,
             JobEnded: self._job_ended,
             PeerConnected: self._peer_connected,
             PeerLost: self._peer_lost,
@@ -131,6 +135,7 @@ class Scheduler:
         self._timers.run()
         if not self.closed:
             self._decide(now)
+            self._surveyor.ask(now)
         self._timers.settle()
         self._story.settle(now)
         out = self._out.copy()
@@ -253,6 +258,12 @@ class Scheduler:
         for group in lifecycle.groups.values():
             group.slot_limit = NO_LIMIT
             group.stopped = False
+
+    def _usage_reported(self, event: UsageReported) -> None:
+        # Each part of a federation has a scope of its own, and the federation reports what they have in all.
+        if not event.scope and event.capacity != self.lifecycle.allocations.capacity:
+            self._capacity_changed(CapacityChanged(event.capacity))
+        self._surveyor.reported(event)
 
     def _peer_connected(self, event: PeerConnected) -> None:
         peer_id, rank, host, node = event.peer, event.rank, event.host, event.node

@@ -79,6 +79,7 @@ class Story:
         self._decisions: _Log = deque(maxlen=DECISIONS_LIMIT)
         self._assignments: _Log = deque(maxlen=ASSIGNMENTS_LIMIT)
         self._waits: dict[object, str] = {}
+        self._blocked: dict[object, str] = {}
 
     # -- adding ------------------------------------------------------------------------------------
 
@@ -104,9 +105,26 @@ class Story:
             self._waits[group] = reason
             self.group("wait", group, f"{reason}; {room()}" if room is not None else reason)
 
-    def proceeds(self, group: WorkerGroup) -> None:
-        """Note that a group gets workers."""
-        self._waits.pop(group, None)
+    def blocked(self, what: WorkerGroup | TaskJob, reason: str, *, loud: bool) -> None:
+        """Record that something outside keeps a task job, or the tasks of a group, from running."""
+        if self._blocked.get(what) != reason:
+            self._blocked[what] = reason
+            if isinstance(what, TaskJob):
+                self.job("wait", what, reason)
+            else:
+                self.group("wait", what, reason)
+        if not loud:
+            return
+        if isinstance(what, TaskJob):
+            logger.warning("task waits task=%d name=%s: %s", what.task.task_id, what.task.name, reason)
+        else:
+            size = what.shape
+            logger.warning("tasks wait count=%d cores=%d gpus=%d: %s", what.waiting, *size, reason)
+
+    def proceeds(self, what: WorkerGroup | TaskJob | WorkerJob) -> None:
+        """Note that a group gets workers, or that a task job ended."""
+        self._waits.pop(what, None)
+        self._blocked.pop(what, None)
 
     def assigned(self, worker: Worker, tasks: Sequence[CallTask]) -> None:
         """Record that a worker was assigned tasks."""
@@ -161,14 +179,16 @@ class Story:
             where = f"in the queue of worker {place.slot} on {place.peer.host}, in {place.job!r}"
         elif isinstance(place, TaskJob):
             where = f"in {place!r}"
-            waits_for = self._waits.get(None, "") if place.state is TaskJobState.HELD else ""
+            waits_for = self._blocked.get(place, "")
+            if not waits_for and place.state is TaskJobState.HELD:
+                waits_for = self._waits.get(None, "")
         elif (group := groups.get(task.resources.shape or Shape())) is not None and group.waiting:
             starting = max(0, group.slots - group.workers)
             where = (
                 f"one of {group.waiting} tasks that wait for a worker: "
                 f"{len(group.busy)} are busy, {len(group.idle)} idle, {starting} starting"
             )
-            waits_for = self._waits.get(group, "")
+            waits_for = self._blocked.get(group) or self._waits.get(group, "")
         else:
             where = "on its way to the scheduler"
         cause = f"{where}; {waits_for}" if waits_for else where

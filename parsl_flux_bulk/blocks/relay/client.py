@@ -32,6 +32,7 @@ from parsl_flux_bulk.instances.base import (
     PeerLost,
     PeerMessage,
     Refusal,
+    Usage,
 )
 from parsl_flux_bulk.instances.events import EventSource, subscribe
 from parsl_flux_bulk.jobspec.jobspec import Jobspec
@@ -110,6 +111,8 @@ class BlockRelay:
                 subscription.send(what, body)
             elif subscription is not None:
                 subscription.source.watch(what)
+        elif kind == protocol.SURVEY and end in self.subscriptions:
+            self.subscriptions[end].source.survey()
         elif kind == protocol.REQUEST:
             self._requests.queue.put((end, *json.loads(body)))
         elif kind == protocol.BYE:
@@ -209,6 +212,8 @@ class Subscription:
                 peer = self._numbers.pop(event.peer)
                 del self._peers[peer]
                 records.append((protocol.PEER_LOST, number, peer, b""))
+            elif isinstance(event, Usage):
+                records.append((protocol.USAGE, number, 0, protocol.encode_usage(event)))
         self._relay.send(records)
 
     def lost(self, source: EventSource, why: str) -> None:

@@ -37,7 +37,7 @@ from parsl_flux_bulk.instances.base import (
     PeerMessage,
     Refusal,
 )
-from parsl_flux_bulk.instances.events import OWN_ID, SCOPE_BITS, EventSink
+from parsl_flux_bulk.instances.events import OWN_ID, SCOPE_BITS, EventSink, scoped_usage
 
 REPLY_TIMEOUT = 300.0
 """Seconds that a joined block may take to answer a request."""
@@ -248,6 +248,9 @@ class RelayedSource:
         with contextlib.suppress(InstanceLost):  # The sink hears of that.
             self._instance.send(protocol.SEND, self.number, cast("int", peer) & OWN_ID, body)
 
+    def survey(self) -> None:
+        self._instance.send(protocol.SURVEY, self.number)
+
     def event(self, kind: int, what: int, body: bytes) -> Event | None:
         """Convert a record to an event; None for any other record."""
         if kind == protocol.MESSAGE:
@@ -256,6 +259,8 @@ class RelayedSource:
             return JobEnded(self._base | what, protocol.decode_result(body))
         if kind == protocol.PEER_LOST:
             return PeerLost(self._base | what)
+        if kind == protocol.USAGE:
+            return scoped_usage(protocol.decode_usage(body), self.scope)
         return None
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ number of a subscription or, for REQUEST and REPLY, of a request.
                   nothing for plain success               SEND        what: peer; body: a message to it
       MESSAGE     what: peer; body: its message
       PEER_LOST   what: peer
+      USAGE       body: JSON, see encode_usage            SURVEY      asks for a USAGE
       BYE         the block ends; body: why               BYE         end yourself; body: why
 """
 
@@ -27,14 +28,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import NamedTuple, TypeAlias
 
-from parsl_flux_bulk.instances.base import JobResult, JobStatus
+from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus, Usage
 from parsl_flux_bulk.protocol.frames import HEADER, HEADER_SIZE
 
 PROBE, PROBED, HELLO, WELCOME, BYE = range(1, 6)
 REQUEST, REPLY = range(6, 8)
-WATCH, ENDED, SEND, MESSAGE, PEER_LOST = range(10, 15)
+WATCH, ENDED, SEND, MESSAGE, PEER_LOST, SURVEY, USAGE = range(10, 17)
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of this format; both ends must have the same."""
 
 Record: TypeAlias = tuple[int, int, int, bytes]
@@ -133,3 +134,16 @@ def decode_result(body: bytes) -> JobResult:
         return _COMPLETED
     fields = json.loads(body)
     return JobResult(**{**fields, "status": JobStatus(fields["status"])})
+
+
+def encode_usage(usage: Usage) -> bytes:
+    """Serialize what an instance has and what is free."""
+    capacity = usage.capacity
+    size = [capacity.nodes, capacity.cores, capacity.gpus]
+    return json.dumps([size, usage.free, list(usage.waiting.items()), usage.down]).encode()
+
+
+def decode_usage(body: bytes) -> Usage:
+    """Deserialize the output of `encode_usage`."""
+    size, free, waiting, down = json.loads(body)
+    return Usage(Capacity(*size), tuple((cores, gpus) for cores, gpus in free), dict(waiting), down)

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from parsl_flux_bulk.errors import InstanceLost
 from parsl_flux_bulk.instances.base import (
     CHANNEL_VARIABLE,
+    Capacity,
     ChannelAddress,
     Event,
     JobEnded,
@@ -18,6 +19,7 @@ from parsl_flux_bulk.instances.base import (
     PeerId,
     PeerLost,
     PeerMessage,
+    Usage,
 )
 from parsl_flux_bulk.instances.events import SCOPE_BITS, EventQueue, EventSource, subscribe
 from parsl_flux_bulk.instances.federation.members import Member, MemberState
@@ -39,6 +41,8 @@ class FederationCompletion:
         Called with the number of a member that was lost, and why.
     unplaced : callable
         Returns the result of a job that is in no member.
+    resized : callable
+        Called, under the lock, with the number of a member and what it has now.
     closed : callable
         Called with this completion when it closes.
 
@@ -55,6 +59,7 @@ class FederationCompletion:
         job_ended: Callable[[JobId], None],
         lost: Callable[[int, str], None],
         unplaced: Callable[[JobId], JobResult],
+        resized: Callable[[int, Capacity], None],
         closed: Callable[[FederationCompletion], object],
     ) -> None:
         self.key = f"{KEY_PREFIX}{next(_keys)}"
@@ -62,6 +67,7 @@ class FederationCompletion:
         self._job_ended = job_ended
         self._lost = lost
         self._unplaced = unplaced
+        self._resized = resized
         self._on_close = closed
         self._queue = EventQueue()
         self._sources: dict[int, EventSource] = {}
@@ -94,6 +100,12 @@ class FederationCompletion:
     def channel(self) -> ChannelAddress:
         """Return the key; each job gets the address in the member where it is placed."""
         return ChannelAddress({CHANNEL_VARIABLE: self.key})
+
+    def survey(self) -> None:
+        """Each member reports for itself."""
+        for source in list(self._sources.values()):
+            with contextlib.suppress(InstanceLost):  # The source reports the loss.
+                source.survey()
 
     def wake(self) -> None:
         self._queue.wake()
@@ -155,6 +167,8 @@ class FederationCompletion:
                     self._watched.discard(event.job_id)
                 elif isinstance(event, PeerLost):
                     self._peers.pop(event.peer, None)
+                elif isinstance(event, Usage):
+                    self._resized(source.scope, event.capacity)
             self.put(events)
 
     def lost(self, source: EventSource, why: str) -> None:

@@ -119,6 +119,12 @@ class MemberRegistry:
         if member is not None:
             self.remove(member, why)
 
+    def _resize(self, number: int, capacity: Capacity) -> None:
+        member = self._members.get(number)
+        if member is not None and capacity != member.capacity:
+            member.capacity = capacity
+            self._announce_capacity()
+
     def wait_empty(self, member: Member, timeout: float) -> bool:
         """Wait until a member has no jobs; return whether it has none."""
         with self._job_ended:
@@ -133,6 +139,7 @@ class MemberRegistry:
             job_ended=self._end_job,
             lost=self._remove_lost,
             unplaced=self.unplaced_result,
+            resized=self._resize,
             closed=lambda completion: self._completions.pop(completion.key, None),
         )
         with self.lock:

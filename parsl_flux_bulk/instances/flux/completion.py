@@ -32,6 +32,7 @@ from parsl_flux_bulk.instances.flux.end_of_output import EndOfOutput
 from parsl_flux_bulk.instances.flux.handle import LOST_HINT
 from parsl_flux_bulk.instances.flux.results import first_exit, read_end, read_result, with_log
 from parsl_flux_bulk.instances.flux.shell_options import OutputFiles, explain
+from parsl_flux_bulk.instances.flux.survey import Survey
 from parsl_flux_bulk.instances.full_disk import OUTPUT_CUT, cut_off
 from parsl_flux_bulk.protocol.stderr_tail import read_tail
 from parsl_flux_bulk.protocol.wakeup import Wakeup
@@ -61,6 +62,7 @@ class FluxCompletion:
         self._events: list[Event] = []
         self._channel: ChannelService | None = None
         self._waits: dict[JobId, Any] = {}
+        self._survey = Survey(handle, self._events.append)
         self._woken = False
         self._expired = False
         # A reactor timer runs only during a poll with a timeout.
@@ -188,6 +190,9 @@ class FluxCompletion:
         self._wakeup.clear()
         self._woken = True
 
+    def survey(self) -> None:
+        self._survey.ask()
+
     def wake(self) -> None:
         self._wakeup.wake()
 
@@ -213,6 +218,7 @@ class FluxCompletion:
             watcher.destroy()
         for future in self._waits.values():
             future.stop()
+        self._survey.close()
         self._waits.clear()
         self._handle = None
         self._wakeup.close()

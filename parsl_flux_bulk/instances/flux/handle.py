@@ -80,5 +80,21 @@ def capacity_of(handle: Any) -> Capacity:
     """Return the resources that are up. Raises OSError."""
     from flux.resource import resource_list
 
-    up = resource_list(handle).get().up
+    return up_of(resource_list(handle).get())
+
+
+def up_of(resources: Any) -> Capacity:
+    """Return what is up of a `SchedResourceList`."""
+    up = resources.up
     return Capacity(nodes=up.nnodes, cores=up.ncores, gpus=up.ngpus)
+
+
+def free_of(resources: Any) -> tuple[tuple[int, int], ...]:
+    """Return the free cores and GPUs of each node that is up and has any, of a `SchedResourceList`."""
+    from flux.idset import IDset
+
+    free: list[tuple[int, int]] = []
+    for entry in resources.free.to_dict()["execution"]["R_lite"]:
+        cores, gpus = (IDset(entry["children"].get(kind) or "").count() for kind in ("core", "gpu"))
+        free += [(cores, gpus)] * IDset(entry["rank"]).count()
+    return tuple(free)

@@ -269,6 +269,9 @@ class LocalCompletion:
             self._channel = ChannelServer(self._channel_path, self._selector, self._events)
         return ChannelAddress({CHANNEL_VARIABLE: f"unix:{self._channel_path}"})
 
+    def survey(self) -> None:
+        """Do nothing: the machine has no other jobs."""
+
     def wake(self) -> None:
         """Make `poll` return, from any thread."""
         self._wakeup.wake()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parsl_flux_bulk.blocks.relay import protocol
-from parsl_flux_bulk.instances.base import JobResult, JobStatus
+from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus, Usage
 
 ENDS = st.integers(min_value=0, max_value=2**32 - 1)
 NUMBERS = st.integers(min_value=0, max_value=2**64 - 1)
@@ -70,3 +70,8 @@ def test_results_travel(result: JobResult) -> None:
 
 def test_plain_success_is_nothing() -> None:
     assert protocol.encode_result(JobResult(JobStatus.COMPLETED, exit_code=0)) == b""
+
+
+def test_a_report_of_what_is_free_is_the_same_after_the_journey() -> None:
+    usage = Usage(Capacity(2, 8, 1), ((4, 0), (3, 1)), {1 << 60: "insufficient resources", 7: ""}, 1)
+    assert protocol.decode_usage(protocol.encode_usage(usage)) == usage

@@ -46,6 +46,9 @@ class FakeCompletion:
     def channel(self):
         return ChannelAddress()
 
+    def survey(self):
+        pass
+
     def send(self, peer, body):
         pass
 

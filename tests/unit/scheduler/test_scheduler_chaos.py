@@ -26,6 +26,7 @@ from parsl_flux_bulk.scheduler.messages import (
     PeerLost,
     TaskOutcome,
     TaskReturned,
+    UsageReported,
     WorkerDied,
 )
 from parsl_flux_bulk.scheduler.model import TaskJob, WorkerJob
@@ -61,6 +62,7 @@ class Chaos(RuleBasedStateMachine):
         self.world = World(**options)
         self.functions = [Function() for _ in range(3)]
         self.canceled = set()
+        self.occupied = []
         self.shut_down = False
         if warm:
             # Workers that are there already, and whose service_time is known.
@@ -213,6 +215,42 @@ class Chaos(RuleBasedStateMachine):
         """The instance says that it is another one now; what it does is as before."""
         self.world.scheduler.handle(CapacityChanged(Capacity(nodes, cores, gpus)))
 
+    @rule(node=st.integers(0, 1), cores=st.integers(1, 2))
+    def somebody_else(self, node, cores):
+        """A job of another program starts."""
+        node %= len(self.world.free)
+        if self.world.free[node][0] >= cores:
+            self.world.occupy(node, cores)
+            self.occupied.append((node, cores))
+
+    @precondition(lambda self: self.occupied)
+    @rule(index=INDEX)
+    def somebody_else_ends(self, index):
+        self.world.release(*self.occupied.pop(index % len(self.occupied)))
+
+    @rule()
+    def survey(self):
+        """The instance says what is free."""
+        self.world.scheduler.handle(self.world.usage())
+
+    @rule(
+        free=st.lists(st.tuples(st.integers(0, 8), st.integers(0, 2)), max_size=3),
+        waiting=st.integers(0, 255),
+        down=st.integers(0, 1),
+        scope=st.integers(0, 2),
+    )
+    def wrong_survey(self, free, waiting, down, scope):
+        """The instance contradicts itself, or its answer is old."""
+        jobs = [model.job for model in self.world.jobs.values()]
+        lists = [], {}
+        for index, job in enumerate(jobs[-8:]):
+            if waiting >> index & 1:
+                lists[1][job] = ""
+            else:
+                lists[0].append(job)
+        truth = self.world.usage().capacity
+        self.world.scheduler.handle(UsageReported(truth, free, *lists, down, scope))
+
     # -- messages ----------------------------------------------------------------------------------
 
     @precondition(lambda self: self.managers(with_up=True))
@@ -317,6 +355,11 @@ class Chaos(RuleBasedStateMachine):
         if not hasattr(self, "world"):
             return
         world = self.world
+        for node, cores in self.occupied:
+            world.release(node, cores)
+        world.answers = True
+        for scope in (1, 2):  # parts that it does not have
+            world.scheduler.handle(UsageReported(Capacity(0, 0, 0), (), [], {}, scope=scope))
         for _ in range(2_000 + 10 * len(world.tasks)):
             if not self.calm_step():
                 deadline = world.scheduler.deadline()

@@ -31,7 +31,7 @@ def cost_of_a_task(workers, tasks):
     made = [make_task(i + 1, SMALL, function, b"call") for i in range(tasks)]
     start = time.process_time()
     scheduler.submit(made)
-    (submit,) = scheduler.take(0.0)
+    submit, *_ = scheduler.take(0.0)
     scheduler.handle(PeerConnected("manager", submit.job.token, workers))
     now, ended = 0.1, 0
     while ended < tasks:

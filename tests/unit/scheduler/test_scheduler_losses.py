@@ -22,6 +22,7 @@ from parsl_flux_bulk.scheduler.messages import (
     PeerLost,
     StopPeer,
     SubmitJob,
+    Survey,
     TaskOutcome,
     TaskReturned,
     WorkerDied,
@@ -253,7 +254,8 @@ def test_jobs_of_others_make_ours_wait_and_nothing_else():
 def test_messages_from_strangers_are_ignored():
     scheduler = new_scheduler(Capacity(1, 2, 0))
     scheduler.handle(PeerConnected("x", 77, 4))
-    (instruction,) = scheduler.take(0.0)
+    instruction, survey = scheduler.take(0.0)
+    assert survey == Survey()
     assert isinstance(instruction, StopPeer)
     assert instruction.peer == "x"
     scheduler.handle(TaskOutcome("x", 0, 1, b""))

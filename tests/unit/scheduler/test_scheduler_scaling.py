@@ -19,6 +19,7 @@ from parsl_flux_bulk.scheduler.messages import (
     CapacityChanged,
     StopPeer,
     SubmitJob,
+    Survey,
 )
 from parsl_flux_bulk.scheduler.state_machine import Scheduler
 
@@ -83,7 +84,7 @@ def test_nothing_is_submitted_until_the_capacity_is_known():
     scheduler.submit([make_task(1, SMALL, Function(), b""), make_task(2, ALONE, Function(), b"")])
     assert scheduler.take(0.0) == []
     scheduler.handle(CapacityChanged(Capacity(1, 2, 0)))
-    assert [type(instruction) for instruction in scheduler.take(0.0)] == [SubmitJob]
+    assert [type(instruction) for instruction in scheduler.take(0.0)] == [SubmitJob, Survey]
     assert scheduler.deadline() is not None
 
 

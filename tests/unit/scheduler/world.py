@@ -24,8 +24,10 @@ from parsl_flux_bulk.scheduler.messages import (
     RecallTasks,
     ResolveTask,
     SubmitJob,
+    Survey,
     TaskOutcome,
     TaskReturned,
+    UsageReported,
     WorkerDied,
 )
 from parsl_flux_bulk.scheduler.model import TaskJob, WorkerJob
@@ -71,6 +73,7 @@ class Function:
     def __init__(self, seconds=0.0001):
         self.function_id = next(self.ids)
         self.seconds = seconds
+        self.name = f"function {self.function_id}"
 
     def __repr__(self):
         return f"<Function {self.function_id}: {self.seconds} s>"
@@ -261,6 +264,7 @@ class World:
         self.with_peer = set()
         self.outcomes = {}
         self.counts = Counter()
+        self.answers = False
 
     def host_of(self, node):
         """The host name that processes of a node report."""
@@ -285,6 +289,11 @@ class World:
 
     def resolved(self, task, outcome):
         """A task has ended."""
+
+    def asked(self):
+        """The scheduler asks what is free."""
+        if self.answers:
+            self.scheduler.handle(self.usage())
 
     # -- the scheduler's two sides ----------------------------------------------------------------
 
@@ -312,6 +321,8 @@ class World:
                 model = self.jobs[instruction.job]
                 model.cancel = True
                 self.submitted(model)
+            elif isinstance(instruction, Survey):
+                self.asked()
             else:
                 manager = self.managers.get(instruction.peer)
                 assert manager is not None, f"{instruction} for a peer that never was"
@@ -331,6 +342,25 @@ class World:
 
     def pending(self):
         return [model for model in self.jobs.values() if model.state == "pending"]
+
+    def usage(self):
+        """What the instance answers when it is asked what is free."""
+        nodes = len(self.free)
+        jobs = [model for model in self.jobs.values() if model.state != "ended"]
+        waiting = [model.job for model in jobs if model.state == "pending"]
+        return UsageReported(
+            Capacity(nodes, nodes * self.node_cores, nodes * self.node_gpus),
+            tuple((cores, gpus) for cores, gpus in self.free if cores),
+            [model.job for model in jobs if model.state != "pending"],
+            dict.fromkeys(waiting, "insufficient resources"),
+        )
+
+    def occupy(self, node, cores):
+        """Somebody else's job takes cores."""
+        self.free[node][0] -= cores
+
+    def release(self, node, cores):
+        self.free[node][0] += cores
 
     def active(self):
         return [model for model in self.jobs.values() if model.state == "running"]
@@ -553,13 +583,12 @@ class Simulation(World):
     def resolved(self, task, outcome):
         self.resolved_at[task] = self.now
 
-    def occupy(self, node, cores):
-        """Somebody else's job takes cores."""
-        self.free[node][0] -= cores
-
     def release(self, node, cores):
-        self.free[node][0] += cores
+        super().release(node, cores)
         self._dirty = True
+
+    def asked(self):
+        self.after(self.latency, lambda: self.event(lambda scheduler: scheduler.handle(self.usage())))
 
     # -- the scheduler: first come, first served ------------------------------------------------------
 

@@ -1,0 +1,81 @@
+"""Ask a Flux instance what is free, and which of this user's jobs wait, over a completion's handle.
+
+::
+
+    ask ──> sched.resource-status ──> job-list.list (state SCHED) ──> Usage
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+from parsl_flux_bulk.instances.base import JobId, Usage
+from parsl_flux_bulk.instances.flux.handle import free_of, up_of
+
+PENDING_LIMIT = 1000
+"""Waiting jobs that are asked for; behind so many, a job does not start soon whatever is free."""
+
+
+class Survey:
+    """One question at a time; an instance that cannot answer, for want of a module, is asked in vain.
+
+    Parameters
+    ----------
+    handle : flux.Flux
+    report : callable
+        Called with the answer.
+    """
+
+    def __init__(self, handle: Any, report: Callable[[Usage], None]) -> None:
+        self._handle = handle
+        self._report = report
+        self._pending: Any = None
+
+    def ask(self) -> None:
+        """Send the question, unless the last one is not answered yet."""
+        from flux.resource import resource_list
+
+        if self._pending is None:
+            self._pending = resource_list(self._handle).then(self._on_resources)
+
+    def close(self) -> None:
+        """Await no answer any more."""
+        if self._pending is not None:
+            self._pending.stop()
+
+    def _on_resources(self, future: Any) -> None:
+        from flux.constants import FLUX_JOB_STATE_SCHED
+        from flux.job import job_list
+
+        try:
+            resources = future.get()
+        except (OSError, ValueError):
+            self._pending = None  # the scheduler is not loaded, or is being reloaded
+            return
+        jobs = job_list(
+            self._handle, max_entries=PENDING_LIMIT, attrs=["annotations"], states=FLUX_JOB_STATE_SCHED
+        )
+        self._pending = jobs.then(self._on_waiting, resources, {})
+
+    def _on_waiting(self, future: Any, resources: Any, waiting: dict[JobId, str]) -> None:
+        # A streaming RPC: one response with jobs, or several, and then ENODATA.
+        try:
+            response = future.get()
+            waiting.update((int(job["id"]), _reason(job)) for job in response["jobs"])
+            if response.get("version"):
+                future.reset()
+                return
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                self._pending = None  # job-list is not loaded: nobody can tell which jobs wait
+                return
+        self._pending = None
+        self._report(Usage(up_of(resources), free_of(resources), waiting, resources.down.nnodes))
+
+
+def _reason(job: dict[str, Any]) -> str:
+    """Return why Flux's scheduler says that a job waits; "" if it does not say."""
+    scheduler = job.get("annotations", {}).get("sched", {})
+    return str(scheduler.get("reason_pending", "")) if isinstance(scheduler, dict) else ""

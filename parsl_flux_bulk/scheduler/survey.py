@@ -1,0 +1,184 @@
+"""What others leave free: when to ask the instance, and what follows from its answer.
+
+Only the instance knows the jobs of other programs, drained nodes and the limits of queues. While a job or a
+task waits, the scheduler asks for surveys: soon at first, then at least every `LONGEST_PERIOD`, and every
+`BLOCKED_PERIOD` while others hold something. From the answers follow the cores that others hold
+(:attr:`.Allocations.others`), smaller worker jobs in place of those that do not fit beside them, and why
+tasks wait: in the story, and after `WARN_AFTER` in the log.
+"""
+
+from __future__ import annotations
+
+from parsl_flux_bulk.scheduler.capacity import Allocation, take_slots
+from parsl_flux_bulk.scheduler.lifecycle import Lifecycle
+from parsl_flux_bulk.scheduler.messages import Instruction, Survey, UsageReported
+from parsl_flux_bulk.scheduler.model import TaskJob, WorkerGroup, WorkerJob
+from parsl_flux_bulk.scheduler.states import TaskJobState, WorkerJobState
+from parsl_flux_bulk.scheduler.story import Story
+from parsl_flux_bulk.scheduler.timers import Timers
+
+FIRST_PERIOD = 0.15
+"""Seconds from the submission of a job to the first survey."""
+
+BLOCKED_PERIOD = 1.0
+"""Seconds between two surveys, at most, while others hold something."""
+
+LONGEST_PERIOD = 5.0
+"""Seconds between two surveys, at most, while tasks wait for each other only."""
+
+WARN_AFTER = 1.5
+"""Seconds after which the log says why a task cannot run; with `BLOCKED_PERIOD`, within 5 s in any case."""
+
+WARNINGS_LIMIT = 10
+"""Task jobs that the log names at a time."""
+
+_CANCELING = (WorkerJobState.CANCELING, TaskJobState.CANCELING)
+
+
+class Surveyor:
+    """Asks for surveys, and acts on them."""
+
+    def __init__(self, out: list[Instruction], timers: Timers, story: Story, lifecycle: Lifecycle) -> None:
+        self._out = out
+        self._timers = timers
+        self._story = story
+        self._lifecycle = lifecycle
+        self._allocations = lifecycle.allocations
+        self._due: float | None = 0.0
+        self._first = True
+        self._period = FIRST_PERIOD
+        self._before: dict[int, tuple[int, int]] = {}
+        self._down: dict[int, int] = {}
+        self._since: dict[WorkerGroup | TaskJob, float] = {}
+        self._warned: set[WorkerGroup | TaskJob] = set()
+
+    # -- when to ask -------------------------------------------------------------------------------
+
+    def ask(self, now: float) -> None:
+        """Ask for a survey if one is due; called in each pass."""
+        if self._due is None:
+            if self._lifecycle.unsettled:
+                self._period = FIRST_PERIOD
+                self._wait(now)
+        elif now >= self._due:
+            if self._first and self._allocations.capacity is None:
+                return
+            if not self._first and not self._anything_waits():
+                self._due = None
+                self._lifecycle.unsettled = False
+                return
+            self._first = False
+            self._out.append(Survey())
+            longest = BLOCKED_PERIOD if any(self._allocations.others) or self._since else LONGEST_PERIOD
+            self._period = min(2 * self._period, longest)
+            self._wait(now)
+
+    def _wait(self, now: float) -> None:
+        self._due = now + self._period
+        self._timers.wake(self._due)
+
+    def _anything_waits(self) -> bool:
+        lifecycle = self._lifecycle
+        return (
+            bool(lifecycle.held)
+            or any(group.waiting and self._may_grow(group) for group in lifecycle.groups.values())
+            or any(job.starting for group in lifecycle.groups.values() for job in group.jobs)
+            or any(job.began is None for job in lifecycle.task_jobs)
+        )
+
+    def _may_grow(self, group: WorkerGroup) -> bool:
+        """Tell whether the instance may have, or get, room for further workers that is unknown here."""
+        if any(self._allocations.others) or any(self._down.values()):
+            return True
+        return group.slots < self._allocations.slots_in_total(group.shape)
+
+    # -- what follows ------------------------------------------------------------------------------
+
+    def reported(self, event: UsageReported) -> None:
+        """Note what others hold, replace worker jobs that do not fit beside that, and say what waits."""
+        capacity, scope = event.capacity, event.scope
+        free_cores, free_gpus = (sum(column) for column in zip((0, 0), *event.free, strict=True))
+        # A job that is canceled before it started is in neither list, as far as can be told.
+        holding = [job for job in event.holding if job.peers or job.state not in _CANCELING]
+        own_cores = sum(job.allocation.cores for job in holding)
+        own_gpus = sum(job.allocation.gpus for job in holding)
+        held = (max(0, capacity.cores - free_cores - own_cores), max(0, capacity.gpus - free_gpus - own_gpus))
+        nodes = [list(node) for node in event.free]
+        starting = [job for job in event.waiting if isinstance(job, WorkerJob) and job.available]
+        blocked = [job for job in starting if take_slots(nodes, job.shape, job.slots) < job.slots]
+        # A job on its way in or out looks like one of others for a moment: two surveys must agree, or a
+        # worker job of ours must wait.
+        before = held if blocked else self._before.get(scope, held)
+        self._before[scope] = held
+        self._down[scope] = event.down
+        self._allocations.set_others(scope, (min(held[0], before[0]), min(held[1], before[1])), event.free)
+        for job in event.waiting:
+            if isinstance(job, TaskJob) and not job.peers:
+                job.began = None  # it was assumed to have begun, since nothing was known to hold its cores
+        self._lifecycle.changed = True
+        self._replace(blocked)
+        self._explain(event, held, (free_cores, free_gpus))
+
+    def _replace(self, blocked: list[WorkerJob]) -> None:
+        """Cancel worker jobs that wait for others: smaller ones would start now."""
+        for job in blocked:
+            if job.state is not WorkerJobState.STARTING or not any(self._allocations.others):
+                continue
+            fitting = self._allocations.slots_instead(job.allocation, job.shape)
+            # A job of one worker may wait inside: it starts as soon as there is room, and in its turn.
+            if fitting < job.slots > 1:
+                reason = f"{fitting} of its {job.slots} workers fit beside what others hold"
+                self._lifecycle.cancel(job, reason)
+
+    # -- why something waits -----------------------------------------------------------------------
+
+    def _explain(self, event: UsageReported, held: tuple[int, int], free: tuple[int, int]) -> None:
+        """Say why tasks cannot run, unless they wait for tasks of this executor only."""
+        lifecycle, allocations = self._lifecycle, self._allocations
+        stuck: dict[WorkerGroup | TaskJob, str] = {}
+        for job, reason in event.waiting.items():
+            if isinstance(job, WorkerJob):
+                if job.group.workers or not job.group.waiting:
+                    continue
+            elif job.state is not TaskJobState.SUBMITTED:
+                continue
+            need = job.allocation
+            fits = need.cores <= free[0] and need.gpus <= free[1]
+            if any(held) or fits or not allocations.possible(need):
+                key = job.group if isinstance(job, WorkerJob) else job
+                stuck[key] = f"its job waits in the instance: {reason or _why(fits)}"
+        if any(allocations.others):
+            for group in lifecycle.groups.values():
+                if group.waiting and not group.workers and not any(job.starting for job in group.jobs):
+                    stuck.setdefault(group, "there is no room for a worker")
+            if lifecycle.held:
+                need = allocations.of_task(lifecycle.held[0].task.resources)
+                if not allocations.has_room(need):
+                    stuck[lifecycle.held[0]] = f"its job is held: it needs {_amount(need)}"
+        around = (
+            f"{free[0]} of {event.capacity.cores} cores and {free[1]} of {event.capacity.gpus} GPUs are free "
+            f"on the {event.capacity.nodes} nodes that are up; other programs hold {held[0]} cores and "
+            f"{held[1]} GPUs"
+        )
+        now = self._timers.now
+        self._since = {key: self._since.get(key, now) for key in stuck}
+        self._warned.intersection_update(stuck)
+        for key, reason in stuck.items():
+            loud = now - self._since[key] >= WARN_AFTER and key not in self._warned
+            if loud and isinstance(key, TaskJob):
+                loud = sum(isinstance(other, TaskJob) for other in self._warned) < WARNINGS_LIMIT
+            if loud:
+                self._warned.add(key)
+            self._story.blocked(key, f"{reason}; {around}", loud=loud)
+
+
+def _why(fits: bool) -> str:
+    if fits:
+        return "state SCHED, although so much is free: its constraint or queue, or a job before it, forbids"
+    return "state SCHED: insufficient resources"
+
+
+def _amount(need: Allocation) -> str:
+    return f"{need.cores} cores and {need.gpus} GPUs" + (
+        f" on {need.nodes} whole nodes" if need.nodes else ""
+    )

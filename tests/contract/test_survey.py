@@ -1,0 +1,54 @@
+"""What an instance reports as free, and which jobs wait, when it is asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from seam import BOUND, Seam, jobspec
+
+from parsl_flux_bulk.instances.base import Usage
+
+
+def survey(seam: Seam, until: Callable[[Usage], bool]) -> Usage:
+    """Ask again and again, until an answer is as it should be."""
+    deadline = time.monotonic() + BOUND
+    usage: Usage | None = None
+    while time.monotonic() < deadline:
+        seam.completion.survey()
+        answered = False
+        while not answered and time.monotonic() < deadline:
+            for event in seam.completion.poll(1.0):
+                if isinstance(event, Usage):
+                    usage, answered = event, True
+                    if until(event):
+                        return event
+                else:
+                    seam.take(event)
+    raise AssertionError(f"not within {BOUND} s; the last answer was {usage}")
+
+
+def test_what_is_free_and_which_jobs_wait(seam: Seam) -> None:
+    capacity = seam.connection.capacity()
+    if "flux" not in seam.kind:
+        # Nobody else can use the instance: there is nothing to report.
+        seam.completion.survey()
+        (job,) = seam.submit(jobspec(["sleep", "0.2"]))
+        deadline = time.monotonic() + BOUND
+        while job not in seam.results and time.monotonic() < deadline:
+            for event in seam.completion.poll(1.0):
+                assert not isinstance(event, Usage)
+                seam.take(event)
+        assert seam.results[job].ok
+        return
+    usage = survey(seam, lambda usage: sum(cores for cores, _ in usage.free) == capacity.cores)
+    assert (usage.capacity, usage.down) == (capacity, 0)
+    first, second = seam.submit(jobspec(["sleep", "600"], tasks=capacity.cores), jobspec(["sleep", "600"]))
+    usage = survey(seam, lambda usage: bool(usage.waiting))
+    assert set(usage.waiting) == {second}
+    assert sum(cores for cores, _ in usage.free) == 0
+    seam.connection.cancel([first], "the test is over")
+    survey(seam, lambda usage: not usage.waiting)
+    seam.connection.cancel([second], "the test is over")
+    seam.wait([first, second])
+    survey(seam, lambda usage: sum(cores for cores, _ in usage.free) == capacity.cores)

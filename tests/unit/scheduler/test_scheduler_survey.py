@@ -1,0 +1,163 @@
+"""Others in the same instance: what is free counts, not what is up; and what waits says why."""
+
+import logging
+
+import pytest
+from world import ALONE, SMALL, TWO_RANKS, Function, Simulation, shaped, slots, until_running
+
+from parsl_flux_bulk.instances.base import Capacity
+from parsl_flux_bulk.scheduler.messages import CapacityChanged, SubmitJob, Survey
+
+LONG = Function(1000.0)
+
+
+def ended_by(world, seconds):
+    """How many tasks have ended after so many seconds."""
+    world.run(for_=seconds)
+    return len(world.outcomes)
+
+
+def story_of(world, task):
+    return "\n".join(map(str, world.scheduler.story(world.now, task.task_id, task)))
+
+
+@pytest.mark.parametrize("held", [1, 3, 7])
+def test_workers_start_on_what_is_free_at_once(held):
+    world = Simulation(cores=8)
+    world.run(for_=0.01)
+    world.occupy(0, held)
+    world.submit(8, function=LONG)
+    until_running(world, 8 - held)
+    assert world.now < 1.0
+    assert world.cores_in_use() == 8
+
+
+def test_what_is_held_before_the_executor_starts_costs_no_detour():
+    world = Simulation(cores=8)
+    world.occupy(0, 5)
+    world.run(for_=1.0)
+    world.submit(8, function=LONG)
+    until_running(world, 3)
+    assert slots(world) == [3]
+
+
+def test_room_that_appears_is_used():
+    world = Simulation(cores=8)
+    world.occupy(0, 6)
+    world.submit(100, function=Function(2.0))
+    until_running(world, 2)
+    world.release(0, 6)
+    world.run(for_=3.0)
+    assert world.cores_in_use() == 8
+    world.run_all()
+
+
+def test_without_any_room_one_worker_waits_inside_and_starts_first():
+    world = Simulation(cores=4)
+    world.occupy(0, 4)
+    world.submit(10, function=Function(0.5))
+    assert ended_by(world, 20.0) == 0
+    assert [model.job.slots for model in world.pending()] == [1]
+    assert world.counts[SubmitJob] <= 3
+    world.release(0, 1)
+    world.run(for_=0.2)
+    assert world.cores_in_use() == 4
+    world.run_all()
+
+
+def test_free_cores_spread_over_nodes_hold_no_wide_worker():
+    world = Simulation(nodes=3, cores=4)
+    for node in range(2):
+        world.occupy(node, 3)
+    world.submit(6, shaped(2), LONG)
+    until_running(world, 2)
+    world.run(for_=30.0)
+    assert world.counts[SubmitJob] <= 4, "no job is replaced again and again"
+    world.release(0, 3)
+    world.run(for_=3.0)
+    until_running(world, 4)
+
+
+def test_gpus_of_others():
+    world = Simulation(nodes=1, cores=8, gpus=4)
+    world.free[0][1] -= 3
+    world.submit(4, shaped(1, 1), Function(0.3))
+    world.run_all()
+    assert world.now < 5.0
+
+
+def test_two_shapes_and_task_jobs_beside_others_all_end():
+    world = Simulation(nodes=2, cores=4)
+    world.occupy(0, 3)
+    world.occupy(1, 2)
+    world.submit(20, function=Function(0.1))
+    world.submit(10, shaped(2), Function(0.1))
+    world.submit(5, ALONE, Function(0.1))
+    world.run_all()
+    assert world.now < 30.0
+
+
+def test_nodes_that_come_up_are_used():
+    world = Simulation(nodes=2, cores=4)
+    down = world.free.pop()
+    world.scheduler.handle(CapacityChanged(Capacity(1, 4, 0)))
+    answer = world.usage
+    world.usage = lambda: answer().__class__(
+        *[getattr(answer(), name) for name in ("capacity", "free", "holding", "waiting")], 2 - len(world.free)
+    )
+    world.submit(100, function=Function(10.0))
+    until_running(world, 4)
+    world.free.append(down)
+    world.run(for_=11.0)
+    assert world.cores_in_use() == 8
+
+
+def test_without_others_nothing_is_asked_again_and_again():
+    world = Simulation(cores=2)
+    world.submit(2, function=LONG)
+    world.submit(50)
+    world.run(for_=100.0)
+    assert world.counts[Survey] <= 4
+
+
+# -- why it waits --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("resources", [SMALL, ALONE, shaped(2)])
+def test_a_task_that_cannot_run_says_so_within_5_s_once(resources, caplog):
+    world = Simulation(cores=2)
+    world.occupy(0, 2)
+    (task,) = world.submit(1, resources, Function(0.1))
+    with caplog.at_level(logging.WARNING, "parsl_flux_bulk"):
+        world.run(for_=4.9)
+        assert len(caplog.records) == 1, caplog.text
+        assert "0 of 2 cores" in caplog.text
+        assert "other programs hold 2 cores" in caplog.text
+        assert "insufficient resources" in caplog.text
+        world.run(for_=60.0)
+    assert len(caplog.records) == 1, "once"
+    assert "other programs hold 2 cores" in story_of(world, task).splitlines()[-1]
+    world.release(0, 2)
+    world.run_all()
+
+
+def test_a_task_job_that_is_held_for_others_says_so(caplog):
+    world = Simulation(cores=2)
+    world.occupy(0, 1)
+    world.run(for_=0.5)
+    world.submit(1, function=LONG)
+    until_running(world)
+    (task,) = world.submit(1, TWO_RANKS, Function(0.1))
+    with caplog.at_level(logging.WARNING, "parsl_flux_bulk"):
+        world.run(for_=5.0)
+    assert "its job is held" in story_of(world, task)
+    assert f"task={task.task_id}" in caplog.text
+
+
+def test_tasks_that_wait_for_each_other_are_no_news(caplog):
+    world = Simulation(cores=2)
+    world.submit(20, function=Function(5.0))
+    world.submit(10, ALONE, Function(5.0))
+    with caplog.at_level(logging.WARNING, "parsl_flux_bulk"):
+        world.run_all()
+    assert not caplog.records
