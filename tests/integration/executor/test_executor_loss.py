@@ -73,3 +73,4 @@ def test_a_broker_that_dies_amid_submissions_is_lost_and_has_refused_nothing(del
         finally:
             killer.join()
             connection.close()
+            instance.close()
