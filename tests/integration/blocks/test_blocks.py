@@ -27,7 +27,7 @@ from parsl.providers import LocalProvider
 from parsl.providers.base import ExecutionProvider
 
 from parsl_flux_bulk import FluxBulkExecutor
-from parsl_flux_bulk.errors import BlockLost, JobRefused
+from parsl_flux_bulk.errors import BlockLost, InstanceUnavailable, JobRefused
 from parsl_flux_bulk.providers import FluxProvider
 
 BOUND = 60.0
@@ -353,6 +353,23 @@ def test_a_configuration_can_be_loaded_again_after_its_blocks_failed(
     with running(executor, strategy="simple"):
         assert executor.submit(apps.double, {}, 1).result(timeout=BOUND) == 2
         assert not executor.bad_state_is_set
+
+
+def test_a_configuration_can_be_loaded_again_after_a_start_that_failed(
+    running: Running, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_port(*_: Any, **__: Any) -> None:
+        raise InstanceUnavailable("cannot listen for blocks")
+
+    executor = new_executor("local", Local(init_blocks=1, max_blocks=1))
+    with monkeypatch.context() as patched:
+        patched.setattr("parsl_flux_bulk.blocks.manager.RelayServer", no_port)
+        executor.run_dir = str(tmp_path)  # Parsl itself leaves a thread behind when a load fails
+        with pytest.raises(InstanceUnavailable):
+            executor.start()
+    with running(executor):
+        assert executor.submit(apps.double, {}, 1).result(timeout=BOUND) == 2
+        assert len(executor.blocks_to_job_id) == 1
 
 
 def test_two_tasks_of_a_whole_node_get_two_blocks_and_many_small_ones_get_one(
