@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -90,6 +91,7 @@ class JobFactory:
                 num_tasks=job.slots, cores_per_task=job.shape.cores, gpus_per_task=job.shape.gpus
             )
             own = self._python_environment(job, resources, "manager")
+            own[variables.OUTPUT] = self._output_base(job)
             return self._request(job, resources, self._python, own, self._settings.label, per_node=True)
         task = job.task
         if isinstance(task, CommandTask):
@@ -144,10 +146,13 @@ class JobFactory:
         )
         return JobRequest(built, resources.urgency)
 
+    def _output_base(self, job: WorkerJob | TaskJob) -> str:
+        kind = "workers" if isinstance(job, WorkerJob) else "task"
+        return os.path.join(self._settings.output, f"{kind}-{job.token}")
+
     def output_paths(self, job: WorkerJob | TaskJob) -> tuple[str, str]:
         """Return the paths of a job's standard output and error; they may be templates that Flux expands."""
-        kind = "workers" if isinstance(job, WorkerJob) else "task"
-        base = os.path.join(self._settings.output, f"{kind}-{job.token}")
+        base = self._output_base(job)
         stdout, stderr = f"{base}.out", f"{base}.err"
         if isinstance(job, WorkerJob) or not isinstance(job.task, CommandTask):
             return stdout, stderr
@@ -157,8 +162,13 @@ class JobFactory:
     def collect_output(self, job: WorkerJob | TaskJob, *, failed: bool) -> str:
         """Return the last lines of a failed job's standard error; remove empty output files."""
         stdout, stderr = self.output_paths(job)
-        tail = read_tail(stderr) if failed else ""
-        for path in (stdout, stderr):
+        paths = [stdout, stderr]
+        if isinstance(job, WorkerJob):
+            # Managers on further nodes have files of their own.
+            paths += glob.glob(glob.escape(self._output_base(job)) + "-*")
+        errors = [path for path in paths if path.endswith(".err")] or [stderr]
+        tail = "\n".join(filter(None, map(read_tail, errors))) if failed else ""
+        for path in paths:
             try:
                 # Files that the user named are kept.
                 if path.startswith(self._settings.output) and os.path.getsize(path) == 0:

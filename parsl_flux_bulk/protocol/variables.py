@@ -17,5 +17,6 @@ CORES = PREFIX + "CORES"  # physical cores of one worker
 GPUS = PREFIX + "GPUS"  # GPUs of one worker
 SLOTS = PREFIX + "SLOTS"  # number of workers of a manager; by default as many as fit its CPUs and GPUs
 NODE_CORES = PREFIX + "NODE_CORES"  # cores that the job got on this node, by the instance
+OUTPUT = PREFIX + "OUTPUT"  # path without suffix of the files that a manager writes its output to
 OUTER_URI = PREFIX + "OUTER_URI"  # URI of the instance that an inner instance is a job of
 OUTER_JOB = PREFIX + "OUTER_JOB"  # id of that job, in F58

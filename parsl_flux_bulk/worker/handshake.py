@@ -69,6 +69,28 @@ def introduce(environ: Mapping[str, str], workers: int = 0) -> Channel:
     return channel
 
 
+def open_output(environ: Mapping[str, str]) -> None:
+    """Make files standard output and error, instead of the pipes to Flux's shell.
+
+    The shell takes seconds for what a file takes at once; and a task that prints fails if the shell dies.
+    Every node has files of its own, because nodes cannot append to one. Without a path, or if the files
+    cannot be opened, the streams stay as they are.
+    """
+    base = environ.get(variables.OUTPUT)
+    if not base:
+        return
+    rank = environ.get("FLUX_TASK_RANK", "0")
+    if rank != "0":
+        base += f"-{rank}"
+    for suffix, stream in ((".out", 1), (".err", 2)):
+        try:
+            file = os.open(base + suffix, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        except OSError:
+            continue
+        os.dup2(file, stream)
+        os.close(file)
+
+
 def prepare_for_user_code() -> None:
     """Hide the package's variables, redirect stdin to /dev/null, print tracebacks of fatal signals."""
     # User code may use this package too.

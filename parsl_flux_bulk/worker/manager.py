@@ -78,6 +78,7 @@ def main() -> int:
     """Serve the executor until RETIRE, a signal, or the end of the executor; return the exit status."""
     lifeline.die_with_parent(os.getppid())
     environ = dict(os.environ)
+    handshake.open_output(environ)
     bindings = affinity.bindings(environ)
     channel = handshake.introduce(environ, len(bindings))
     handshake.prepare_for_user_code()

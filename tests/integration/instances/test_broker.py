@@ -1,0 +1,91 @@
+"""An owned instance whose broker hangs: everything is bounded, and nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import helpers
+import pytest
+
+from parsl_flux_bulk.errors import InstanceUnavailable
+from parsl_flux_bulk.instances.flux import broker
+from parsl_flux_bulk.instances.flux.instance import FluxInstance
+
+HANGING = """#!/bin/sh
+sleep 600 &
+echo $! > {pids}
+echo $$ >> {pids}
+wait
+"""
+
+
+@pytest.fixture
+def hanging_flux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `flux` command that never gets ready; returns the file with its processes."""
+    pids = tmp_path / "pids"
+    program = tmp_path / "flux"
+    program.write_text(HANGING.format(pids=pids))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return pids
+
+
+def wait_pids(file: Path, bound: float = 20.0) -> list[int]:
+    deadline = time.monotonic() + bound
+    while not (file.exists() and len(file.read_text().split()) == 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return [int(pid) for pid in file.read_text().split()]
+
+
+def test_a_broker_that_hangs_at_its_start(hanging_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "START_TIMEOUT", 1.0)
+    with pytest.raises(InstanceUnavailable, match="was not ready within 1 s"):
+        broker.Broker()
+    helpers.wait_gone(wait_pids(hanging_flux), 20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_script_that_is_killed_while_its_broker_starts(hanging_flux: Path, number: signal.Signals) -> None:
+    script = "from parsl_flux_bulk.instances.flux import broker; broker.STOP_TIMEOUT = 1; broker.Broker()"
+    with subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": _ROOT}) as user:
+        pids = wait_pids(hanging_flux)
+        user.send_signal(number)
+        assert user.wait(20) == -number
+    helpers.wait_gone(pids, 20)
+
+
+_ROOT = str(Path(broker.__file__).parents[3])
+
+
+@pytest.mark.flux
+def test_a_frozen_broker_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "STOP_TIMEOUT", 1.0)
+    instance = FluxInstance.own()
+    instance.start()
+    assert instance.uri is not None
+    directory = Path(instance.uri.removeprefix("local://")).parent
+    (pid,) = [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and _is_broker(entry, str(os.getpid()))
+    ]
+    os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    instance.close()
+    assert time.monotonic() - began < 20
+    helpers.wait_gone([pid], 20)
+    assert not directory.exists()
+
+
+def _is_broker(entry: Path, parent: str) -> bool:
+    try:
+        name, _, rest = (entry / "stat").read_text().rpartition(")")
+    except OSError:
+        return False
+    return "flux-broker" in name and rest.split()[1] == parent
