@@ -191,6 +191,8 @@ BAD = [
     Bad({"duration": "-5m"}, "duration", ("'1.5h'",)),
     Bad({"duration": -1}, "duration", ("negative",)),
     Bad({"duration": "00:05:00"}, "duration", ("'1.5h'",)),
+    Bad({"duration": "20000d"}, "duration", ("at most 1e+09 seconds",)),
+    Bad({"duration": float("nan")}, "duration", ("finite",)),
     Bad({"duration": float("inf")}, "duration", ("finite", "0, for no limit")),
     Bad({"duration": "infinity"}, "duration", ("'1.5h'",)),
     Bad({"duration": True}, "duration", ("seconds",)),

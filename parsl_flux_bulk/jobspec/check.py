@@ -2,7 +2,8 @@
 
 The checks are those of Flux's own validator for version 1 (``flux.job``'s ``validate_jobspec``), and of
 the JSON reader of its broker. Refused are also a few things that Flux accepts, but that fail in every
-job with no more words than "exited with exit code 1"; each is marked *fails at start* below. What Flux
+job with no more words than "exited with exit code 1"; each is marked *fails at start* below. A duration
+that is negative or longer than 31 years is refused, as everywhere. What Flux
 accepts and runs is accepted here, even where RFC 25 forbids it, such as a task whose ``slot`` is not a
 label, or more than one entry of ``tasks``.
 """
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.jobspec.constraint import check_constraint
 from parsl_flux_bulk.jobspec.dependency import check_dependency
+from parsl_flux_bulk.jobspec.duration import parse_duration
 
 _KEYS = ("attributes", "resources", "tasks", "version")
 _BOM = "\ufeff".encode()
@@ -187,6 +189,10 @@ def _check_attributes(attributes: Any) -> None:
     duration = _require(system, "duration", where)
     if isinstance(duration, bool) or not isinstance(duration, (int, float)):
         _fail(f"{where}.duration", f"must be a number of seconds, 0 for no limit, not {_shown(duration)}")
+    try:
+        parse_duration(duration)
+    except ValueError as error:
+        _fail(f"{where}.duration", f"{error}, not {_shown(duration)}")
     _expect(list, system.get("dependencies", []), f"{where}.dependencies", "a list")
     for index, dependency in enumerate(system.get("dependencies", [])):
         try:

@@ -16,6 +16,9 @@ _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
 _DURATION = re.compile(r"([0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?)(ms|s|m|h|d|)")
 _ADVICE = "must be seconds as a number, or a Flux standard duration such as '30s', '5m', '1.5h' or '2d'"
 
+LONGEST = 1e9
+"""Seconds of a duration at most, 31 years. Timers of the system overflow at nine times as much."""
+
 
 def parse_duration(value: object) -> float:
     """Return a duration in seconds.
@@ -28,7 +31,7 @@ def parse_duration(value: object) -> float:
     Returns
     -------
     float
-        Seconds, finite, 0 or more.
+        Seconds, 0 to LONGEST.
 
     Raises
     ------
@@ -52,6 +55,8 @@ def parse_duration(value: object) -> float:
         raise ValueError("must be finite; leave it out, or say 0, for no limit")
     if seconds < 0:
         raise ValueError("must not be negative; 0 is no limit")
+    if seconds > LONGEST:
+        raise ValueError(f"must be at most {LONGEST:g} seconds (31 years); 0 is no limit")
     return seconds
 
 

@@ -327,7 +327,8 @@ def is_stricter(error):
         or (where.endswith(".with") and "must be a list" in reason)
         or (where.endswith("per_slot") and "must be 1" in reason)
         or (where == "version" and "not True" in reason)
-        or (where == "attributes.system.duration" and "not true" in reason)
+        or (where == "attributes.system.duration" and ("not true" in reason or "must be at most" in reason))
+        or (where == "attributes.system.duration" and "must not be negative" in reason)
         or (where == "attributes.system.constraints" and ("must be a list" in reason or "a string" in reason))
     )
 

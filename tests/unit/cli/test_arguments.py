@@ -47,6 +47,8 @@ def test_every_resource_option_sets_a_valid_key() -> None:
         (["--max-active", "-1", "a.json"], "must be an integer of at least 1, not '-1'"),
         (["--urgency", "32", "a.json"], "must be from 0 (hold) to 31 (expedite), not '32'"),
         (["--duration", "5 min", "--", "true"], "not '5 min'"),
+        (["--duration=-5", "--", "true"], "not '-5'"),
+        (["--duration", "1e300", "--", "true"], "must be at most 1e+09 seconds"),
         (["--uri", "nonsense", "a.json"], "must be a URI"),
         (["--uri", "local:///x", "--local", "a.json"], "not allowed with argument"),
         (["--stric", "a.json"], "unrecognized arguments: --stric"),
