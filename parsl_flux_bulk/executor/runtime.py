@@ -13,11 +13,11 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-from parsl_flux_bulk.errors import ExecutorClosed, add_note
+from parsl_flux_bulk.errors import ExecutorClosed
 from parsl_flux_bulk.executor.bash_apps import outcome
 from parsl_flux_bulk.executor.job_factory import JobFactory, WorkerSettings
 from parsl_flux_bulk.executor.submission_queue import SubmissionQueue, resolve
-from parsl_flux_bulk.executor.task_errors import task_error
+from parsl_flux_bulk.executor.task_errors import failure, task_error
 from parsl_flux_bulk.instances.base import Capacity, Completion, JobResult, PeerId, Usage
 from parsl_flux_bulk.pipeline.completion import Runtime
 from parsl_flux_bulk.pipeline.job_errors import refused
@@ -44,7 +44,7 @@ from parsl_flux_bulk.scheduler.messages import (
 from parsl_flux_bulk.scheduler.model import TaskJob, WorkerJob
 from parsl_flux_bulk.scheduler.state_machine import Scheduler
 from parsl_flux_bulk.scheduler.status import Status
-from parsl_flux_bulk.scheduler.task import Canceled, CommandEnded, Outcome, RankFailed, Task
+from parsl_flux_bulk.scheduler.task import Canceled, CommandEnded, Failed, Outcome, Task
 
 logger = logging.getLogger(__name__)
 
@@ -246,11 +246,8 @@ class TaskRuntime(Runtime):
             return None, self._queue.error
         if isinstance(end, Canceled):
             return None, ExecutorClosed("the task was canceled")
-        if isinstance(end, RankFailed):
-            result, error = serialize.read_outcome(end.body)
-            if error is not None:
-                add_note(error, f"raised on rank {end.rank}")
-            return result, error
+        if isinstance(end, Failed):
+            return None, failure(task, end)
         if isinstance(end, CommandEnded):
             return self._read_command(end)
         return None, task_error(task, end, self._settings.output)

@@ -1,11 +1,14 @@
-"""Translate a loss, the end of a task without an outcome, into the exception of its future."""
+"""Translate failures of tasks, and losses, which are ends without an outcome, into exceptions of futures."""
 
 from __future__ import annotations
 
-from parsl_flux_bulk.errors import BlockLost, FluxBulkError, TaskCrashed, WorkerLost
+from parsl_flux_bulk.errors import BlockLost, FluxBulkError, TaskCrashed, WorkerLost, add_note
 from parsl_flux_bulk.instances.base import EndCause, JobResult, JobStatus
-from parsl_flux_bulk.pipeline.job_errors import describe, job_error, signal_name, with_stderr
-from parsl_flux_bulk.scheduler.task import Loss, LossReason, Task
+from parsl_flux_bulk.pipeline.job_errors import STDERR_HEADING, describe, job_error, signal_name, with_stderr
+from parsl_flux_bulk.protocol import serialize
+from parsl_flux_bulk.protocol.app_failure import AppFailed, AppFailure
+from parsl_flux_bulk.scheduler.task import Failed, Loss, LossReason, Task
+from parsl_flux_bulk.worker import bash_runner
 
 
 def task_error(task: Task, loss: Loss, output: str) -> FluxBulkError:
@@ -33,6 +36,33 @@ def task_error(task: Task, loss: Loss, output: str) -> FluxBulkError:
             exit_code, signal = result.exit_code, result.signal
     message = with_stderr(", ".join(filter(None, parts)), stderr)
     return _kind(loss)(message, job=job, host=loss.host, exit_code=exit_code, signal=signal, stderr=stderr)
+
+
+def failure(task: Task, end: Failed) -> BaseException:
+    """Return the exception of a task that failed: its own, or one that names the task, its job and host."""
+    _, error = serialize.read_outcome(end.body)
+    assert error is not None
+    place = ", ".join(filter(None, (f"job {end.job.name}", f"host {end.host}" if end.host else "")))
+    if isinstance(error, AppFailure):
+        return _app_error(task.name, error.record, place)
+    if end.body[:1] in (serialize.EXITED, serialize.NOT_SERIALIZABLE):
+        error.args = (f"{task.name} (task {task.task_id}): {error.args[0]}, {place}",)
+    if isinstance(error, TaskCrashed):
+        error.job, error.host = end.job.name, end.host
+    if end.rank is not None:
+        add_note(error, f"raised on rank {end.rank}")
+    return error
+
+
+def _app_error(name: str, record: AppFailed, place: str) -> Exception:
+    if record.status is None:
+        error = bash_runner.app_timeout(name, record.walltime)
+    else:
+        error = bash_runner.exit_failure(name, record.status)
+    add_note(error, ", ".join(filter(None, (place, record.places))))
+    if record.stderr:
+        add_note(error, f"{STDERR_HEADING}\n{record.stderr}")
+    return error
 
 
 def _explains(result: JobResult, reason: LossReason) -> bool:

@@ -17,6 +17,7 @@ The first byte of an *outcome* says how the call ended:
 ``E``  exception that the task raised: the pickled record of :func:`_describe`
 ``N``  the worker could not serialize or deserialize something: a pickled message
 ``X``  the task called ``sys.exit``: the pickled exit status and message
+``A``  the app failed as in `app_failure`: the pickled fields of an `AppFailed`
 ====  =====================================================================================
 
 The worker imports neither Parsl nor cloudpickle before a payload needs it: on a node full of workers, each
@@ -30,6 +31,7 @@ import pickle
 import sys
 
 from parsl_flux_bulk.protocol import frames
+from parsl_flux_bulk.protocol.app_failure import AppFailed, AppFailure
 from parsl_flux_bulk.protocol.by_value import PROTOCOL, Pickler
 
 TYPE_CHECKING = False
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from parsl_flux_bulk.protocol.by_value import Global
 
 PICKLE, CLOUDPICKLE, SYS_PATH, PARSL = b"P", b"C", b"S", b"F"
-RESULT, RAISED, NOT_SERIALIZABLE, EXITED = b"R", b"E", b"N", b"X"
+RESULT, RAISED, NOT_SERIALIZABLE, EXITED, APP_FAILED = b"R", b"E", b"N", b"X", b"A"
 
 _CHAIN_LIMIT = 50
 """Causes and contexts sent with one exception: a retry loop may chain thousands."""
@@ -168,8 +170,15 @@ def load_call(call: bytes | memoryview) -> tuple[tuple[Any, ...], dict[str, Any]
     return args, kwargs
 
 
+def app_failed(record: AppFailed) -> bytes:
+    """Return the outcome of an app that failed."""
+    return APP_FAILED + pickle.dumps(tuple(record))
+
+
 def raised(error: BaseException) -> bytes:
     """Return the outcome of a call that raised an exception."""
+    if isinstance(error, AppFailure):
+        return app_failed(error.record)
     traceback = error.__traceback__  # its first frame is _run
     return RAISED + pickle.dumps(_describe(error, traceback.tb_next if traceback else None, set()))
 
@@ -254,7 +263,8 @@ def read_outcome(outcome: bytes) -> tuple[Any, BaseException | None]:
     Returns
     -------
     (result, None) or (None, exception)
-        The exception is the task's own, or NotSerializable, RemoteError or TaskCrashed.
+        The exception is the task's own, or NotSerializable, RemoteError or TaskCrashed. AppFailure is to
+        be replaced by one of Parsl's.
     """
     kind, body = outcome[:1], memoryview(outcome)[1:]
     try:
@@ -277,6 +287,8 @@ def _task_error(kind: bytes, record: Any) -> BaseException:
 
     if kind == NOT_SERIALIZABLE:
         return NotSerializable(record)
+    if kind == APP_FAILED:
+        return AppFailure(AppFailed(*record))
     status, text = record
     call = f"sys.exit({text!r}), so exit status {status}," if text else f"sys.exit({status})"
     return TaskCrashed(f"the task called {call} instead of returning", exit_code=status)

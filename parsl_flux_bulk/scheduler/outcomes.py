@@ -21,10 +21,10 @@ from parsl_flux_bulk.scheduler.task import (
     CANCELED,
     CommandEnded,
     CommandTask,
+    Failed,
     Loss,
     LossReason,
     Outcome,
-    RankFailed,
     Task,
 )
 from parsl_flux_bulk.scheduler.timers import Timers
@@ -104,12 +104,13 @@ class Outcomes:
         if peer.rank == 0:
             job.value = body
         if job.size > 1 and self._is_failure(body):
-            self.resolve(task, RankFailed(peer.rank, body))
+            self.resolve(task, Failed(body, job, peer.host, peer.rank))
             self._lifecycle.cancel(job, f"rank {peer.rank} failed")
         elif len(job.peers) == job.size and all(
             other.state is PeerState.FINISHED for other in job.peers.values()
         ):
-            self.resolve(task, job.value)
+            failed = job.size == 1 and self._is_failure(job.value)
+            self.resolve(task, Failed(job.value, job, peer.host) if failed else job.value)
 
     def task_job_ended(self, job: TaskJob) -> None:
         """Conclude a task job that ended, when the outcomes of its ranks have arrived."""

@@ -50,7 +50,7 @@ from parsl_flux_bulk.scheduler.states import PeerState, TaskJobState, TaskState,
 from parsl_flux_bulk.scheduler.status import Status, count, demand
 from parsl_flux_bulk.scheduler.story import Record, Story
 from parsl_flux_bulk.scheduler.survey import Surveyor
-from parsl_flux_bulk.scheduler.task import CANCELED, CommandTask, Loss, LossReason, Task
+from parsl_flux_bulk.scheduler.task import CANCELED, CommandTask, Failed, Loss, LossReason, Task
 from parsl_flux_bulk.scheduler.timers import Timers
 
 START_FAILURE_LIMIT = 3
@@ -316,9 +316,10 @@ class Scheduler:
         task.place = None
         if self._is_failure(body):
             self._outcomes.failed += 1
+            self._out.append(ResolveTask(task, Failed(body, worker.job, worker.peer.host)))
         else:
             self._outcomes.done += 1
-        self._out.append(ResolveTask(task, body))
+            self._out.append(ResolveTask(task, body))
 
     def _task_returned(self, event: TaskReturned) -> None:
         worker = self._worker(event.peer, event.slot)

@@ -200,11 +200,22 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
-class RankFailed:
-    """One rank of a task job failed: its serialized outcome, which tells how."""
+class Failed:
+    """A task failed: its serialized outcome, which tells how, and where it ran.
 
-    rank: int
+    Attributes
+    ----------
+    body : bytes
+    job : WorkerJob or TaskJob
+    host : str
+    rank : int or None
+        Which rank of a task job with several.
+    """
+
     body: bytes
+    job: Any
+    host: str
+    rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,5 +238,5 @@ class Canceled:
 
 CANCELED = Canceled()
 
-Outcome: TypeAlias = bytes | RankFailed | CommandEnded | Loss | Canceled
+Outcome: TypeAlias = bytes | Failed | CommandEnded | Loss | Canceled
 """What a task ends with; bytes are what the task itself returned or raised, serialized."""

@@ -1,8 +1,9 @@
 """Run bash apps as Parsl does, without importing Parsl.
 
 A worker runs small bash apps with :func:`run`; `executor.bash_apps` uses the single steps where the command
-is a job. Results and exceptions are Parsl's; its exceptions are imported only when one is raised. Unlike in
-Parsl, a walltime ends the command and all processes that it has started.
+is a job. Results and exceptions are Parsl's. The executor makes the exception of a command that failed, with
+the last lines of its standard error; others are imported when one is raised. Unlike in Parsl, a walltime ends
+the command and all processes that it has started.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import select
 import signal
 import sys
 import time
+
+from parsl_flux_bulk.protocol.app_failure import AppFailed, AppFailure
+from parsl_flux_bulk.protocol.stderr_tail import TAIL_BYTES, last_lines, read_tail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +32,7 @@ _DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 def run(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> int:
-    """Run a bash app, whose command `function` returns; return 0 or raise what Parsl would."""
+    """Run a bash app, whose command `function` returns; return 0, or raise AppFailure or what Parsl would."""
     name = name_of(function)
     command = compose(function, args, kwargs)
     streams: dict[str, IO[str]] = {}
@@ -36,21 +40,21 @@ def run(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> int:
         for which in ("stdout", "stderr"):
             if (spec := kwargs.get(which)) is not None:
                 streams[which] = open_stream(which, spec)
-        if "stderr" in streams:
+        own_stderr = "stderr" in streams
+        if own_stderr:
             write_header(streams["stderr"], command)
+            start = os.fstat(streams["stderr"].fileno()).st_size
         walltime = kwargs.get("walltime")
         try:
-            status = _execute(command, streams, walltime)
+            status, stderr = _execute(command, streams, walltime)
         except Exception as error:
             raise app_exception(name, error) from error
         if status != 0:
-            failure = app_timeout(name, walltime) if status is None else exit_failure(name, status)
-            places = [f"{which} in {stream_target(which, kwargs[which])[0]}" for which in streams]
-            if places:
-                from parsl_flux_bulk.errors import add_note
-
-                add_note(failure, ", ".join(places))
-            raise failure
+            targets = {which: os.path.abspath(stream_target(which, kwargs[which])[0]) for which in streams}
+            if own_stderr:
+                stderr = read_tail(targets["stderr"], start)
+            places = ", ".join(f"{which} in {path}" for which, path in targets.items())
+            raise AppFailure(AppFailed(status, walltime, places, stderr))
     finally:
         for stream in streams.values():
             stream.close()
@@ -174,56 +178,119 @@ def app_exception(name: str, error: Exception) -> Exception:
 # -- the command --------------------------------------------------------------------------------------
 
 
-def _execute(command: str, streams: Mapping[str, IO[str]], walltime: float | None) -> int | None:
-    """Run a command; return its status as `subprocess` would, or None after a timeout."""
+def _execute(command: str, streams: Mapping[str, IO[str]], walltime: float | None) -> tuple[int | None, str]:
+    """Run a command; return its status as `subprocess` would, or None after a timeout, and its last lines."""
     numbers = {"stdout": 1, "stderr": 2}
     targets = [(os.POSIX_SPAWN_DUP2, stream.fileno(), numbers[which]) for which, stream in streams.items()]
     # Start times of processes are too coarse to exclude those that started just before.
     before = frozenset() if walltime is None else frozenset(_group_members(0))
-    began = time.monotonic()
-    pid = os.posix_spawn(
-        BASH, [BASH, "-c", command], os.environ, file_actions=targets, setsigdef=_DEFAULT_SIGNALS
-    )
+    deadline = None if walltime is None else time.monotonic() + walltime
+    relay = None
+    if "stderr" not in streams:
+        relay = _Relay()
+        targets.append((os.POSIX_SPAWN_DUP2, relay.write_end, 2))
     try:
-        if walltime is None or _exits_within(pid, walltime - (time.monotonic() - began)):
-            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    except BaseException:
-        _kill_command(pid, before)
-        raise
-    _kill_command(pid, before)
-    return None
+        pid = os.posix_spawn(
+            BASH, [BASH, "-c", command], os.environ, file_actions=targets, setsigdef=_DEFAULT_SIGNALS
+        )
+        try:
+            if relay is not None:
+                relay.start()
+            exits = _exits(pid, deadline, relay)
+        except BaseException:
+            _kill_command(pid, before)
+            raise
+        status = None
+        if exits:
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        else:
+            _kill_command(pid, before)
+        return status, relay.finish() if relay is not None else ""
+    finally:
+        if relay is not None:
+            relay.close()
 
 
-def _exits_within(pid: int, timeout: float) -> bool:
-    """Wait for a child process to exit, without reaping it; return whether it did in time."""
-    deadline = time.monotonic() + timeout
+class _Relay:
+    """Passes the standard error of a command on to that of this process, and keeps the last lines."""
+
+    def __init__(self) -> None:
+        self.read_end, self.write_end = os.pipe()
+        os.set_blocking(self.read_end, False)
+        self._tail = b""
+        self._ended = False
+
+    def start(self) -> None:
+        """Leave the pipe's other end to the command."""
+        os.close(self.write_end)
+        self.write_end = -1
+
+    def pass_on(self) -> bool:
+        """Pass on what is there; return whether more may come."""
+        while not self._ended:
+            try:
+                data = os.read(self.read_end, 1 << 16)
+            except BlockingIOError:
+                return True
+            self._ended = not data
+            self._tail = (self._tail + data)[-TAIL_BYTES:]
+            while data:
+                try:
+                    data = data[os.write(2, data) :]
+                except OSError:
+                    break  # nobody reads it
+        return False
+
+    def finish(self) -> str:
+        """Return the last lines; a background process that the command left keeps its standard error."""
+        if self.pass_on():
+            os.set_blocking(self.read_end, True)
+            os.posix_spawn("/bin/cat", ["cat"], {}, file_actions=[
+                (os.POSIX_SPAWN_DUP2, self.read_end, 0), (os.POSIX_SPAWN_DUP2, 2, 1)
+            ])  # fmt: skip
+        return last_lines(self._tail.decode(errors="replace"))
+
+    def close(self) -> None:
+        for end in (self.read_end, self.write_end):
+            if end >= 0:
+                os.close(end)
+
+
+def _exits(pid: int, deadline: float | None, relay: _Relay | None) -> bool:
+    """Wait for a child process to exit, without reaping it; return whether it did before the deadline."""
+    if deadline is None and relay is None:
+        return True  # the caller waits
+    poll = select.poll()
     try:
-        descriptor = os.pidfd_open(pid)
+        process = os.pidfd_open(pid)
+        poll.register(process, select.POLLIN)
     except (AttributeError, OSError):  # not available in this Python or Linux
-        return _poll_exit(pid, deadline)
+        process = -1
+    if relay is not None:
+        poll.register(relay.read_end, select.POLLIN)
+    pause = 0.0005
     try:
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
         while True:
             # Rounded up, so that the loop does not spin; at most a day, since poll(2) takes an int.
-            left = min(max(0.0, deadline - time.monotonic()), 86400.0)
-            if poll.poll(int(left * 1000) + (left > 0)):
+            left = 86400.0 if deadline is None else min(max(0.0, deadline - time.monotonic()), 86400.0)
+            if process < 0:
+                pause = min(pause * 2, 0.05)
+                left = min(left, pause)
+            ready = dict(poll.poll(int(left * 1000) + (left > 0)))
+            if relay is not None and relay.read_end in ready and not relay.pass_on():
+                poll.unregister(relay.read_end)
+                relay = None
+            if process < 0:
+                exited = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+            else:
+                exited = process in ready
+            if exited:
                 return True
-            if time.monotonic() >= deadline:
+            if deadline is not None and time.monotonic() >= deadline:
                 return False
     finally:
-        os.close(descriptor)
-
-
-def _poll_exit(pid: int, deadline: float) -> bool:
-    pause = 0.0005
-    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return False
-        pause = min(pause * 2, left, 0.05)
-        time.sleep(pause)
-    return True
+        if process >= 0:
+            os.close(process)
 
 
 def _kill_command(pid: int, before: Collection[int]) -> None:

@@ -164,6 +164,34 @@ def test_an_error_notes_where_the_output_is(run, tmp_path):
     assert f"stdout in {out}, stderr in {err}" in notes_of(caught.value)
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_an_error_notes_the_last_lines_of_standard_error_job_and_host(run, tmp_path, named):
+    streams = {"stderr": str(tmp_path / "err")} if named else {}
+    run("echo 'of another command' >&2", **streams)
+    with pytest.raises(pe.BashExitFailure) as caught:
+        run("seq 1 30000 >&2; echo reason >&2; exit 2", **streams)
+    notes = notes_of(caught.value)
+    assert notes.endswith("\n29999\n30000\nreason")
+    assert "of another command" not in notes
+    assert "job " in notes and len(notes) < 2000
+
+
+def test_a_failing_command_costs_its_worker_no_import_of_parsl(new_executor, where):
+    with new_executor(where) as executor:
+        for _ in range(4):
+            with pytest.raises(pe.BashExitFailure):
+                submit(executor, command, {}, "exit 2").result(BOUND)
+        assert executor.submit(apps.modules, {}, "parsl").result(BOUND) == []
+
+
+def test_a_background_process_of_a_command_keeps_its_standard_error(new_executor, where, tmp_path):
+    done = tmp_path / "done"
+    with new_executor(where) as executor:
+        background = f"(sleep 0.3; seq 1 30000 >&2 && touch {done}) & exit 0"
+        assert submit(executor, command, {}, background).result(BOUND) == 0
+        wait_until(done.exists, BOUND)
+
+
 def test_missing_outputs(run, tmp_path):
     there, missing = File(str(tmp_path / "there")), File(str(tmp_path / "missing"))
     with pytest.raises(pe.MissingOutputs) as caught:

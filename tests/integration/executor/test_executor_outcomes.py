@@ -152,6 +152,8 @@ def test_sys_exit(run: Run) -> None:
     error = run(apps.sys_exit, 3).exception(BOUND)
     assert isinstance(error, TaskCrashed) and error.exit_code == 3
     assert "sys.exit(3)" in str(error)
+    assert str(error).startswith("sys_exit (task ")
+    assert error.job and error.job in str(error) and error.host and error.host in str(error)
 
 
 def test_segmentation_fault(run: Run, executor: FluxBulkExecutor) -> None:

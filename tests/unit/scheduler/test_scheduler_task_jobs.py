@@ -15,7 +15,7 @@ from parsl_flux_bulk.scheduler.messages import (
 )
 from parsl_flux_bulk.scheduler.model import TaskJob
 from parsl_flux_bulk.scheduler.outcomes import GRACE
-from parsl_flux_bulk.scheduler.task import CommandEnded, LossReason, RankFailed
+from parsl_flux_bulk.scheduler.task import CommandEnded, Failed, LossReason
 
 
 def test_rank_0_of_several_gives_the_value():
@@ -36,7 +36,8 @@ def test_a_rank_that_fails_fails_the_task_at_once():
     start = world.now
     world.run_all()
     assert world.now - start < 0.01
-    assert world.outcomes[task] == RankFailed(1, b"!broken")
+    failed = world.outcomes[task]
+    assert isinstance(failed, Failed) and (failed.rank, failed.body) == (1, b"!broken")
     world.run()
     assert world.counts[CancelJob] == 1
     assert world.cores_in_use() == 0
@@ -49,7 +50,9 @@ def test_an_exception_of_a_single_rank_is_its_outcome():
     (manager,) = world.managers.values()
     manager.finish(manager.slots[0], b"!broken")
     world.run_all()
-    assert world.outcomes[task] == b"!broken"
+    failed = world.outcomes[task]
+    assert isinstance(failed, Failed) and (failed.rank, failed.body) == (None, b"!broken")
+    assert failed.job.task is task and failed.host == "node0"
     assert world.scheduler.status().failed == 1
 
 

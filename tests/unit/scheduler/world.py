@@ -33,7 +33,7 @@ from parsl_flux_bulk.scheduler.messages import (
 from parsl_flux_bulk.scheduler.model import TaskJob, WorkerJob
 from parsl_flux_bulk.scheduler.state_machine import Scheduler
 from parsl_flux_bulk.scheduler.states import PeerState, TaskState, WorkerState
-from parsl_flux_bulk.scheduler.task import CANCELED, CallTask, CommandTask, Loss, LossReason
+from parsl_flux_bulk.scheduler.task import CANCELED, CallTask, CommandTask, Failed, Loss, LossReason
 
 
 def make_task(task_id, resources, function, call=b"", *, bare=False):
@@ -439,6 +439,8 @@ class World:
         for task in self.tasks:
             assert task in self.outcomes, f"{task} never ended"
             outcome = self.outcomes[task]
+            if isinstance(outcome, Failed):
+                outcome = outcome.body
             if isinstance(outcome, bytes):
                 assert outcome == self.finished[task]
             elif outcome is CANCELED:
