@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 START_TIMEOUT = 60.0
 """Seconds until ``flux start`` must have printed its URI."""
 
+TMPDIR_LIMIT = 80
+"""Bytes of TMPDIR at most: the path of a Unix socket has 107, to which the broker appends some 20."""
+
 STOP_TIMEOUT = 15.0
 """Seconds until an instance that shuts down is killed."""
 
@@ -61,9 +64,7 @@ class Broker:
             *("sh", "-c", 'echo "$FLUX_URI"; exec cat >/dev/null'),
         ]
         with tempfile.TemporaryFile() as stderr:
-            self._lifeline = Lifeline(
-                command, stdout=subprocess.PIPE, stderr=stderr, env=base_environment(os.environ)
-            )
+            self._lifeline = Lifeline(command, stdout=subprocess.PIPE, stderr=stderr, env=_environment())
             process = self._lifeline.process
             try:
                 self._guard = SessionGuard(process.pid, STOP_TIMEOUT)
@@ -97,6 +98,16 @@ class Broker:
         self._lifeline.close()
         if self._guard is not None:
             self._guard.dismiss()
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment of the broker, whose directory in TMPDIR must fit the path of a socket."""
+    environment = base_environment(os.environ)
+    directory = environment.get("TMPDIR", "/tmp")
+    if len(os.fsencode(directory)) > TMPDIR_LIMIT or not os.access(directory, os.W_OK | os.X_OK):
+        logger.warning("TMPDIR=%s not used by the broker: missing, not writable, or too long", directory)
+        environment["TMPDIR"] = "/tmp"
+    return environment
 
 
 def _failure(process: subprocess.Popen[bytes]) -> str:

@@ -206,3 +206,15 @@ def test_a_FLUX_URI_that_is_not_a_uri() -> None:
     run = bulksubmit("--", "true", FLUX_URI="garbage")
     assert (run.returncode, run.stdout) == (2, "")
     assert run.stderr.startswith("bulksubmit: FLUX_URI='garbage' is not a URI such as ")
+
+
+@pytest.mark.flux
+@pytest.mark.parametrize("name", ["missing", "x" * 100])
+def test_a_TMPDIR_that_no_broker_can_use(name: str, tmp_path: Path) -> None:
+    if name != "missing":
+        (tmp_path / name).mkdir()
+    run = bulksubmit("--", "true", FLUX_URI="", TMPDIR=str(tmp_path / name))
+    assert run.returncode == 0
+    assert (
+        f"TMPDIR={tmp_path / name} not used by the broker: missing, not writable, or too long" in run.stderr
+    )
