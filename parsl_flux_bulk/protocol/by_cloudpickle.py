@@ -7,6 +7,7 @@ Functions of importable modules use the worker's globals (:mod:`.by_value`).
 
 from __future__ import annotations
 
+import enum
 import functools
 import io
 import pickle
@@ -67,8 +68,17 @@ class CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]
         identity = _identity(cls)
         if self._result:
             return _find_class, (identity, _class_by_value(cls))
-        *made_from, set_state = reduced
-        return (*made_from, functools.partial(_set_class_state, set_state, identity))
+        make, made_from, state, *rest, set_state = reduced
+        members = {}
+        if issubclass(cls, enum.Enum):  # cloudpickle makes members from their values, without __init__
+            members = {member.name: vars(member) for member in cls}
+        return (
+            make,
+            made_from,
+            (state, members),
+            *rest,
+            functools.partial(_set_class_state, set_state, identity),
+        )
 
     def _reduce_function(self, function: FunctionType) -> Any:
         if by_value.globals_are_importable(function):
@@ -144,8 +154,11 @@ def _make_once(identity: str, make: Callable[..., Any], *made_from: Any) -> Any:
     return found
 
 
-def _set_class_state(set_state: Callable[[type, Any], Any], identity: str, cls: type, state: Any) -> None:
+def _set_class_state(set_state: Callable[[type, Any], Any], identity: str, cls: Any, state: Any) -> None:
+    state, members = state
     set_state(cls, state)
+    for name, namespace in members.items():
+        vars(cls[name]).update(namespace)
     _remember(identity, cls)
 
 

@@ -131,6 +131,15 @@ class Color(enum.Enum):
         return self.name + "!"
 
 
+class Planet(enum.Enum):
+    EARTH = (6.0, 6.4)
+    MARS = (0.6, 3.4)
+
+    def __init__(self, mass, radius):
+        self.mass = mass
+        self.radius = radius
+
+
 class Mode(enum.IntFlag):
     READ = enum.auto()
     WRITE = enum.auto()
@@ -479,6 +488,11 @@ def case_enum():
     yield call(lambda color: color.shout(), Color.BLUE), "BLUE!"
     yield call(lambda: Color.RED) is Color.RED, True
     yield call(lambda color: color is Color.RED, Color.RED), True
+
+
+def case_enum_with_attributes():
+    yield call(lambda planet: (planet.mass, Planet(planet.value) is planet), Planet.MARS), (0.6, True)
+    yield call(lambda: Planet.EARTH) is Planet.EARTH, True
 
 
 def case_flag():
