@@ -11,6 +11,7 @@ import enum
 import functools
 import io
 import pickle
+import sys
 import typing
 import uuid
 import weakref
@@ -72,13 +73,12 @@ class CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]
         members = {}
         if issubclass(cls, enum.Enum):  # cloudpickle makes members from their values, without __init__
             members = {member.name: vars(member) for member in cls}
-        return (
-            make,
-            made_from,
-            (state, members),
-            *rest,
-            functools.partial(_set_class_state, set_state, identity),
-        )
+        in_hints = {}
+        if self._with_hints and cls.__module__ == "__main__":
+            main = vars(sys.modules["__main__"])
+            in_hints = {name: main[name] for name in by_value.names_in_hints(cls, main)}
+        setter = functools.partial(_set_class_state, set_state, identity)
+        return make, made_from, (state, members, in_hints), *rest, setter
 
     def _reduce_function(self, function: FunctionType) -> Any:
         if by_value.globals_are_importable(function):
@@ -93,7 +93,8 @@ class CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]
         used.update((name, function.__globals__[name]) for name in by_value.names_in_classes(function))
         self.used = [*self.used, *((function.__globals__, name, value) for name, value in used.items())]
         if self._with_hints:
-            used.update((name, function.__globals__[name]) for name in by_value.names_in_hints(function))
+            names = by_value.names_in_hints(function, function.__globals__)
+            used.update((name, function.__globals__[name]) for name in names)
         slots["__annotations__"] = _Hints(self._pack_hints(function))
         if getattr(function, "__type_params__", ()):
             slots["__type_params__"] = function.__type_params__  # type: ignore[attr-defined]
@@ -155,11 +156,19 @@ def _make_once(identity: str, make: Callable[..., Any], *made_from: Any) -> Any:
 
 
 def _set_class_state(set_state: Callable[[type, Any], Any], identity: str, cls: Any, state: Any) -> None:
-    state, members = state
+    state, members, in_hints = state
     set_state(cls, state)
     for name, namespace in members.items():
         vars(cls[name]).update(namespace)
     _remember(identity, cls)
+    # typing.get_type_hints looks names in the hints of a class up in the module of the class.
+    main = vars(sys.modules["__main__"])
+    _lent.update(in_hints.keys() - main.keys())
+    main.update((name, in_hints[name]) for name in _lent & in_hints.keys())
+
+
+_lent: set[str] = set()
+"""Names in this process's ``__main__`` that came from the script."""
 
 
 def _find_class(identity: str, pickled: bytes) -> Any:

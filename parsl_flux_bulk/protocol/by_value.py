@@ -154,10 +154,10 @@ def pack_hints(function: FunctionType) -> dict[str, Any]:
     return {name: pack_hint(hint) for name, hint in hints_of(function).items()}
 
 
-def hints_of(function: FunctionType) -> dict[str, Any]:
-    """Return the annotations of a function; none if evaluating them fails."""
+def hints_of(obj: Any) -> dict[str, Any]:
+    """Return the annotations of a function or class; none if evaluating them fails."""
     try:
-        return function.__annotations__
+        return getattr(obj, "__annotations__", {})
     except Exception:  # evaluated here from Python 3.14 on
         return {}
 
@@ -189,15 +189,13 @@ def unpack_hints(packed: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def names_in_hints(function: FunctionType) -> Iterator[str]:
-    """Yield the global names in those annotations of a function that are strings, or contain strings."""
+def names_in_hints(obj: Any, namespace: dict[str, Any]) -> Iterator[str]:
+    """Yield the global names in those annotations of an object that are strings, or contain strings."""
     import re
 
-    for hint in hints_of(function).values():
+    for hint in hints_of(obj).values():
         if not isinstance(hint, type):
-            for name in re.findall(r"[^\W\d]\w*", str(hint)):
-                if name in function.__globals__:
-                    yield name
+            yield from (name for name in re.findall(r"[^\W\d]\w*", str(hint)) if name in namespace)
 
 
 # -- globals ----------------------------------------------------------------------------------
@@ -221,7 +219,7 @@ def _modules_used(function: FunctionType) -> dict[str, str] | None:
     names: list[str] = []
     attributes: set[str] = set()
     if namespace.get("__name__") == "__main__":
-        names += names_in_hints(function)
+        names += names_in_hints(function, namespace)
     codes = [function.__code__]
     while codes:
         code = codes.pop()

@@ -213,6 +213,12 @@ def fib(n):
     return n if n < 2 else fib(n - 1) + fib(n - 2)
 
 
+@dataclasses.dataclass
+class Node:
+    value: "Energy"
+    after: "Node | None" = None
+
+
 def logged(function: typing.Callable[P, T]) -> typing.Callable[P, T]:
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
@@ -606,6 +612,7 @@ def case_annotations():
 def case_type_hints():
     yield call(hints_of, hinted), typing.get_type_hints(hinted)
     yield call(hints_of, Job), typing.get_type_hints(Job)
+    yield call(hints_of, Node), typing.get_type_hints(Node)
     yield call(lambda: typing.get_type_hints(Point.moved))["by"] is Point, True
 
 
