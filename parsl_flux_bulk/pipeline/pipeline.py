@@ -198,15 +198,12 @@ class Pipeline(Generic[JobT]):
         Raises
         ------
         OutputUnavailable
-            The job has no id: the instance has not accepted it, or never did.
+            The job still waits in this process.
         """
         if job.job_id is None:
-            why = (
-                "it never got to the instance"
-                if job.ended
-                else "it has not been submitted yet: wait for its end"
-            )
-            raise OutputUnavailable(f"the job has no output: {why}")
+            if job.ended:
+                return "", ""  # it never got to the instance, and never ran
+            raise OutputUnavailable("the job has no output yet: it has not been submitted. Wait for its end")
         with contextlib.closing(self._instance.connect()) as connection:
             return connection.output(job.job_id)
 
