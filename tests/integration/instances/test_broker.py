@@ -66,21 +66,27 @@ _ROOT = str(Path(broker.__file__).parents[3])
 @pytest.mark.flux
 def test_a_frozen_broker_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broker, "STOP_TIMEOUT", 1.0)
+    before = _brokers()
     instance = FluxInstance.own()
     instance.start()
     assert instance.uri is not None
     directory = Path(instance.uri.removeprefix("local://")).parent
-    (pid,) = [
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and _is_broker(entry, str(os.getpid()))
-    ]
+    (pid,) = _brokers() - before
     os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
     instance.close()
     assert time.monotonic() - began < 20
     helpers.wait_gone([pid], 20)
     assert not directory.exists()
+
+
+def _brokers() -> set[int]:
+    """The brokers that this process has started; other tests share an instance."""
+    return {
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and _is_broker(entry, str(os.getpid()))
+    }
 
 
 def _is_broker(entry: Path, parent: str) -> bool:

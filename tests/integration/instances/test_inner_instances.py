@@ -156,12 +156,12 @@ def test_one_that_dies_fails_its_jobs_only(flux_uri: str, tmp_path: Path) -> Non
 def test_nothing_is_left_when_the_script_is_killed(own: bool, flux_uri: str, tmp_path: Path) -> None:
     where = "flux" if own else flux_uri
     source = f"""
-    import time
+    import os, time
     from parsl_flux_bulk.bulk.submitter import BulkSubmitter
     bulk = BulkSubmitter({where!r}, instances=2)
     bulk.start()
-    future = bulk.submit_command(["sh", "-c", "echo started; sleep 600"])
-    while not future.stdout():
+    bulk.submit_command(["sh", "-c", "echo > started; sleep 600"])
+    while not os.path.exists("started"):
         time.sleep(0.05)
     print("running", flush=True)
     time.sleep(600)
