@@ -50,7 +50,7 @@ def run(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> int:
         except Exception as error:
             raise app_exception(name, error) from error
         if status != 0:
-            targets = {which: os.path.abspath(stream_target(which, kwargs[which])[0]) for which in streams}
+            targets = {which: stream_target(which, kwargs[which])[0] for which in streams}
             if own_stderr:
                 stderr = read_tail(targets["stderr"], start)
             places = ", ".join(f"{which} in {path}" for which, path in targets.items())
