@@ -35,8 +35,8 @@ from parsl_flux_bulk.jobspec import build
 from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.pipeline.callbacks import CallbackFuture
+from parsl_flux_bulk.pipeline.exit_status_to_error import job_error
 from parsl_flux_bulk.pipeline.job import Job
-from parsl_flux_bulk.pipeline.job_errors import job_error
 from parsl_flux_bulk.pipeline.pipeline import CLOSE_TIMEOUT, Pipeline
 
 __all__ = ["BulkSubmitter", "JobFuture"]

@@ -10,7 +10,7 @@ from parsl_flux_bulk.cli.progress import open_progress
 from parsl_flux_bulk.cli.streams import Output, Records, reason
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.instances.base import EndCause, JobResult, JobStatus
-from parsl_flux_bulk.pipeline.job_errors import describe
+from parsl_flux_bulk.pipeline.exit_status_to_error import describe
 from parsl_flux_bulk.protocol.stderr_tail import last_lines
 
 SHOWN_FAILURES = 20

@@ -21,10 +21,10 @@ from parsl.app.bash import remote_side_bash_executor
 
 from parsl_flux_bulk import jobspec
 from parsl_flux_bulk.errors import TaskCrashed, add_note
-from parsl_flux_bulk.executor.calls import unwrap
+from parsl_flux_bulk.executor.serialize_calls import unwrap
 from parsl_flux_bulk.instances.base import JobResult, JobStatus
 from parsl_flux_bulk.jobspec.resources import Resources
-from parsl_flux_bulk.pipeline.job_errors import STDERR_HEADING, job_error
+from parsl_flux_bulk.pipeline.exit_status_to_error import STDERR_HEADING, job_error
 from parsl_flux_bulk.scheduler.task import Command
 from parsl_flux_bulk.worker import bash_runner
 

@@ -27,10 +27,10 @@ from parsl.utils import RepresentationMixin
 from parsl_flux_bulk.blocks.manager import Blocks
 from parsl_flux_bulk.errors import ExecutorClosed
 from parsl_flux_bulk.executor.bash_apps import recognize, render, without_parsl
-from parsl_flux_bulk.executor.calls import FunctionTable, own_sys_path, serialize_call
+from parsl_flux_bulk.executor.block_scaling import BlockScaling
 from parsl_flux_bulk.executor.job_factory import WorkerSettings
 from parsl_flux_bulk.executor.runtime import StatusReport, TaskPipeline, TaskRuntime
-from parsl_flux_bulk.executor.scaling import BlockScaling
+from parsl_flux_bulk.executor.serialize_calls import FunctionTable, own_sys_path, serialize_call
 from parsl_flux_bulk.executor.submission_queue import SubmissionQueue, TaskFuture
 from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.instances.federation.federation import Federation

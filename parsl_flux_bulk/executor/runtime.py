@@ -16,11 +16,11 @@ from typing import Any, TypeAlias
 from parsl_flux_bulk.errors import ExecutorClosed
 from parsl_flux_bulk.executor.bash_apps import outcome
 from parsl_flux_bulk.executor.job_factory import JobFactory, WorkerSettings
+from parsl_flux_bulk.executor.lost_worker_error import failure, task_error
 from parsl_flux_bulk.executor.submission_queue import SubmissionQueue, resolve
-from parsl_flux_bulk.executor.task_errors import failure, task_error
 from parsl_flux_bulk.instances.base import Capacity, Completion, JobResult, PeerId, Usage
 from parsl_flux_bulk.pipeline.completion import Runtime
-from parsl_flux_bulk.pipeline.job_errors import refused
+from parsl_flux_bulk.pipeline.exit_status_to_error import refused
 from parsl_flux_bulk.pipeline.pipeline import Pipeline
 from parsl_flux_bulk.protocol import frames, serialize
 from parsl_flux_bulk.scheduler.messages import (

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from parsl_flux_bulk.errors import JobspecError
-from parsl_flux_bulk.jobspec.check import check_texts
 from parsl_flux_bulk.jobspec.environment import Environment, filter_environment
 from parsl_flux_bulk.jobspec.jobspec import Jobspec, encode
+from parsl_flux_bulk.jobspec.validate_jobspec import check_texts
 
 if TYPE_CHECKING:
     from parsl_flux_bulk.jobspec.resources import Resources

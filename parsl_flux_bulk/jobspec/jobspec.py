@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from parsl_flux_bulk.jobspec.check import validate
+from parsl_flux_bulk.jobspec.validate_jobspec import validate
 
 DEFAULT_URGENCY = 16
 """RFC 30: 0 holds a job, 31 expedites it, 16 is the default."""

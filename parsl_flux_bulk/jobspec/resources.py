@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
 from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY
-from parsl_flux_bulk.jobspec.resource_keys import READERS, VALID_KEYS, explain_unknown
+from parsl_flux_bulk.jobspec.validate_resource_keys import READERS, VALID_KEYS, explain_unknown
 
 
 class Shape(NamedTuple):

@@ -24,8 +24,8 @@ from parsl_flux_bulk.instances.base import (
 )
 from parsl_flux_bulk.instances.call_queue import CallQueue
 from parsl_flux_bulk.instances.events import SCOPE_BITS
+from parsl_flux_bulk.pipeline.exit_status_to_error import canceled, refused
 from parsl_flux_bulk.pipeline.job import JobState, JobT
-from parsl_flux_bulk.pipeline.job_errors import canceled, refused
 
 
 class Runtime:

@@ -38,8 +38,8 @@ from parsl_flux_bulk.instances.base import (
 from parsl_flux_bulk.instances.call_queue import CallQueue
 from parsl_flux_bulk.pipeline.callbacks import call_logged
 from parsl_flux_bulk.pipeline.completion import CompletionLoop, OpenRuntime, Runtime
+from parsl_flux_bulk.pipeline.exit_status_to_error import canceled
 from parsl_flux_bulk.pipeline.job import JobOwner, JobState, JobT
-from parsl_flux_bulk.pipeline.job_errors import canceled
 from parsl_flux_bulk.pipeline.submitter import Submitter
 
 logger = logging.getLogger(__name__)

@@ -12,13 +12,13 @@ import time
 from parsl_flux_bulk.protocol.wakeup import Wakeup
 from parsl_flux_bulk.worker import lifeline
 from parsl_flux_bulk.worker.slot import Worker
-from parsl_flux_bulk.worker.worker_process import RunningTasks, WorkerProcess
+from parsl_flux_bulk.worker.task_loop import RunningTasks, WorkerProcess
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from parsl_flux_bulk.worker.affinity import Binding
+    from parsl_flux_bulk.worker.pinning import Binding
 
 
 class Forkserver:

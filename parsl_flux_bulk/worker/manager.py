@@ -28,7 +28,7 @@ import time
 from functools import partial
 
 from parsl_flux_bulk.protocol import frames, serialize
-from parsl_flux_bulk.worker import affinity, handshake, lifeline
+from parsl_flux_bulk.worker import handshake, lifeline, pinning
 from parsl_flux_bulk.worker.event_loop import EventLoop
 from parsl_flux_bulk.worker.forkserver import Forkserver
 from parsl_flux_bulk.worker.packets import Packet, function_packet, task_packet
@@ -79,7 +79,7 @@ def main() -> int:
     lifeline.die_with_parent(os.getppid())
     environ = dict(os.environ)
     handshake.open_output(environ)
-    bindings = affinity.bindings(environ)
+    bindings = pinning.bindings(environ)
     channel = handshake.introduce(environ, len(bindings))
     handshake.prepare_for_user_code()
     handshake.hide_launcher()
@@ -106,7 +106,7 @@ class Manager:
         CPUs and environment of each slot.
     """
 
-    def __init__(self, channel: Channel, bindings: list[affinity.Binding]) -> None:
+    def __init__(self, channel: Channel, bindings: list[pinning.Binding]) -> None:
         self._channel = channel
         self._functions: dict[bytes, Packet] = {}
         self._slots = [Slot(number) for number in range(len(bindings))]

@@ -19,7 +19,7 @@ from parsl_flux_bulk.instances.base import JobRequest, JobStatus, Refusal
 from parsl_flux_bulk.instances.local import kept_output, server
 from parsl_flux_bulk.instances.local.client import LocalInstance
 from parsl_flux_bulk.jobspec import Jobspec
-from parsl_flux_bulk.worker.affinity import physical_cores
+from parsl_flux_bulk.worker.pinning import physical_cores
 
 PHYSICAL_CORES = physical_cores()
 CORES = len(PHYSICAL_CORES)

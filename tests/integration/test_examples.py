@@ -11,7 +11,7 @@ from pathlib import Path
 import helpers
 import pytest
 
-from parsl_flux_bulk.worker.affinity import physical_cores
+from parsl_flux_bulk.worker.pinning import physical_cores
 
 
 def examples(page: str) -> str:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from parsl_flux_bulk.instances.base import Capacity, Instance, JobId
 from parsl_flux_bulk.instances.federation.completion import FederationCompletion
 from parsl_flux_bulk.instances.federation.federation import Federation, FederationConnection
-from parsl_flux_bulk.instances.federation.instance_launcher import InstanceLauncher, attach
+from parsl_flux_bulk.instances.federation.inner_instance_launcher import InstanceLauncher, attach
 from parsl_flux_bulk.instances.federation.members import Member, own_id
 from parsl_flux_bulk.instances.federation.placement import NestedPlacement, divide
 from parsl_flux_bulk.instances.flux.instance import FluxInstance

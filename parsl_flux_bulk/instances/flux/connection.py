@@ -7,7 +7,7 @@ from typing import Any
 
 from parsl_flux_bulk.errors import OutputUnavailable
 from parsl_flux_bulk.instances.base import Capacity, JobId, JobRequest, Refusal
-from parsl_flux_bulk.instances.flux.cancel_jobs import MARK
+from parsl_flux_bulk.instances.flux.cancel_marked_jobs import MARK
 from parsl_flux_bulk.instances.flux.handle import capacity_of, raise_if_lost
 from parsl_flux_bulk.instances.flux.results import read_output
 from parsl_flux_bulk.instances.flux.shell_options import OutputFiles, complete, read_spool

@@ -11,11 +11,11 @@ from typing import Any
 
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
 from parsl_flux_bulk.instances.base import JobId
-from parsl_flux_bulk.instances.flux.broker import Broker
-from parsl_flux_bulk.instances.flux.cancel_guard import CancelGuard
+from parsl_flux_bulk.instances.flux.cancel_jobs_when_killed import CancelGuard
 from parsl_flux_bulk.instances.flux.completion import FluxCompletion
 from parsl_flux_bulk.instances.flux.connection import FluxConnection
 from parsl_flux_bulk.instances.flux.handle import LOST_HINT, capacity_of, import_bindings, open_handle
+from parsl_flux_bulk.instances.flux.own_broker import Broker
 from parsl_flux_bulk.instances.flux.shell_options import OutputFiles
 
 

@@ -2,7 +2,7 @@
 
 In the user's process: `client`, `server_process`, `channel_server`; `jobspec` and `options` translate
 a jobspec into a `job_plan`. In the server: `server`, `allocator`, `job`, `pinning`, `output`,
-`kept_output`, `processes`. May import `instances.base`, `jobspec`, `worker.affinity` and `protocol`.
+`kept_output`, `processes`. May import `instances.base`, `jobspec`, `worker.pinning` and `protocol`.
 """
 
 from __future__ import annotations

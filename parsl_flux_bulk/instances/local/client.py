@@ -46,11 +46,11 @@ from parsl_flux_bulk.instances.local.channel_server import ChannelServer
 from parsl_flux_bulk.instances.local.framed_socket import LONGEST_WAIT, FramedSocket
 from parsl_flux_bulk.instances.local.jobspec import Unsatisfiable, plan_job
 from parsl_flux_bulk.instances.local.machine import Machine, gpu_names
-from parsl_flux_bulk.instances.local.output import spool_paths
 from parsl_flux_bulk.instances.local.server_process import ServerProcess
+from parsl_flux_bulk.instances.local.stdio_files import spool_paths
 from parsl_flux_bulk.protocol.framing import frame
 from parsl_flux_bulk.protocol.wakeup import Wakeup
-from parsl_flux_bulk.worker.affinity import physical_cores
+from parsl_flux_bulk.worker.pinning import physical_cores
 
 _COMPLETED = JobResult(JobStatus.COMPLETED, exit_code=0)
 

@@ -25,9 +25,9 @@ from typing import Any
 
 from parsl_flux_bulk.instances.full_disk import OUTPUT_CUT, cut_off
 from parsl_flux_bulk.instances.local.job_plan import JobPlan
-from parsl_flux_bulk.instances.local.output import JobFiles, LabeledPipe, render, spool_paths
-from parsl_flux_bulk.instances.local.pinning import cpus_of_task, gpu_variables
 from parsl_flux_bulk.instances.local.processes import job_tmpdir, kill_group
+from parsl_flux_bulk.instances.local.stdio_files import JobFiles, LabeledPipe, render, spool_paths
+from parsl_flux_bulk.instances.local.task_pinning import cpus_of_task, gpu_variables
 from parsl_flux_bulk.protocol.stderr_tail import read_tail
 
 HOSTNAME = socket.gethostname()

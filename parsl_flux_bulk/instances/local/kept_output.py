@@ -7,7 +7,7 @@ import os
 from collections import OrderedDict, deque
 from typing import Any, TypeAlias
 
-from parsl_flux_bulk.instances.local.output import spool_paths
+from parsl_flux_bulk.instances.local.stdio_files import spool_paths
 
 KEPT_RESULTS = 10_000
 """Reported results kept for another `watch`; all unreported ones are kept."""

@@ -491,11 +491,11 @@ import sys, apps, parsl
 from parsl.config import Config
 from parsl.providers import LocalProvider
 from parsl_flux_bulk import FluxBulkExecutor
-from parsl_flux_bulk.executor import scaling
+from parsl_flux_bulk.executor import block_scaling
 from parsl_flux_bulk.blocks.manager import BlockSettings
 from functools import partial
 if {timeout}:
-    scaling.BlockSettings = partial(BlockSettings, unreachable_timeout={timeout})
+    block_scaling.BlockSettings = partial(BlockSettings, unreachable_timeout={timeout})
 executor = FluxBulkExecutor(
     instance={instance!r}, provider=LocalProvider(init_blocks=2, max_blocks=2), block_error_handler=False
 )

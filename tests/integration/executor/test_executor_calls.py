@@ -222,7 +222,7 @@ with executor:
 
 
 def test_modules_beside_the_script_wherever_that_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from parsl_flux_bulk.executor.calls import own_sys_path
+    from parsl_flux_bulk.executor.serialize_calls import own_sys_path
 
     beside = tmp_path / "project"
     beside.mkdir()

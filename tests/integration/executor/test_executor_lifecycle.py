@@ -24,7 +24,7 @@ from helpers import active_jobs, descendants, in_a_fork, run_script, script, wai
 
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.errors import ExecutorClosed, InstanceUnavailable
-from parsl_flux_bulk.executor.calls import CallNotSerializable
+from parsl_flux_bulk.executor.serialize_calls import CallNotSerializable
 from parsl_flux_bulk.instances.local.client import LocalInstance
 from parsl_flux_bulk.protocol.variables import PING
 

@@ -21,7 +21,7 @@ from parsl.config import Config
 
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.errors import NotSerializable, RemoteError, TaskCrashed
-from parsl_flux_bulk.executor.calls import CallNotSerializable
+from parsl_flux_bulk.executor.serialize_calls import CallNotSerializable
 
 BOUND = 60.0
 MEGABYTE = 1_000_000

@@ -13,7 +13,7 @@ import helpers
 import pytest
 
 from parsl_flux_bulk.errors import InstanceUnavailable
-from parsl_flux_bulk.instances.flux import broker
+from parsl_flux_bulk.instances.flux import own_broker
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
 
 HANGING = """#!/bin/sh
@@ -44,15 +44,15 @@ def wait_pids(file: Path, bound: float = 20.0) -> list[int]:
 
 
 def test_a_broker_that_hangs_at_its_start(hanging_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker, "START_TIMEOUT", 1.0)
+    monkeypatch.setattr(own_broker, "START_TIMEOUT", 1.0)
     with pytest.raises(InstanceUnavailable, match="was not ready within 1 s"):
-        broker.Broker()
+        own_broker.Broker()
     helpers.wait_gone(wait_pids(hanging_flux), 20)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_script_that_is_killed_while_its_broker_starts(hanging_flux: Path, number: signal.Signals) -> None:
-    script = "from parsl_flux_bulk.instances.flux import broker; broker.STOP_TIMEOUT = 1; broker.Broker()"
+    script = "from parsl_flux_bulk.instances.flux import own_broker as b; b.STOP_TIMEOUT = 1; b.Broker()"
     with subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": _ROOT}) as user:
         pids = wait_pids(hanging_flux)
         user.send_signal(number)
@@ -60,12 +60,12 @@ def test_a_script_that_is_killed_while_its_broker_starts(hanging_flux: Path, num
     helpers.wait_gone(pids, 20)
 
 
-_ROOT = str(Path(broker.__file__).parents[3])
+_ROOT = str(Path(own_broker.__file__).parents[3])
 
 
 @pytest.mark.flux
 def test_a_frozen_broker_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker, "STOP_TIMEOUT", 1.0)
+    monkeypatch.setattr(own_broker, "STOP_TIMEOUT", 1.0)
     before = _brokers()
     instance = FluxInstance.own()
     instance.start()

@@ -15,7 +15,7 @@ import pytest
 import parsl_flux_bulk
 from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
 from parsl_flux_bulk.errors import BlockLost, JobFailed
-from parsl_flux_bulk.instances.federation import instance_launcher
+from parsl_flux_bulk.instances.federation import inner_instance_launcher
 
 pytestmark = pytest.mark.flux
 
@@ -107,7 +107,7 @@ def test_a_job_that_is_too_large_has_them_dissolved(flux_uri: str) -> None:
 def test_those_that_come_late_are_done_without(
     flux_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(instance_launcher, "START_TIMEOUT", 0.2)
+    monkeypatch.setattr(inner_instance_launcher, "START_TIMEOUT", 0.2)
     os.mkfifo(tmp_path / "fifo")
     with BulkSubmitter(flux_uri) as others:
         busy = others.submit_command(

@@ -19,7 +19,7 @@ from parsl.providers import LocalProvider, SlurmProvider
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.blocks.main import Settings
 from parsl_flux_bulk.blocks.manager import Blocks, BlockSettings, addresses_of_this_host
-from parsl_flux_bulk.executor.scaling import slots_of
+from parsl_flux_bulk.executor.block_scaling import slots_of
 from parsl_flux_bulk.instances.federation.federation import Federation
 from parsl_flux_bulk.jobspec.resources import Resources, Shape
 from parsl_flux_bulk.providers import FluxProvider, OncePerBlock

@@ -7,7 +7,7 @@ import pytest
 from parsl_flux_bulk.cli.arguments import RESOURCE_KEYS, parse
 from parsl_flux_bulk.cli.inputs import UnusableInput
 from parsl_flux_bulk.cli.work import Work
-from parsl_flux_bulk.jobspec.resource_keys import VALID_KEYS
+from parsl_flux_bulk.jobspec.validate_resource_keys import VALID_KEYS
 from parsl_flux_bulk.version import __version__
 
 

@@ -10,9 +10,9 @@ from concurrent.futures import Future
 import pytest
 
 from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost
-from parsl_flux_bulk.executor.calls import FunctionTable, serialize_call
 from parsl_flux_bulk.executor.job_factory import WorkerSettings
 from parsl_flux_bulk.executor.runtime import BATCHING_DELAY, LARGE_BATCH, StatusReport, TaskRuntime
+from parsl_flux_bulk.executor.serialize_calls import FunctionTable, serialize_call
 from parsl_flux_bulk.executor.submission_queue import SubmissionQueue, TaskFuture
 from parsl_flux_bulk.instances.base import Capacity, ChannelAddress
 from parsl_flux_bulk.jobspec.resources import Resources

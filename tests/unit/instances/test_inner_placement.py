@@ -21,8 +21,8 @@ from parsl_flux_bulk.instances.base import (
     PeerMessage,
     Refusal,
 )
+from parsl_flux_bulk.instances.federation.inner_instance_launcher import InstanceLauncher
 from parsl_flux_bulk.instances.federation.inner_instances import InnerInstances, automatic, nest
-from parsl_flux_bulk.instances.federation.instance_launcher import InstanceLauncher
 from parsl_flux_bulk.instances.federation.placement import divide
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
 from parsl_flux_bulk.instances.local.client import LocalInstance
@@ -194,7 +194,7 @@ def test_a_refusal_can_be_the_end_of_one(bench: Bench) -> None:
 
 
 def test_those_that_are_late_are_canceled_at_the_first_misfit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("parsl_flux_bulk.instances.federation.instance_launcher.START_TIMEOUT", 0.05)
+    monkeypatch.setattr("parsl_flux_bulk.instances.federation.inner_instance_launcher.START_TIMEOUT", 0.05)
     bench = Bench(late=True)
     bench.start()
     bench.outer.say_hello(1)

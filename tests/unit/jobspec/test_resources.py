@@ -19,8 +19,8 @@ from parsl_flux_bulk.jobspec.constraint import parse_constraint
 from parsl_flux_bulk.jobspec.dependency import parse_dependency
 from parsl_flux_bulk.jobspec.duration import parse_duration
 from parsl_flux_bulk.jobspec.environment import filter_environment
-from parsl_flux_bulk.jobspec.resource_keys import VALID_KEYS
 from parsl_flux_bulk.jobspec.resources import Resources, Shape
+from parsl_flux_bulk.jobspec.validate_resource_keys import VALID_KEYS
 
 ENVIRONMENT = {"HOME": "/home/me", "KEPT": "kept", "GONE_1": "1", "GONE_2": "2"}
 read = Resources.from_specification

@@ -20,7 +20,7 @@ from parsl.serialize.base import SerializerBase
 from parsl.serialize.errors import SerializationError
 
 from parsl_flux_bulk.errors import NotSerializable
-from parsl_flux_bulk.executor.calls import (
+from parsl_flux_bulk.executor.serialize_calls import (
     CallNotSerializable,
     FunctionTable,
     own_sys_path,

@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from parsl_flux_bulk.instances.flux import cancel_jobs
+from parsl_flux_bulk.instances.flux import cancel_marked_jobs
 from parsl_flux_bulk.instances.flux.lifeline import Lifeline
 
 
 class CancelGuard:
-    """A shell that waits for the end of this process, and then runs :mod:`.cancel_jobs` in a new interpreter.
+    """A shell that runs :mod:`.cancel_marked_jobs` in a new interpreter when this process ends.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class CancelGuard:
         # The root is appended: the guard must find the same Flux bindings first as this process.
         program = (
             f"import sys; sys.path.append({root!r}); "
-            f"from {cancel_jobs.__name__} import cancel_jobs_of; cancel_jobs_of({uri!r}, {mark!r})"
+            f"from {cancel_marked_jobs.__name__} import cancel_jobs_of; cancel_jobs_of({uri!r}, {mark!r})"
         )
         self._lifeline = Lifeline(
             ["sh", "-c", 'read -r _ && exit; exec "$@"', "sh", sys.executable, "-c", program],

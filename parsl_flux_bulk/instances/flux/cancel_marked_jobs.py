@@ -1,4 +1,4 @@
-"""Cancel the jobs of a process that was killed; run by :mod:`.cancel_guard`."""
+"""Cancel the jobs of a process that was killed; run by :mod:`.cancel_jobs_when_killed`."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ import pytest
 
 from parsl_flux_bulk.errors import BlockLost, InstanceLost, JobCanceled, JobFailed, JobRefused, JobTimeout
 from parsl_flux_bulk.instances.base import JobResult, JobStatus
-from parsl_flux_bulk.pipeline.job_errors import describe, job_error
+from parsl_flux_bulk.pipeline.exit_status_to_error import describe, job_error
 
 FAILED, CANCELED, TIMEOUT = JobStatus.FAILED, JobStatus.CANCELED, JobStatus.TIMEOUT
 ENDINGS = [

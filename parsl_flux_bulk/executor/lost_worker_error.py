@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from parsl_flux_bulk.errors import BlockLost, FluxBulkError, TaskCrashed, WorkerLost, add_note
 from parsl_flux_bulk.instances.base import EndCause, JobResult, JobStatus
-from parsl_flux_bulk.pipeline.job_errors import STDERR_HEADING, describe, job_error, signal_name, with_stderr
+from parsl_flux_bulk.pipeline.exit_status_to_error import (
+    STDERR_HEADING,
+    describe,
+    job_error,
+    signal_name,
+    with_stderr,
+)
 from parsl_flux_bulk.protocol import serialize
 from parsl_flux_bulk.protocol.app_failure import AppFailed, AppFailure
 from parsl_flux_bulk.scheduler.task import Failed, Loss, LossReason, Task

@@ -39,8 +39,8 @@ from parsl_flux_bulk.instances.base import (
 )
 from parsl_flux_bulk.instances.federation.members import Member
 from parsl_flux_bulk.instances.federation.registry import MemberRegistry
-from parsl_flux_bulk.instances.flux.broker import KEPT_FINISHED_JOBS
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
+from parsl_flux_bulk.instances.flux.own_broker import KEPT_FINISHED_JOBS
 from parsl_flux_bulk.jobspec import Jobspec, build
 from parsl_flux_bulk.jobspec.job_environment import base_environment
 from parsl_flux_bulk.jobspec.resources import Resources

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from parsl_flux_bulk.worker.affinity import bindings, physical_cores
+from parsl_flux_bulk.worker.pinning import bindings, physical_cores
 
 
 @pytest.fixture

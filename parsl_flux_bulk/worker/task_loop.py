@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-    from parsl_flux_bulk.worker.affinity import Binding
+    from parsl_flux_bulk.worker.pinning import Binding
 
 DEFAULTED_SIGNALS = (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGHUP)
 """Signals that the manager handles; workers restore their default action."""
