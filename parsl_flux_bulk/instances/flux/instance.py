@@ -5,6 +5,7 @@ Connection and completion each hold their own handle, because a Flux handle belo
 
 from __future__ import annotations
 
+import gc
 import os
 import uuid
 from typing import Any
@@ -118,6 +119,9 @@ class FluxInstance:
         broker, self._broker = self._broker, None
         if broker is not None:
             broker.stop()
+        # The bindings' handles, watchers and futures refer to each other. Only the collector closes their
+        # descriptors, some seven a handle, and it may not run for long in a script that does little else.
+        gc.collect()
 
 
 def _refuse_guest(handle: Any) -> None:
