@@ -29,7 +29,7 @@ from parsl_flux_bulk.instances.base import (
 )
 from parsl_flux_bulk.instances.flux.channel_service import ChannelService
 from parsl_flux_bulk.instances.flux.end_of_output import EndOfOutput
-from parsl_flux_bulk.instances.flux.handle import LOST_HINT
+from parsl_flux_bulk.instances.flux.handle import LOST_HINT, drop_future
 from parsl_flux_bulk.instances.flux.results import first_exit, read_end, read_result, with_log
 from parsl_flux_bulk.instances.flux.shell_options import OutputFiles, explain
 from parsl_flux_bulk.instances.flux.survey import Survey
@@ -217,7 +217,7 @@ class FluxCompletion:
             watcher.stop()
             watcher.destroy()
         for future in self._waits.values():
-            future.stop()
+            drop_future(future)
         self._survey.close()
         self._waits.clear()
         self._handle = None

@@ -70,6 +70,16 @@ def open_handle(uri: str | None) -> Any:
     return flux.Flux(uri) if uri else flux.Flux()
 
 
+def drop_future(future: Any) -> None:
+    """Let go of a future whose callback is not to run any more; its reactor must not run again either."""
+    from flux import future as bindings
+
+    future.stop()
+    # The bindings keep a future, and with it the handle, until its callback has run, which it never does once
+    # the broker is lost. They offer no way to say so.
+    getattr(bindings, "_THEN_HANDLES", {}).pop(future, None)
+
+
 def raise_if_lost(error: OSError) -> None:
     """Raise InstanceLost if `error` means that the connection to the broker is lost."""
     if error.errno in _LOST:

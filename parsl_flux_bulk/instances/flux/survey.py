@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from parsl_flux_bulk.instances.base import JobId, Usage
-from parsl_flux_bulk.instances.flux.handle import free_of, up_of
+from parsl_flux_bulk.instances.flux.handle import drop_future, free_of, up_of
 
 PENDING_LIMIT = 1000
 """Waiting jobs that are asked for; behind so many, a job does not start soon whatever is free."""
@@ -43,7 +43,7 @@ class Survey:
     def close(self) -> None:
         """Await no answer any more."""
         if self._pending is not None:
-            self._pending.stop()
+            drop_future(self._pending)
 
     def _on_resources(self, future: Any) -> None:
         from flux.constants import FLUX_JOB_STATE_SCHED
