@@ -37,6 +37,24 @@ def nothing() -> None:
     pass
 
 
+def hold(how: str, seconds: float, note: str = "") -> str:
+    """Take some time in a Python loop, in a call that can be interrupted at its end, or with the GIL."""
+    try:
+        deadline = time.monotonic() + seconds
+        if how == "loop":
+            while time.monotonic() < deadline:
+                pass
+        elif how == "sleep":
+            time.sleep(seconds)
+        else:
+            ctypes.PyDLL(None).sleep(int(seconds))
+    finally:
+        if note:
+            with open(note, "a") as file:
+                file.write("cleaned up")
+    return how
+
+
 def whoami() -> tuple[str, int]:
     return socket.gethostname(), os.getpid()
 

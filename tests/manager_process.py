@@ -57,6 +57,11 @@ class ManagerProcess:
             *(frames.encode_task(slot, id, function_id, serialize.dumps((args, {}))) for id, *args in tasks)
         )
 
+    def give_limited(self, task_id: int, walltime: float, *args: Any, function_id: int = FUNCTION) -> None:
+        """Send a task that has a walltime."""
+        call = serialize.with_walltime(walltime, serialize.dumps((args, {})))
+        self.peer.send(frames.encode_task(0, task_id, function_id, call))
+
     def send(self, kind: int, slot: int = 0, id: int = 0) -> None:
         """Send a frame without a payload."""
         self.peer.send(frames.encode(kind, slot, id))

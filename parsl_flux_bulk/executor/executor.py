@@ -30,7 +30,7 @@ from parsl_flux_bulk.executor.bash_apps import recognize, render, without_parsl
 from parsl_flux_bulk.executor.block_scaling import BlockScaling
 from parsl_flux_bulk.executor.job_factory import WorkerSettings
 from parsl_flux_bulk.executor.runtime import StatusReport, TaskPipeline, TaskRuntime
-from parsl_flux_bulk.executor.serialize_calls import FunctionTable, own_sys_path, serialize_call
+from parsl_flux_bulk.executor.serialize_calls import FunctionTable, own_sys_path, serialize_call, walltime_of
 from parsl_flux_bulk.executor.submission_queue import SubmissionQueue, TaskFuture
 from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.instances.federation.federation import Federation
@@ -38,6 +38,7 @@ from parsl_flux_bulk.jobspec.job_environment import base_environment, soft_limit
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.pipeline.callbacks import CallbackFuture
 from parsl_flux_bulk.pipeline.pipeline import Pipeline
+from parsl_flux_bulk.protocol.serialize import with_walltime
 from parsl_flux_bulk.scheduler.story import Record
 from parsl_flux_bulk.scheduler.task import CallTask, CommandTask, Task
 
@@ -283,6 +284,9 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
                 )
         function = self._functions.get(func)
         call = serialize_call(function.name, args, kwargs)
+        walltime = walltime_of(func)
+        if walltime is not None:
+            call = with_walltime(walltime, call)
         return self._enqueue(
             lambda task_id, new_future: CallTask(task_id, resources, new_future, function, call)
         )

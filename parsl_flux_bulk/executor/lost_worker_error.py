@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from parsl_flux_bulk.errors import BlockLost, FluxBulkError, TaskCrashed, WorkerLost, add_note
+from parsl_flux_bulk.errors import BlockLost, TaskCrashed, WorkerLost, add_note
 from parsl_flux_bulk.instances.base import EndCause, JobResult, JobStatus
 from parsl_flux_bulk.pipeline.exit_status_to_error import (
     STDERR_HEADING,
@@ -13,11 +13,11 @@ from parsl_flux_bulk.pipeline.exit_status_to_error import (
 )
 from parsl_flux_bulk.protocol import serialize
 from parsl_flux_bulk.protocol.app_failure import AppFailed, AppFailure
-from parsl_flux_bulk.scheduler.task import Failed, Loss, LossReason, Task
-from parsl_flux_bulk.worker import bash_runner
+from parsl_flux_bulk.scheduler.task import CallTask, Failed, Loss, LossReason, Task
+from parsl_flux_bulk.worker import bash_runner, lifeline
 
 
-def task_error(task: Task, loss: Loss, output: str) -> FluxBulkError:
+def task_error(task: Task, loss: Loss, output: str) -> Exception:
     """Return an error that names the task, its job and host, how they ended, and where the output is.
 
     Parameters
@@ -30,6 +30,12 @@ def task_error(task: Task, loss: Loss, output: str) -> FluxBulkError:
     result = loss.result
     if result is not None and _explains(result, loss.reason):
         return job_error(result, f"{what}, job {job}" if job else what)
+    walltime = _exceeded_walltime(task, loss)
+    if walltime is not None:
+        place = ", ".join(
+            filter(None, (f"job {job}" if job else "", f"host {loss.host}" if loss.host else ""))
+        )
+        return _app_error(task.name, AppFailed(None, walltime), place)
     parts = [f"{what}: {loss.reason.value}", _ending(loss)]
     parts.append(f"rank {loss.rank}" if loss.rank is not None else "")
     parts.append(f"job {job}" if job else "")
@@ -69,6 +75,16 @@ def _app_error(name: str, record: AppFailed, place: str) -> Exception:
     if record.stderr:
         add_note(error, f"{STDERR_HEADING}\n{record.stderr}")
     return error
+
+
+def _exceeded_walltime(task: Task, loss: Loss) -> float | None:
+    """Return the walltime of a call if its watchdog ended it."""
+    if not isinstance(task, CallTask) or loss.result is None:
+        return None
+    number = lifeline.WALLTIME_SIGNAL
+    if loss.result.signal != number and loss.result.exit_code != 128 + number:
+        return None
+    return serialize.split_walltime(memoryview(task.call))[0]
 
 
 def _explains(result: JobResult, reason: LossReason) -> bool:

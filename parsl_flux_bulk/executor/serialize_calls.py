@@ -2,12 +2,14 @@
 
 Parsl wraps every function in ``wrap_error``, so that a process that unpickles the function imports all of
 Parsl. This module unwraps the function; :mod:`parsl_flux_bulk.protocol.serialize` transfers exceptions
-instead.
+instead. It also takes the function out of Parsl's ``timeout``, which Parsl makes anew for each call with a
+walltime; the walltime travels with the call, and :mod:`parsl_flux_bulk.worker.walltime` applies it.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import site
 import sys
@@ -15,10 +17,11 @@ import sysconfig
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from parsl.app.errors import wrap_error
+from parsl.app.python import timeout
 from parsl.serialize import facade
 from parsl.serialize.concretes import DillCallableSerializer, DillSerializer
 from parsl.serialize.errors import SerializationError
@@ -30,6 +33,13 @@ from parsl_flux_bulk.scheduler.task import Function
 
 if TYPE_CHECKING:
     from parsl_flux_bulk.protocol.by_value import Global
+
+_TIMEOUT_CODE: CodeType = timeout(lambda: None, 1).__code__
+
+_SECONDS = _TIMEOUT_CODE.co_freevars.index("seconds")
+
+_ENDLESS = 1e9
+"""Seconds from which on a walltime is no limit; timers overflow at some hundred years."""
 
 _WRAP_ERROR_CODE = wrap_error(lambda: None).__code__
 
@@ -45,11 +55,32 @@ class CallNotSerializable(NotSerializable, SerializationError):
 
 
 def unwrap(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function inside Parsl's ``wrap_error``, or the function itself if it is not wrapped."""
-    if getattr(function, "__code__", None) is _WRAP_ERROR_CODE:
-        wrapped: Callable[..., Any] = function.__wrapped__  # type: ignore[attr-defined]
-        return wrapped
+    """Return the function inside Parsl's wrappers, or the function itself if it is not wrapped."""
+    code = getattr(function, "__code__", None)
+    if code is _WRAP_ERROR_CODE or code is _TIMEOUT_CODE:
+        return unwrap(function.__wrapped__)  # type: ignore[attr-defined]
     return function
+
+
+def walltime_of(function: Callable[..., Any]) -> float | None:
+    """Return the walltime in seconds that Parsl has put around a function, None if there is none.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The walltime is not a number.
+    """
+    if getattr(function, "__code__", None) is not _TIMEOUT_CODE:
+        return None
+    wrapper: Any = function
+    walltime = wrapper.__closure__[_SECONDS].cell_contents
+    try:
+        seconds = float(walltime + 0.0)
+    except TypeError as error:
+        raise TypeError(f"walltime must be a number of seconds, not {walltime!r}") from error
+    if math.isnan(seconds):
+        raise ValueError("walltime must be a number of seconds, not nan")
+    return seconds if seconds < _ENDLESS else None
 
 
 class FunctionTable:

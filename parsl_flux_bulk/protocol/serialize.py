@@ -8,6 +8,7 @@ read the rest:
 ``C``  pickle by cloudpickle, for what lives in ``__main__`` (:mod:`.by_cloudpickle`)
 ``S``  directories for ``sys.path``, in JSON, and another payload
 ``F``  Parsl's serializer facade, used only if the user registered a serializer with Parsl
+``W``  only for a call: its walltime, a double in seconds, and another payload
 ====  =====================================================================================
 
 The first byte of an *outcome* says how the call ended:
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import sys
 
 from parsl_flux_bulk.protocol import frames
@@ -43,7 +45,10 @@ if TYPE_CHECKING:
     from parsl_flux_bulk.protocol.by_value import Global
 
 PICKLE, CLOUDPICKLE, SYS_PATH, PARSL = b"P", b"C", b"S", b"F"
+WALLTIME = b"W"
 RESULT, RAISED, NOT_SERIALIZABLE, EXITED, APP_FAILED = b"R", b"E", b"N", b"X", b"A"
+
+_WALLTIME = struct.Struct("<cd")
 
 _CHAIN_LIMIT = 50
 """Causes and contexts sent with one exception: a retry loop may chain thousands."""
@@ -114,6 +119,18 @@ def with_sys_path(entries: Sequence[str], payload: bytes) -> bytes:
 
     encoded = json.dumps(entries).encode()
     return SYS_PATH + len(encoded).to_bytes(4, "little") + encoded + payload
+
+
+def with_walltime(seconds: float, call: bytes) -> bytes:
+    """Return the payload of a call that must end within `seconds`."""
+    return _WALLTIME.pack(WALLTIME, seconds) + call
+
+
+def split_walltime(call: memoryview) -> tuple[float | None, memoryview]:
+    """Return the walltime of a call, None if it has none, and the call without it."""
+    if call[0] != WALLTIME[0]:
+        return None, call
+    return _WALLTIME.unpack_from(call)[1], call[_WALLTIME.size :]
 
 
 def join_parsl(args: bytes, kwargs: bytes) -> bytes:

@@ -28,7 +28,8 @@ import time
 from functools import partial
 
 from parsl_flux_bulk.protocol import frames, serialize
-from parsl_flux_bulk.worker import handshake, lifeline, pinning
+from parsl_flux_bulk.protocol.app_failure import AppFailed
+from parsl_flux_bulk.worker import handshake, lifeline, pinning, walltime
 from parsl_flux_bulk.worker.event_loop import EventLoop
 from parsl_flux_bulk.worker.forkserver import Forkserver
 from parsl_flux_bulk.worker.packets import Packet, function_packet, task_packet
@@ -56,6 +57,8 @@ LIMIT_TIMEOUT = 5.0
 
 DROP_WAITING_SIZE = 1 << 20
 """Bytes of waiting tasks above which a new worker frees its copy of them."""
+
+WALLTIME = serialize.WALLTIME[0]
 
 MAX_START_FAILURES = 3
 """Consecutive workers that may end before they have started."""
@@ -117,6 +120,7 @@ class Manager:
         self._to_start: list[Slot] = []
         self._start_failures = 0
         self._deadlines: dict[Slot, float] = {}
+        self._walltimes = walltime.Timers()
         self._state = ManagerState.SERVING
         self._signal = 0
         self._debug = False
@@ -140,6 +144,8 @@ class Manager:
                 self._start(slots)
             if self._deadlines:
                 self._kill_overdue()
+            if self._walltimes:
+                self._end_calls()
             self._flush()
         return 0
 
@@ -163,8 +169,11 @@ class Manager:
 
     def _timeout(self) -> float | None:
         timeout = self._channel.timeout()
-        if self._deadlines:
-            left = max(0.0, min(self._deadlines.values()) - time.monotonic())
+        if self._deadlines or self._walltimes:
+            times = list(self._deadlines.values())
+            if self._walltimes:
+                times.append(self._walltimes.earliest())
+            left = min(max(0.0, min(times) - time.monotonic()), 86400.0)  # epoll takes an int of ms
             return left if timeout is None else min(left, timeout)
         return timeout
 
@@ -206,6 +215,9 @@ class Manager:
                 if kind == frames.TASK:
                     slots[number].waiting.append(task_packet(id, frame))
                     to_feed.add(number)
+                    if frame[frames.CALL_START] == WALLTIME:
+                        seconds, _ = serialize.split_walltime(frame[frames.CALL_START :])
+                        self._walltimes.add(slots[number], seconds or 0.0)
                 elif kind == frames.FUNCTION:
                     self._add_function(frame)
                 elif kind == frames.FORGET:
@@ -343,6 +355,26 @@ class Manager:
                     slot.worker.overdue = True
                     self._kill_worker(slot, slot.worker, f"alive {LIMIT_TIMEOUT} s after its last task")
 
+    def _end_calls(self) -> None:
+        """Kill the workers whose call did not end with its walltime; the outcome follows their exit."""
+        now = time.monotonic()
+        for slot in self._walltimes.due(now):
+            worker = slot.worker
+            deadline, seconds = self._forkserver.running.deadline(slot.number)
+            if worker is not None and deadline and now >= deadline + walltime.GRACE:
+                if worker.state is not WorkerState.KILLED:
+                    # After this, the worker cannot start another task between the check and the kill.
+                    slot.take_back()
+                    self._read_outcomes(slot, worker)
+                    if self._forkserver.running.deadline(slot.number)[0] == deadline:
+                        worker.exceeded = seconds
+                        worker.retired = worker.overdue = True
+                        self._kill_worker(slot, worker, f"walltime {seconds} s exceeded")
+                    else:
+                        self._feed(slot)
+                deadline = 0.0
+            self._walltimes.look_again(slot, now, deadline)
+
     def _kill_worker(self, slot: Slot, worker: Worker, cause: str) -> None:
         if worker.state is not WorkerState.KILLED:
             worker.enter(WorkerState.KILLED)
@@ -362,6 +394,11 @@ class Manager:
             pass
         running, started = self._forkserver.running.read(slot.number)
         if running not in worker.given:
+            running = 0
+        if running and worker.exceeded is not None:
+            outcome = serialize.app_failed(AppFailed(None, worker.exceeded))
+            self._send(frames.encode(frames.OUTCOME, slot.number, running, outcome))
+            del worker.given[running]
             running = 0
         retired = worker.retired and not running and (exit_code == 0 or worker.overdue)
         if retired:

@@ -7,7 +7,7 @@ import os
 import signal
 
 from parsl_flux_bulk.protocol import frames, variables
-from parsl_flux_bulk.worker import handshake, lifeline
+from parsl_flux_bulk.worker import handshake, lifeline, walltime
 from parsl_flux_bulk.worker.channel import ChannelLost
 
 TYPE_CHECKING = False
@@ -32,7 +32,7 @@ def main() -> int:
     group = os.getpgrp()
     # Flux makes a rank the leader of a group, and so does the embedded instance.
     guard = lifeline.start_guard(lambda: [group]) if group == os.getpid() else -1
-    from parsl_flux_bulk.protocol import serialize  # while the executor answers
+    import parsl_flux_bulk.protocol.serialize  # noqa: F401 (while the executor answers)
 
     function_payload = b""
     while True:
@@ -47,12 +47,7 @@ def main() -> int:
                     return 0
                 elif kind == frames.TASK:
                     call_ended = watch_executor(environ)
-                    try:
-                        function = serialize.loads(function_payload)
-                    except BaseException as error:
-                        outcome = serialize.not_deserializable("function", error)
-                    else:
-                        outcome = serialize.run(function, payload[frames.FUNCTION_ID_SIZE :])
+                    outcome = make_call(function_payload, payload[frames.FUNCTION_ID_SIZE :], group)
                     call_ended.release()
                     handshake.flush_stdio()
                     channel.send(frames.encode(frames.OUTCOME, 0, id, outcome))
@@ -61,6 +56,30 @@ def main() -> int:
                     if guard >= 0:
                         os.write(guard, b"x")
                     return 0
+
+
+def make_call(function_payload: bytes, call: memoryview, group: int) -> bytes:
+    """Make a call and return the outcome; a watchdog kills the process group if it exceeds its walltime."""
+    from parsl_flux_bulk.protocol import serialize
+
+    seconds, call = serialize.split_walltime(call)
+    watchdog = -1
+    if seconds is not None and group == os.getpid():
+        # Before the function's modules are imported, of which some do not allow a fork.
+        watchdog = lifeline.start_watchdog(group, max(0.0, seconds) + walltime.GRACE)
+    try:
+        function = serialize.loads(function_payload)
+    except BaseException as error:
+        return serialize.not_deserializable("function", error)
+    if seconds is None:
+        return serialize.run(function, call)
+    if watchdog < 0:
+        return walltime.run(seconds, function, call)
+    os.write(watchdog, b"b")
+    try:
+        return walltime.run(seconds, function, call)
+    finally:
+        os.write(watchdog, b"e")
 
 
 def watch_executor(environ: Mapping[str, str]) -> _thread.LockType:

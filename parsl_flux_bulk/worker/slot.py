@@ -76,6 +76,8 @@ class Worker:
         Number of outcomes.
     retired, overdue : bool
         The worker will run no more tasks; it did not exit in time after the last.
+    exceeded : float or None
+        The walltime of the running task, for which the worker was killed.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Worker:
         self.given: dict[int, bool] = {}
         self.done = 0
         self.retired = self.overdue = False
+        self.exceeded: float | None = None
         self._queue = queue
         self._limit = limit
         self._queued_files = 0

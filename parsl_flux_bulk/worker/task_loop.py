@@ -14,9 +14,10 @@ import mmap
 import os
 import socket
 import struct
+import time
 
 from parsl_flux_bulk.protocol import frames, serialize
-from parsl_flux_bulk.worker import handshake, lifeline, packets
+from parsl_flux_bulk.worker import handshake, lifeline, packets, walltime
 from parsl_flux_bulk.worker.process_state import ProcessState
 
 TYPE_CHECKING = False
@@ -35,23 +36,33 @@ _fflush = ctypes.CDLL(None).fflush
 class RunningTasks:
     """The task that each worker runs, in memory that a manager shares with its workers and its guard."""
 
-    _CELL = struct.Struct("<QB3xI48x")  # a cache line each
+    _CELL = struct.Struct("<QB3xIdd32x")  # a cache line each
 
     def __init__(self, slots: int) -> None:
         self.memory = mmap.mmap(-1, slots * self._CELL.size)
 
     def offset(self, slot: int) -> int:
-        """Return where a slot's entry begins: task id (8 bytes), started (1), padding (3), pid (4)."""
+        """Return where a slot's entry begins: task id (8 bytes), started (1), padding (3), pid (4),
+        and, while a call with a walltime runs, its deadline (8) and the walltime (8)."""
         return slot * self._CELL.size
 
     def clear(self, slot: int) -> None:
         """Reset an entry for the next worker."""
-        self._CELL.pack_into(self.memory, self.offset(slot), 0, 0, 0)
+        self._CELL.pack_into(self.memory, self.offset(slot), 0, 0, 0, 0.0, 0.0)
 
     def read(self, slot: int) -> tuple[int, bool]:
         """Return the id of the running task, or 0, and whether the worker has started."""
-        running, started, _ = self._CELL.unpack_from(self.memory, self.offset(slot))
+        running, started, _, _, _ = self._CELL.unpack_from(self.memory, self.offset(slot))
         return running, bool(started)
+
+    def set_deadline(self, slot: int, deadline: float, seconds: float) -> None:
+        """Note until when the running call may run, and its walltime; 0 for no limit."""
+        struct.pack_into("<dd", self.memory, self.offset(slot) + 16, deadline, seconds)
+
+    def deadline(self, slot: int) -> tuple[float, float]:
+        """Return until when the running call may run, 0 for no limit, and its walltime."""
+        deadline, seconds = struct.unpack_from("<dd", self.memory, self.offset(slot) + 16)
+        return deadline, seconds
 
     def set_pid(self, slot: int, pid: int) -> None:
         """Note the process of a slot's worker; 0 for none."""
@@ -68,7 +79,7 @@ class RunningTasks:
         return [pid for pid in self._pids() if pid]
 
     def _pids(self) -> list[int]:
-        return [pid for _, _, pid in self._CELL.iter_unpack(self.memory)]
+        return [pid for _, _, pid, _, _ in self._CELL.iter_unpack(self.memory)]
 
 
 class WorkerProcess:
@@ -199,7 +210,14 @@ class WorkerProcess:
             self._functions[function_id] = function
             self._state.note_imports()
             del self._payloads[function_id]
-        return serialize.run(function, memoryview(frame)[frames.CALL_START :])
+        seconds, call = serialize.split_walltime(memoryview(frame)[frames.CALL_START :])
+        if seconds is None:
+            return serialize.run(function, call)
+        self._running.set_deadline(self._slot, time.monotonic() + seconds, seconds)
+        try:
+            return walltime.run(seconds, function, call)
+        finally:
+            self._running.set_deadline(self._slot, 0.0, 0.0)
 
     def _send(self, task: bytes, outcome: bytes) -> None:
         task_id = int.from_bytes(task[frames.ID], "little")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+import apps
 import helpers
 import parsl
 import parsl.app.errors as pe
@@ -20,6 +21,7 @@ import pytest
 import ranks
 from commands import command
 from helpers import run_documentation, wait_gone
+from parsl.app.python import timeout
 
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.jobspec.job_environment import LAUNCHER_VARIABLES
@@ -160,6 +162,14 @@ def test_a_rank_that_raises_ends_the_others_in_their_collective(executor, tmp_pa
     wait_gone(pids, PROMPT)
     # Its nodes are free again.
     assert executor.submit(ranks.allreduce, {"num_nodes": 4}, 0).result(BOUND) == (6, 0, 4)
+
+
+@pytest.mark.parametrize("how", ["sleep", "gil"])
+def test_ranks_that_are_stuck_end_with_their_walltime(executor, how):
+    began = time.monotonic()
+    error = executor.submit(timeout(apps.hold, 1), TWO_BY_TWO, how, 100).exception(90)
+    assert time.monotonic() - began < 60
+    assert type(error) is pe.AppTimeout and "hold exceeded walltime: 1.0 seconds" in str(error)
 
 
 @needs_mpicc

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 
+import apps
 import calls
 import helpers
 import pytest
@@ -14,14 +15,18 @@ from executor_end import WORKER
 from service_process import Service
 
 from parsl_flux_bulk.protocol import frames, serialize
+from parsl_flux_bulk.worker import lifeline
 
 
-def task(function, *arguments, **setup):
+def task(function, *arguments, walltime=None, **setup):
+    call = serialize.dumps((arguments, {}))
+    if walltime is not None:
+        call = serialize.with_walltime(walltime, call)
     return b"".join(
         (
             frames.encode_json(frames.SETUP, 0, 0, {"sys_path": sys.path, **setup}),
             frames.encode(frames.FUNCTION, 0, 1, serialize.dumps(function)),
-            frames.encode_task(0, 7, 1, serialize.dumps((arguments, {}))),
+            frames.encode_task(0, 7, 1, call),
         )
     )
 
@@ -38,6 +43,27 @@ def test_a_rank_makes_one_call(end, tmp_path):
     assert (outcome.id, serialize.read_outcome(outcome.payload)) == (7, ("1", None))
     assert process.communicate(timeout=10) == (b"rank 1\n", b"")
     assert process.returncode == 0
+
+
+def test_a_rank_stuck_in_c_is_ended_by_its_watchdog(end):
+    process = end.start("task")
+    peer = end.accept()
+    peer.send(task(apps.hold, "gil", 60, walltime=0.3))
+    peer.until_closed()
+
+    assert process.wait(10) == -lifeline.WALLTIME_SIGNAL
+    assert not peer.of(frames.OUTCOME)
+
+
+def test_a_rank_that_ends_in_time_leaves_no_watchdog(end):
+    process = end.start("task")
+    peer = end.accept()
+    peer.send(task(apps.hold, "sleep", 0.1, walltime=30))
+    (outcome,) = peer.get(frames.OUTCOME)
+    peer.until_closed()
+
+    assert serialize.read_outcome(outcome.payload) == ("sleep", None)
+    assert process.wait(10) == 0
 
 
 def test_a_rank_that_exits_has_no_outcome(end, tmp_path):

@@ -59,6 +59,21 @@ def test_recall_takes_a_function_and_long_calls_along(end):
     assert [manager.value(id) for id in (2, 4, 5, 6, 7)] == [2, 4, 5, 6, 7]
 
 
+def test_a_call_that_exceeds_its_walltime_fails_alone(end):
+    manager = ManagerProcess(end)
+    manager.add_function(calls.sleep_and_return)
+    manager.give((1, 0.0))
+    manager.give_limited(2, 0.5, 60)
+    manager.give((3, 0.0, "waited"))
+    manager.give_limited(4, 20, 0.0, "in time")
+    manager.give_limited(5, 0.5, 60)
+    manager.peer.get(frames.OUTCOME, 5)
+
+    assert not manager.peer.of(frames.DIED) and not manager.peer.of(frames.RETURNED)
+    assert manager.outcome_ids() == [1, 2, 3, 4, 5]
+    assert (manager.value(3), manager.value(4)) == ("waited", "in time")
+
+
 def test_what_has_started_or_ended_cannot_be_recalled(end, tmp_path):
     manager = ManagerProcess(end)
     manager.add_function(calls.mark)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from parsl.app.errors import wrap_error
+from parsl.app.python import timeout
 from parsl.serialize import facade
 from parsl.serialize.base import SerializerBase
 from parsl.serialize.errors import SerializationError
@@ -26,6 +27,7 @@ from parsl_flux_bulk.executor.serialize_calls import (
     own_sys_path,
     serialize_call,
     unwrap,
+    walltime_of,
 )
 from parsl_flux_bulk.protocol import serialize
 from parsl_flux_bulk.scheduler.task import Function
@@ -46,6 +48,32 @@ def test_what_parsl_wraps_around_a_function_stays_here() -> None:
     assert unwrap(wrap_error(plain)) is plain
     assert unwrap(plain) is plain
     assert unwrap(len) is len
+
+
+def test_parsls_walltime_is_found_and_the_function_is_sent_once() -> None:
+    table = FunctionTable()
+    first, second = timeout(wrap_error(plain), 2), timeout(wrap_error(plain), 0.5)
+    assert (walltime_of(first), walltime_of(second)) == (2.0, 0.5)
+    assert unwrap(first) is plain
+    assert table.get(first) is table.get(second) is table.get(wrap_error(plain))
+    assert serialize.loads(table.get(first).payload)(1) == 2
+
+
+def test_without_a_walltime_there_is_none() -> None:
+    assert walltime_of(wrap_error(plain)) is walltime_of(plain) is walltime_of(len) is None
+    assert walltime_of(timeout(plain, float("inf"))) is None
+
+
+@pytest.mark.parametrize("seconds", ["soon", float("nan"), [1]])
+def test_a_walltime_that_is_no_number_is_an_error(seconds: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="walltime must be a number of seconds, not"):
+        walltime_of(timeout(plain, seconds))
+
+
+def test_a_walltime_travels_with_the_call() -> None:
+    call = serialize.dumps(((1,), {}))
+    assert serialize.split_walltime(memoryview(call)) == (None, call)
+    assert serialize.split_walltime(memoryview(serialize.with_walltime(1.5, call))) == (1.5, call)
 
 
 def test_another_wrapper_stays() -> None:
