@@ -222,7 +222,7 @@ def serialize_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
             positional = facade.serialize(args, buffer_threshold=_NO_WARNING)
             named = facade.serialize(kwargs, buffer_threshold=_NO_WARNING)
             return serialize.join_parsl(positional, named)
-        return serialize.dumps((args, kwargs))
+        return serialize.dumps_call(args, kwargs)
     except (Exception, SystemExit) as error:
         culprits = ", ".join(_unserializable(args, kwargs)) or "arguments"
         raise CallNotSerializable(

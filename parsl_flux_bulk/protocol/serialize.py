@@ -38,7 +38,7 @@ from parsl_flux_bulk.protocol.by_value import PROTOCOL, Pickler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Any
 
@@ -49,6 +49,12 @@ WALLTIME = b"W"
 RESULT, RAISED, NOT_SERIALIZABLE, EXITED, APP_FAILED = b"R", b"E", b"N", b"X", b"A"
 
 _WALLTIME = struct.Struct("<cd")
+
+_PICKLES = PICKLE + CLOUDPICKLE
+_SCALARS = frozenset((type(None), bool, int, float))
+"""Types that pickle can write without a `Pickler`, which takes longer to make than to use."""
+
+_SCALAR_RESULT = RESULT + PICKLE
 
 _CHAIN_LIMIT = 50
 """Causes and contexts sent with one exception: a retry loop may chain thousands."""
@@ -95,11 +101,19 @@ def dumps(obj: object, *, result: bool = False, used: list[Global] | None = None
     return buffer.getvalue()
 
 
+def dumps_call(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
+    """Serialize the arguments of a call; raise what `dumps` raises."""
+    if not kwargs and _SCALARS.issuperset(map(type, args)):
+        return PICKLE + pickle.dumps((args, kwargs), PROTOCOL)
+    return dumps((args, kwargs))
+
+
 def loads(payload: bytes | memoryview) -> Any:
     """Deserialize a payload."""
-    kind, body = bytes(payload[:1]), memoryview(payload)[1:]
-    if kind in (PICKLE, CLOUDPICKLE):
+    body = memoryview(payload)[1:]
+    if payload[0] in _PICKLES:
         return pickle.loads(body)
+    kind = bytes(payload[:1])
     if kind == SYS_PATH:
         length = int.from_bytes(body[:4], "little")
         import json
@@ -168,6 +182,8 @@ def _run(function: Callable[..., Any], call: bytes | memoryview) -> bytes:
         return EXITED + pickle.dumps(_exit_status(error.code))
     except BaseException as error:
         return raised(error)
+    if type(result) in _SCALARS:
+        return _SCALAR_RESULT + pickle.dumps(result, PROTOCOL)
     try:
         return RESULT + dumps(result, result=True)
     except Exception as error:
@@ -180,7 +196,7 @@ def _run(function: Callable[..., Any], call: bytes | memoryview) -> bytes:
 
 def load_call(call: bytes | memoryview) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Deserialize the arguments of a call."""
-    if call[:1] == PARSL:
+    if call[0] == PARSL[0]:
         kwargs_at = 9 + int.from_bytes(call[1:9], "little")
         return loads(PARSL + bytes(call[9:kwargs_at])), loads(PARSL + bytes(call[kwargs_at:]))
     args, kwargs = loads(call)

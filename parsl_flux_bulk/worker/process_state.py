@@ -16,12 +16,15 @@ import _signal  # type: ignore[import-not-found]
 import _socket
 import _thread
 import contextvars
-import faulthandler
 import gc
 import os
 import resource
 import sys
 import time
+
+# Bound here: quicker to look up, and out of reach of a task that replaces those of the modules.
+from faulthandler import cancel_dump_traceback_later
+from os import dup2, getcwd, getpid, getpriority, getresuid, sched_getaffinity, umask
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +37,7 @@ THREAD_GRACE = 0.05
 _SIGNALS = sorted(_signal.valid_signals())
 _LIMITS = sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_")})
 _STREAMS = ("stdin", "stdout", "stderr")
+_RESTORED_MODULES = frozenset(("_locale", "asyncio.events", "decimal", "threading"))
 _HOOKS = ("excepthook", "displayhook", "unraisablehook", "breakpointhook")
 
 
@@ -57,7 +61,8 @@ class ProcessState:
             # A task that uses it imports it first, and so puts it here again.
             sys.modules.pop(name, None)
         self._affinity = os.sched_getaffinity(0)
-        self._fixed = self._unchangeable()
+        # A changed root directory shows in the path of the working directory.
+        self._fixed = getpriority(0, 0), getresuid()
         self._values = self._read_values()
         self._objects = self._read_objects()
         self._environ, self._path = os.environ, sys.path
@@ -89,7 +94,7 @@ class ProcessState:
         """
         for _ in range(3):
             try:
-                if os.getpid() != self._pid:
+                if getpid() != self._pid:
                     os._exit(0)  # the task forked, and this is the copy
                 return self._restore()
             except BaseException:  # a signal handler of the task raised it, which is gone the next time
@@ -97,20 +102,23 @@ class ProcessState:
         return "its state"
 
     def _restore(self) -> str:
-        if "signal" in sys.modules:
+        modules = sys.modules
+        if "signal" in modules:
             self._restore_signals()
-        faulthandler.cancel_dump_traceback_later()
+        cancel_dump_traceback_later()
         try:
             sys.stdout.flush()
             sys.stderr.flush()
             closed = sys.stdin.closed
         except Exception:  # they are the task's own, or None, or closed
             closed = True
-        for number, stream in enumerate(self._streams):
-            os.dup2(stream, number)
+        stdin, stdout, stderr = self._streams
+        dup2(stdin, 0)
+        dup2(stdout, 1)
+        dup2(stderr, 2)
         if closed or self._read_objects() != self._objects:
             self._restore_objects()
-        os.umask(self._umask)
+        umask(self._umask)
         if os.environ is not self._environ or self._environ._data != self._environment:  # type: ignore[attr-defined]
             self._restore_environment()
         if sys.path is not self._path or self._path != self._path_entries:
@@ -118,10 +126,17 @@ class ProcessState:
             self._path[:] = self._path_entries
         if self._read_values() != self._values:
             self._restore_values()
-        if os.sched_getaffinity(0) != self._affinity:
+        if sched_getaffinity(0) != self._affinity:
             os.sched_setaffinity(0, self._affinity)
-        self._restore_modules()
-        return self._restore_directory() or self._restore_limits() or self._changed() or self._left_threads()
+        if not modules.keys().isdisjoint(_RESTORED_MODULES):
+            self._restore_modules()
+        return (
+            self._restore_directory()
+            or ("resource" in modules and self._restore_limits())
+            or ((getpriority(0, 0), getresuid()) != self._fixed and "its priority, or its user")
+            or (_thread._count() > self._threads and self._left_threads())
+            or ""
+        )
 
     def _restore_signals(self) -> None:
         for timer in (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF):
@@ -169,7 +184,7 @@ class ProcessState:
 
     def _restore_directory(self) -> str:
         try:
-            if os.getcwd() == self._directory:
+            if getcwd() == self._directory:
                 return ""
         except OSError:
             if not self._directory:
@@ -184,13 +199,12 @@ class ProcessState:
         return "its working directory, or its root directory"
 
     def _restore_limits(self) -> str:
-        if "resource" in sys.modules:
-            for number, limits in zip(_LIMITS, self._limits, strict=True):
-                if resource.getrlimit(number) != limits:
-                    try:
-                        resource.setrlimit(number, limits)
-                    except (OSError, ValueError):
-                        return "a hard limit"
+        for number, limits in zip(_LIMITS, self._limits, strict=True):
+            if resource.getrlimit(number) != limits:
+                try:
+                    resource.setrlimit(number, limits)
+                except (OSError, ValueError):
+                    return "a hard limit"
         return ""
 
     @staticmethod
@@ -246,16 +260,6 @@ class ProcessState:
         events._event_loop_policy = self._policy
         for number in range(3):
             os.set_blocking(number, True)
-
-    @staticmethod
-    def _unchangeable() -> tuple[object, ...]:
-        # A changed root directory shows in the path of the working directory.
-        return os.getpriority(os.PRIO_PROCESS, 0), os.getresuid()
-
-    def _changed(self) -> str:
-        if self._unchangeable() == self._fixed:
-            return ""
-        return "its priority, or its user"
 
     def _left_threads(self) -> str:
         deadline = 0.0

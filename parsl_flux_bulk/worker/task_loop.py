@@ -226,6 +226,8 @@ class WorkerProcess:
             header += outcome
             outcome = b""
         for part in (header, outcome):
-            left = memoryview(part)
-            while left:
-                left = left[os.write(self._outcomes, left) :]
+            written = os.write(self._outcomes, part) if part else 0
+            if written < len(part):
+                left = memoryview(part)[written:]
+                while left:
+                    left = left[os.write(self._outcomes, left) :]
