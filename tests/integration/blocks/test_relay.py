@@ -119,10 +119,10 @@ def test_every_job_ends_when_the_block_is_killed(flux: bool) -> None:
         assert instance.block is not None
         inside = helpers.descendants(os.getpid()) - before
         ends = Ends(10)
-        pipeline = Pipeline[Job](instance, ends)
+        pipeline = Pipeline(instance)
         pipeline.start()
         for _ in range(10):
-            pipeline.submit(Job(), JobRequest(Jobspec.parse(SLEEP_SPEC)))
+            pipeline.submit(Job(), JobRequest(Jobspec.parse(SLEEP_SPEC)), ends)
         for _ in range(10):
             assert ends.submitted.acquire(timeout=BOUND)
         os.kill(instance.block.pid, signal.SIGKILL)

@@ -23,7 +23,6 @@ from parsl_flux_bulk.errors import (
     JobRefused,
     JobspecError,
     JobTimeout,
-    OutputUnavailable,
 )
 from parsl_flux_bulk.instances.base import JobStatus
 from parsl_flux_bulk.jobspec import build
@@ -150,8 +149,7 @@ def test_a_waiting_job_is_cancelled(instance: str) -> None:
             second.result(BOUND)
         assert not caught.value.result.started
         assert second.job_id is None and second.job_name == ""
-        with pytest.raises(OutputUnavailable, match="never got to the instance"):
-            second.stdout()
+        assert second.stdout() == ""  # it has printed nothing, for certain
         assert bulk.outstanding == 1
         assert bulk.cancel() == 1
         assert isinstance(first.exception(BOUND), JobCanceled)
