@@ -56,6 +56,11 @@ class CloudPickler(cloudpickle.Pickler):  # type: ignore[misc]
             return self._reduce_class(obj)
         if kind.__name__ in _REDUCERS and not by_value.is_importable(obj):
             return _make_once, (_identity(obj), *_REDUCERS[kind.__name__](obj))
+        if (
+            issubclass(kind, BaseException)
+            and (reduced := by_value.reduce_exception(obj)) is not NotImplemented
+        ):
+            return reduced
         if kind is functools.cached_property:  # has a lock before Python 3.12
             return functools.cached_property, (obj.func,), {"attrname": obj.attrname, "__doc__": obj.__doc__}
         if kind is weakref.WeakKeyDictionary:  # in functools.singledispatch

@@ -8,6 +8,7 @@ does that. Importing cloudpickle costs a worker as much as most of its other imp
 
 from __future__ import annotations
 
+import copyreg
 import io
 import marshal
 import pickle
@@ -51,7 +52,23 @@ class Pickler(pickle.Pickler):
                 raise TakesItsGlobals
         elif kind.__module__ == "__main__":
             raise TakesItsGlobals
+        elif issubclass(kind, BaseException):
+            return reduce_exception(obj)
         return NotImplemented
+
+
+def reduce_exception(error: BaseException) -> Any:
+    """Reduce an exception whose class has an ``__init__`` of its own to what need not call it.
+
+    By default pickle calls the class with ``args``, which fails if ``__init__`` takes other arguments.
+    """
+    kind = type(error)
+    default = kind.__reduce__ is BaseException.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__
+    if not default or not isinstance(kind.__init__, FunctionType) or kind in copyreg.dispatch_table:
+        return NotImplemented
+    from parsl_flux_bulk.errors import rebuild
+
+    return rebuild, (kind, error.args, error.__dict__)
 
 
 PICKLED_BY_NAME = frozenset(
