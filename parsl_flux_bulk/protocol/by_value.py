@@ -8,7 +8,6 @@ does that. Importing cloudpickle costs a worker as much as most of its other imp
 
 from __future__ import annotations
 
-import copyreg
 import io
 import marshal
 import pickle
@@ -64,7 +63,7 @@ def reduce_exception(error: BaseException) -> Any:
     """
     kind = type(error)
     default = kind.__reduce__ is BaseException.__reduce__ and kind.__reduce_ex__ is object.__reduce_ex__
-    if not default or not isinstance(kind.__init__, FunctionType) or kind in copyreg.dispatch_table:
+    if not default or not isinstance(kind.__init__, FunctionType):
         return NotImplemented
     from parsl_flux_bulk.errors import rebuild
 
