@@ -57,7 +57,7 @@ class Pickler(pickle.Pickler):
 
 
 def reduce_exception(error: BaseException) -> Any:
-    """Reduce an exception whose class has an ``__init__`` of its own to what need not call it.
+    """Return how to rebuild an exception without ``__init__``; NotImplemented for what pickle rebuilds well.
 
     By default pickle calls the class with ``args``, which fails if ``__init__`` takes other arguments.
     """
