@@ -44,9 +44,11 @@ def test_what_is_free_and_which_jobs_wait(seam: Seam) -> None:
     usage = survey(seam, lambda usage: sum(cores for cores, _ in usage.free) == capacity.cores)
     assert (usage.capacity, usage.down) == (capacity, 0)
     first, second = seam.submit(jobspec(["sleep", "600"], tasks=capacity.cores), jobspec(["sleep", "600"]))
-    # Both wait for a moment, until the first has its cores.
-    usage = survey(seam, lambda usage: set(usage.waiting) == {second})
-    assert sum(cores for cores, _ in usage.free) == 0
+    # Both wait for a moment, until the first has its cores; and resources are asked for before jobs.
+    survey(
+        seam,
+        lambda usage: set(usage.waiting) == {second} and sum(cores for cores, _ in usage.free) == 0,
+    )
     seam.connection.cancel([first], "the test is over")
     survey(seam, lambda usage: not usage.waiting)
     seam.connection.cancel([second], "the test is over")

@@ -173,7 +173,7 @@ def test_outcomes_that_arrive_after_the_end_of_their_job_count():
     (manager,) = world.managers.values()
     manager.end(silent=True)
     world.finish_job(manager.job, JOB_CANCELED)
-    world.finished[task] = b"value"
+    world.finished[task] = {0: b"value"}
     world.after(
         GRACE / 2,
         lambda: world.event(lambda d: d.handle(TaskOutcome(manager.peer_id, 0, task.task_id, b"value"))),
