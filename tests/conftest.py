@@ -45,8 +45,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "flux: needs the flux command and its Python bindings")
     config.addinivalue_line("markers", "may_leak(reason): exempt from the leak check")
     # The time of a single example says nothing on a machine that is busy; tests have timeouts.
-    hypothesis.settings.register_profile("suite", deadline=None)
-    hypothesis.settings.load_profile("suite")
+    # The same examples in every run, so that a run that fails fails again; "search" looks for new ones.
+    hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, database=None)
+    hypothesis.settings.register_profile("search", deadline=None)
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
     # With SHLVL unset, every bash that Flux starts reads ~/.bashrc (bash(1), INVOCATION). Tests kill many of
     # these; pyenv, for one, then leaves a lock behind for which each later bash waits a minute.
     os.environ.setdefault("SHLVL", "1")
