@@ -2,26 +2,62 @@
 
 from __future__ import annotations
 
-import functools
 import logging
+import threading
+from _thread import RLock
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from concurrent.futures._base import PENDING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 
+class _Condition(RLock):  # type: ignore[misc]  # not final at run time
+    """A condition variable that is one object until a thread waits for it.
+
+    A :class:`threading.Condition` is eight objects. The garbage collector visits each of them several times
+    while a flood of futures is pending, which is half of the cost of submitting a short task.
+    """
+
+    _waiting: threading.Condition | None = None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if self._waiting is None:
+            self._waiting = threading.Condition(self)
+        return self._waiting.wait(timeout)
+
+    def notify_all(self) -> None:
+        waiting, self._waiting = self._waiting, None  # a reference cycle otherwise
+        if waiting is not None:
+            waiting.notify_all()
+
+
 class CallbackFuture(Future[T]):
-    """A future whose callbacks may raise SystemExit and KeyboardInterrupt.
+    """A small future, whose callbacks may raise SystemExit and KeyboardInterrupt.
 
     :class:`concurrent.futures.Future` logs only subclasses of Exception. Any other exception would skip the
     remaining callbacks and end the completion thread, and with it all other futures.
     """
 
-    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
-        super().add_done_callback(functools.partial(call_logged, fn))
+    if TYPE_CHECKING:  # a callback may take a subclass
+
+        def add_done_callback(self, fn: Callable[[Any], object]) -> None: ...
+
+    def __init__(self) -> None:
+        # As in Future, apart from the condition.
+        self._condition = _Condition()  # type: ignore[assignment]
+        self._state = PENDING
+        self._result = None
+        self._exception = None
+        self._waiters = []
+        self._done_callbacks: list[Callable[..., object]] = []
+
+    def _invoke_callbacks(self) -> None:
+        for callback in self._done_callbacks:
+            call_logged(callback, self)
 
 
 def call_logged(function: Callable[..., object], /, *arguments: object) -> None:
