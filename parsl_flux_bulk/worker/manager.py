@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 BATCH_LIMIT = 1 << 25
 """Bytes of outcomes in one message at which it is sent before more is read."""
 
+GATHER_TIME = 0.0001
+"""Seconds for which outcomes gather while a worker holds many short tasks. Measured with no-ops: ten times
+fewer messages, and a tenth less CPU time in all processes together."""
+
 EXIT_TIMEOUT = 0.05
 """Seconds that idle workers have to exit when the manager does, before SIGKILL."""
 
@@ -137,6 +141,9 @@ class Manager:
         """Serve until the state is STOPPING; return the exit status."""
         while self._state is ManagerState.SERVING:
             self._loop.run_once(self._timeout())
+            if self._out and any(slot.is_flooded for slot in self._slots):
+                time.sleep(GATHER_TIME)
+                self._loop.run_once(0)
             if self._channel.timeout() == 0:
                 self._receive()  # the channel may need to ping the executor
             if self._to_start:

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 _QUEUED_FILES = 2
 """Packets with a file that one worker's queue may hold: the system bounds a user's descriptors in flight."""
 
+FLOOD = 16
+"""Tasks that a worker is given only if they take some 2 ms or less."""
+
 _READ_SIZE = 1 << 18
 
 
@@ -249,6 +252,11 @@ class Slot:
         self.number = number
         self.waiting: deque[Packet] = deque()
         self.worker: Worker | None = None
+
+    @property
+    def is_flooded(self) -> bool:
+        """Whether the worker holds so many tasks that they must be short."""
+        return self.worker is not None and len(self.worker.given) >= FLOOD
 
     def take_back(self) -> None:
         """Move what the worker has not received back to `waiting`."""
