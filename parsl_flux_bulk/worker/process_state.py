@@ -15,7 +15,6 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import _socket
 import _thread
-import contextvars
 import gc
 import os
 import resource
@@ -28,7 +27,6 @@ from os import dup2, getcwd, getpid, getpriority, getresuid, sched_getaffinity, 
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
 THREAD_GRACE = 0.05
@@ -37,8 +35,64 @@ THREAD_GRACE = 0.05
 _SIGNALS = sorted(_signal.valid_signals())
 _LIMITS = sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_")})
 _STREAMS = ("stdin", "stdout", "stderr")
-_RESTORED_MODULES = frozenset(("_locale", "asyncio.events", "decimal", "threading"))
+_WATCHED_MODULES = frozenset(("_locale", "asyncio.events", "decimal", "resource", "signal", "threading"))
 _HOOKS = ("excepthook", "displayhook", "unraisablehook", "breakpointhook")
+
+
+def _directory() -> str:
+    try:
+        return getcwd()
+    except OSError:
+        return ""  # it was deleted
+
+
+def _read_state() -> tuple[Any, ...]:
+    """Return what can be compared at once: objects of `sys`, values, affinity, what is fixed, directory."""
+    return (
+        (
+            sys.stdin,
+            sys.stdout,
+            sys.stderr,
+            sys.excepthook,
+            sys.displayhook,
+            sys.unraisablehook,
+            sys.breakpointhook,
+        ),
+        (
+            sys.getrecursionlimit(),
+            sys.getswitchinterval(),
+            _socket.getdefaulttimeout(),
+            sys.gettrace(),
+            sys.getprofile(),
+            gc.isenabled(),
+            gc.get_threshold(),
+            gc.get_debug(),
+        ),
+        sched_getaffinity(0),
+        (getpriority(0, 0), getresuid()),
+        # A changed root directory shows in the path of the working directory.
+        _directory(),
+    )
+
+
+def _set_values(
+    recursion: int,
+    switch: float,
+    timeout: float | None,
+    trace: Any,
+    profile: Any,
+    enabled: bool,
+    threshold: tuple[int, int, int],
+    debug: int,
+) -> None:
+    sys.setrecursionlimit(recursion)
+    sys.setswitchinterval(switch)
+    _socket.setdefaulttimeout(timeout)
+    sys.settrace(trace)
+    sys.setprofile(profile)
+    (gc.enable if enabled else gc.disable)()
+    gc.set_threshold(*threshold)
+    gc.set_debug(debug)
 
 
 class ProcessState:
@@ -47,10 +101,9 @@ class ProcessState:
     def __init__(self) -> None:
         self._pid = os.getpid()
         try:
-            self._directory = os.getcwd()
             self._directory_fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
         except OSError:
-            self._directory, self._directory_fd = "", -1
+            self._directory_fd = -1
         self._umask = os.umask(0)
         os.umask(self._umask)
         self._streams = [os.dup(number) for number in range(3)]
@@ -60,12 +113,8 @@ class ProcessState:
         for name in ("resource", "signal"):
             # A task that uses it imports it first, and so puts it here again.
             sys.modules.pop(name, None)
-        self._affinity = os.sched_getaffinity(0)
-        # A changed root directory shows in the path of the working directory.
-        self._fixed = getpriority(0, 0), getresuid()
-        self._values = self._read_values()
-        self._objects = self._read_objects()
         self._environ, self._path = os.environ, sys.path
+        self._state = _read_state()
         self.note_imports()
 
     def note_imports(self) -> None:
@@ -79,10 +128,6 @@ class ProcessState:
         self._policy: Any = getattr(asyncio, "_event_loop_policy", None)
         locale = sys.modules.get("_locale")
         self._locale = locale.setlocale(locale.LC_ALL) if locale else ""
-
-    def run(self, function: Callable[..., bytes], *args: object) -> bytes:
-        """Call a function with context variables of its own."""
-        return contextvars.copy_context().run(function, *args)
 
     def restore(self) -> str:
         """Put everything back.
@@ -103,7 +148,8 @@ class ProcessState:
 
     def _restore(self) -> str:
         modules = sys.modules
-        if "signal" in modules:
+        watched = not modules.keys().isdisjoint(_WATCHED_MODULES)
+        if watched and "signal" in modules:
             self._restore_signals()
         cancel_dump_traceback_later()
         try:
@@ -116,27 +162,36 @@ class ProcessState:
         dup2(stdin, 0)
         dup2(stdout, 1)
         dup2(stderr, 2)
-        if closed or self._read_objects() != self._objects:
-            self._restore_objects()
         umask(self._umask)
-        if os.environ is not self._environ or self._environ._data != self._environment:  # type: ignore[attr-defined]
-            self._restore_environment()
-        if sys.path is not self._path or self._path != self._path_entries:
-            sys.path = self._path
-            self._path[:] = self._path_entries
-        if self._read_values() != self._values:
-            self._restore_values()
-        if sched_getaffinity(0) != self._affinity:
-            os.sched_setaffinity(0, self._affinity)
-        if not modules.keys().isdisjoint(_RESTORED_MODULES):
-            self._restore_modules()
-        return (
-            self._restore_directory()
-            or ("resource" in modules and self._restore_limits())
-            or ((getpriority(0, 0), getresuid()) != self._fixed and "its priority, or its user")
-            or (_thread._count() > self._threads and self._left_threads())
-            or ""
-        )
+        left = ""
+        if (
+            closed
+            or os.environ is not self._environ
+            or self._environ._data != self._environment  # type: ignore[attr-defined]
+            or sys.path is not self._path
+            or self._path != self._path_entries
+            or _read_state() != self._state
+        ):
+            left = self._restore_state()
+        if watched:
+            left = self._restore_modules() or left
+        if _thread._count() > self._threads:
+            left = self._left_threads() or left
+        return left
+
+    def _restore_state(self) -> str:
+        """Put back what `_read_state` reads, the environment and ``sys.path``."""
+        objects, values, affinity, fixed, directory = self._state
+        self._restore_objects(objects)
+        self._restore_environment()
+        sys.path = self._path
+        self._path[:] = self._path_entries
+        _set_values(*values)
+        if sched_getaffinity(0) != affinity:
+            os.sched_setaffinity(0, affinity)
+        if (getpriority(0, 0), getresuid()) != fixed:
+            return "its priority, or its user"
+        return self._restore_directory(directory)
 
     def _restore_signals(self) -> None:
         for timer in (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF):
@@ -149,22 +204,10 @@ class ProcessState:
         if _signal.pthread_sigmask(_signal.SIG_BLOCK, ()) != self._mask:
             _signal.pthread_sigmask(_signal.SIG_SETMASK, self._mask)
 
-    @staticmethod
-    def _read_objects() -> tuple[object, ...]:
-        return (
-            sys.stdin,
-            sys.stdout,
-            sys.stderr,
-            sys.excepthook,
-            sys.displayhook,
-            sys.unraisablehook,
-            sys.breakpointhook,
-        )
-
-    def _restore_objects(self) -> None:
-        objects = list(self._objects)
+    def _restore_objects(self, before: tuple[Any, ...]) -> None:
+        objects = list(before)
         for number, mode in enumerate("rww"):
-            stream: Any = objects[number]
+            stream = objects[number]
             if stream is not None and stream.closed:
                 objects[number] = open(  # noqa: SIM115
                     number, mode, encoding=stream.encoding, errors=stream.errors, closefd=False
@@ -172,7 +215,7 @@ class ProcessState:
                 setattr(sys, f"__{_STREAMS[number]}__", objects[number])
         for name, value in zip((*_STREAMS, *_HOOKS), objects, strict=True):
             setattr(sys, name, value)
-        self._objects = tuple(objects)
+        self._state = (tuple(objects), *self._state[1:])
 
     def _restore_environment(self) -> None:
         os.environ = self._environ  # noqa: B003 (the object that is in step with the process)
@@ -182,17 +225,13 @@ class ProcessState:
             if os.environb.get(name) != value:
                 os.environb[name] = value
 
-    def _restore_directory(self) -> str:
-        try:
-            if getcwd() == self._directory:
-                return ""
-        except OSError:
-            if not self._directory:
-                return ""  # it was deleted before the first task
-        for place in (self._directory, self._directory_fd):
+    def _restore_directory(self, directory: str) -> str:
+        if _directory() == directory:
+            return ""
+        for place in (directory, self._directory_fd):
             try:
                 os.chdir(place)
-                if os.getcwd() == self._directory:
+                if os.getcwd() == directory:
                     return ""
             except OSError:
                 pass
@@ -207,32 +246,9 @@ class ProcessState:
                     return "a hard limit"
         return ""
 
-    @staticmethod
-    def _read_values() -> tuple[object, ...]:
-        return (
-            sys.getrecursionlimit(),
-            sys.getswitchinterval(),
-            _socket.getdefaulttimeout(),
-            sys.gettrace(),
-            sys.getprofile(),
-            gc.isenabled(),
-            gc.get_threshold(),
-            gc.get_debug(),
-        )
-
-    def _restore_values(self) -> None:
-        recursion, switch, timeout, trace, profile, enabled, threshold, debug = self._values
-        sys.setrecursionlimit(recursion)  # type: ignore[arg-type]
-        sys.setswitchinterval(switch)  # type: ignore[arg-type]
-        _socket.setdefaulttimeout(timeout)  # type: ignore[arg-type]
-        sys.settrace(trace)  # type: ignore[arg-type]
-        sys.setprofile(profile)  # type: ignore[arg-type]
-        (gc.enable if enabled else gc.disable)()
-        gc.set_threshold(*threshold)  # type: ignore[misc]
-        gc.set_debug(debug)  # type: ignore[arg-type]
-
-    def _restore_modules(self) -> None:
+    def _restore_modules(self) -> str:
         modules = sys.modules
+        left = self._restore_limits() if "resource" in modules else ""
         if "decimal" in modules:
             decimal = modules["decimal"]
             decimal.setcontext((self._decimal or decimal.DefaultContext).copy())
@@ -247,6 +263,7 @@ class ProcessState:
                 locale.setlocale(locale.LC_ALL, self._locale)
         if "asyncio.events" in modules:
             self._restore_event_loop(modules["asyncio.events"])
+        return left
 
     def _restore_event_loop(self, events: Any) -> None:
         events._set_running_loop(None)

@@ -15,6 +15,7 @@ import os
 import socket
 import struct
 import time
+from contextvars import copy_context
 
 from parsl_flux_bulk.protocol import frames, serialize
 from parsl_flux_bulk.worker import handshake, lifeline, packets, walltime
@@ -171,7 +172,7 @@ class WorkerProcess:
             if kind == frames.TASK:
                 memory[entry] = frame[frames.ID]  # the task has started
                 try:
-                    outcome = state.run(self._run, frame)
+                    outcome = copy_context().run(self._run, frame)
                     left = state.restore()
                 except BaseException as error:  # of the task's signal handler, after the call
                     outcome = serialize.raised(error)
