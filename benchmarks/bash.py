@@ -2,7 +2,7 @@
 
 ``python benchmarks/bash.py`` alternates, each time in a fresh Flux instance on this machine:
 
-* *bare*: ``bulksubmit -n N -- /bin/bash -c true``
+* *bare*: ``bulksubmit --copies N -- /bin/bash -c true``
 * *native*: N bash apps ``true``, each a job of its own (``tasks_per_job=1``)
 
 and prints the rates, their medians and the ratio of the medians. While native apps run, the processes that
@@ -62,7 +62,7 @@ with parsl.load(Config(executors=[executor])):
 def bare(jobs: int) -> float:
     """Return the rate that bulksubmit reports."""
     with flux_instance() as uri:
-        command = [sys.executable, "-m", "parsl_flux_bulk", "--uri", uri, "-n", str(jobs), "--"]
+        command = [sys.executable, "-m", "parsl_flux_bulk", "--uri", uri, "--copies", str(jobs), "--"]
         done = subprocess.run(
             [*command, "/bin/bash", "-c", "true"], capture_output=True, text=True, check=True
         )

@@ -31,7 +31,7 @@ from parsl_flux_bulk.instances.base import Instance, JobRequest, JobResult
 from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.instances.federation.inner_instances import nest
 from parsl_flux_bulk.instances.federation.members import own_id
-from parsl_flux_bulk.jobspec import build
+from parsl_flux_bulk.jobspec import Jobspec, build
 from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.pipeline.callbacks import CallbackFuture
@@ -186,7 +186,7 @@ class BulkSubmitter:
 
     def submit(
         self,
-        jobspec: str | os.PathLike[str] | Mapping[str, Any],
+        jobspec: str | os.PathLike[str] | Mapping[str, Any] | Jobspec,
         *,
         urgency: int = DEFAULT_URGENCY,
         label: str = "",
@@ -195,9 +195,9 @@ class BulkSubmitter:
 
         Parameters
         ----------
-        jobspec : str, path or dict
-            RFC 25 jobspec, version 1: JSON text, the :class:`pathlib.Path` of a file with such text, or the
-            object itself.
+        jobspec : str, path, dict or Jobspec
+            RFC 25 jobspec, version 1: JSON text, the :class:`pathlib.Path` of a file with such text, the
+            object itself, or a :class:`Jobspec`, which was checked before.
         urgency : int
             0 to 31 (RFC 30).
         label : str
@@ -211,7 +211,9 @@ class BulkSubmitter:
             If the file cannot be read.
         """
         _check_urgency(urgency)
-        if isinstance(jobspec, os.PathLike):
+        if isinstance(jobspec, Jobspec):
+            parsed = jobspec
+        elif isinstance(jobspec, os.PathLike):
             parsed = read_jobspec(jobspec)
             label = label or os.fspath(jobspec)
         else:

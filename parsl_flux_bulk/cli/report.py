@@ -6,6 +6,7 @@ import time
 from typing import Any, TextIO, cast
 
 from parsl_flux_bulk.bulk.submitter import JobFuture
+from parsl_flux_bulk.cli.item import Item
 from parsl_flux_bulk.cli.progress import open_progress
 from parsl_flux_bulk.cli.streams import Output, Records, reason
 from parsl_flux_bulk.errors import JobspecError
@@ -22,8 +23,8 @@ class Report:
 
     Parameters
     ----------
-    total : int
-        Number of jobs to run.
+    total : int or None
+        Number of jobs to run; None if it is not known yet.
     records : Records or None
         File for the JSON records.
     output : Output
@@ -32,13 +33,14 @@ class Report:
         For the failures.
     """
 
-    def __init__(self, total: int, records: Records | None, output: Output, errors: Output) -> None:
+    def __init__(self, total: int | None, records: Records | None, output: Output, errors: Output) -> None:
         self._output = output
         self._errors = errors
         self._progress = open_progress(cast("TextIO", output))
         self._records = records
         self._records_failed = False
         self._total = total
+        self.read = 0
         self._began = time.time()
         self._failures: list[str] = []
         self.submitted = 0
@@ -46,12 +48,17 @@ class Report:
         self.canceled = 0
         self.canceled_running = 0
         self.failed = 0
+        self.failed_to_read = False
 
     @property
     def ok(self) -> bool:
         """Whether every job completed, and everything about them could be written."""
         outputs = (self._output, self._errors, self._records)
-        return not self.failed and all(output is None or output.error is None for output in outputs)
+        return (
+            not self.failed
+            and not self.failed_to_read
+            and all(output is None or output.error is None for output in outputs)
+        )
 
     def say(self, text: str) -> None:
         """Print one line."""
@@ -63,22 +70,31 @@ class Report:
 
     def all_submitted(self) -> None:
         """Print how many jobs were enqueued, and how fast."""
+        if self._total is None:
+            self._total = self.read
         seconds = self._seconds()
         self.say(f"submitted {self.submitted} jobs in {seconds:.2f}s. {self.submitted / seconds:.2f}job/s")
 
-    def invalid(self, label: str, error: Exception) -> None:
+    def unreadable(self, error: Exception) -> None:
+        """Print that no more jobs can be read."""
+        self.failed_to_read = True
+        self.warn(f"{error}; the jobs read so far run on" if self.read else str(error))
+
+    def invalid(self, item: Item, error: Exception) -> None:
         """Record a file that is not a valid jobspec, or cannot be read."""
         what = "not a valid jobspec" if isinstance(error, JobspecError) else "cannot be read"
         note = f"{what}: {reason(error)}"
-        self._failed(label, note)
-        self._record(label, status="invalid", exception="jobspec", note=note)
+        self._failed(item.label, note)
+        self._record(item, status="invalid", exception="jobspec", note=note)
 
-    def not_submitted(self, label: str, error: Exception) -> None:
+    def not_submitted(self, item: Item, error: Exception) -> None:
         """Record a job that could not be submitted, because the instance is lost."""
-        self._failed(label, f"not submitted: {error}")
-        self._record(label, status="not-submitted", exception=EndCause.INSTANCE_LOST.value, note=str(error))
+        self._failed(item.label, f"not submitted: {error}")
+        self._record(item, status="not-submitted", exception=EndCause.INSTANCE_LOST.value, note=str(error))
 
-    def job_ended(self, future: JobFuture, result: JobResult, *, interrupted: bool = False) -> None:
+    def job_ended(
+        self, item: Item, future: JobFuture, result: JobResult, *, interrupted: bool = False
+    ) -> None:
         """Record how a job ended, and update the bar.
 
         Parameters
@@ -96,7 +112,7 @@ class Report:
             job = f" (job {future.job_name})" if future.job_name else ""
             self._failed(f"{future.label}{job}", describe(result), result.stderr)
         self._record(
-            future.label,
+            item,
             id=future.job_name or None,
             submitted=future.t_submit,
             finished=future.t_end,
@@ -108,9 +124,9 @@ class Report:
         )
         self._progress.update(self.ended - self.canceled, self.submitted, self._seconds())
 
-    def not_ended(self, label: str, job: str, status: str) -> None:
+    def not_ended(self, item: Item, job: str, status: str) -> None:
         """Record a job whose end is not waited for."""
-        self._record(label, id=job or None, status=status)
+        self._record(item, id=job or None, status=status)
 
     def finish(self) -> None:
         """Print the totals and the failures."""
@@ -124,7 +140,8 @@ class Report:
             self.warn(summary)
         if not self.failed:
             return
-        lines = [f"bulksubmit: {self.failed} of {self._total} jobs failed:", *self._failures]
+        total = self.read if self._total is None else self._total
+        lines = [f"bulksubmit: {self.failed} of {total} jobs failed:", *self._failures]
         if self.failed > SHOWN_FAILURES:
             lines.append(f"  and {self.failed - SHOWN_FAILURES} more; --json FILE lists all")
         print("\n".join(lines), file=self._errors, flush=True)
@@ -135,11 +152,11 @@ class Report:
             tail = [f"      | {line}" for line in last_lines(stderr, STDERR_LINES).splitlines()]
             self._failures.append("\n".join([f"  {printable(job)}: {why}", *tail]))
 
-    def _record(self, label: str, **fields: Any) -> None:
+    def _record(self, item: Item, **fields: Any) -> None:
         records = self._records
         if records is None:
             return
-        records.write(dict.fromkeys(_FIELDS) | {"file": label} | fields)
+        records.write(dict.fromkeys(_FIELDS) | {"file": item.label, "key": item.key} | fields)
         if records.error is not None and not self._records_failed:
             self._records_failed = True
             self.warn(
@@ -156,4 +173,4 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-_FIELDS = ("file", "id", "submitted", "finished", "status", "exit_code", "signal", "exception", "note")
+_FIELDS = ("file", "key", "id", "submitted", "finished", "status", "exit_code", "signal", "exception", "note")

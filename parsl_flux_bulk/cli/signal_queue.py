@@ -38,6 +38,15 @@ class SignalQueue(Generic[T]):
             self._wakeup.clear()
         return self._items.popleft() if self._items else None
 
+    def wait_readable(self, descriptor: int) -> bool:
+        """Wait until a file is readable, which is returned; or an item is there, or a signal arrived."""
+        if self._items:
+            return False
+        readable, _, _ = select.select([self._wakeup.fileno(), descriptor], [], [])
+        if self._wakeup.fileno() in readable:
+            self._wakeup.clear()
+        return descriptor in readable
+
     @contextmanager
     def woken_by_signals(self) -> Iterator[None]:
         """Let signals interrupt `get` within the block."""

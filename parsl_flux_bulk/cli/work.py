@@ -1,90 +1,75 @@
-"""The jobs to submit: jobspec files, or copies of a command."""
+"""The jobs to submit: of jobspec files, of a command with inputs and copies, of a stream."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
+from parsl_flux_bulk.bulk.inputs import Wait
 from parsl_flux_bulk.bulk.jobspec_files import read_jobspec
-from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
-from parsl_flux_bulk.cli.arguments import RESOURCE_KEYS
+from parsl_flux_bulk.cli.command_work import CommandWork
 from parsl_flux_bulk.cli.inputs import UnusableInput, find_files, read_lines
+from parsl_flux_bulk.cli.item import Item
+from parsl_flux_bulk.cli.job_lines import CommandLines, JobLines
+from parsl_flux_bulk.cli.job_options import urgency_number
 from parsl_flux_bulk.cli.report import printable
 from parsl_flux_bulk.cli.streams import reason
 from parsl_flux_bulk.errors import JobspecError
-from parsl_flux_bulk.jobspec.resources import Resources
-
-COPY_VARIABLE = "FLUX_JOB_CC"
-"""Environment variable that numbers the copies of a command from 0, as ``flux submit --cc`` does."""
+from parsl_flux_bulk.instances.base import JobRequest
 
 
-@dataclass(frozen=True)
-class Item:
-    """One job to submit: its name in messages, and the call that submits it."""
-
-    label: str
-    submit: Callable[[BulkSubmitter], JobFuture]
+class _Source(Protocol):
+    def items(self, wait: Wait) -> Iterator[Item]:
+        """Yield the jobs; `wait` is called before a file descriptor is read."""
 
 
 class Work:
-    """The jobs to submit, in order: their number, and an iterator."""
+    """The jobs to submit, in order.
+
+    Attributes
+    ----------
+    files : list of Path
+        The jobspec files; empty for commands.
+    repeated : int
+        How many files were given more than once.
+    total : int or None
+        Number of jobs; None as long as they come from a stream.
+    """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self._options = options
         self.files: list[Path] = []
         self.repeated = 0
-        if not options.command:
+        self.total: int | None = None
+        if options.command:
+            work = CommandWork(options)
+            self._source: _Source = work
+            self.total = work.count()
+        elif options.inputs:
             self.files, self.repeated = find_files(options.inputs, read_lines(sys.stdin))
-        self._resources = _resources(options)
+            self._source = _Files(self.files, urgency_number(options.urgency))
+            self.total = len(self.files)
+        else:
+            self._source = CommandLines(options) if options.commands is not None else JobLines(options)
 
-    def __len__(self) -> int:
-        return len(self.files) if self.files else self._options.copies or 1
-
-    def __iter__(self) -> Iterator[Item]:
-        if self.files:
-            return (self._of_file(path) for path in self.files)
-        return (self._of_copy(number) for number in range(1, len(self) + 1))
-
-    def _of_file(self, path: Path) -> Item:
-        return Item(str(path), lambda bulk: bulk.submit(path, urgency=self._options.urgency))
-
-    def _of_copy(self, number: int) -> Item:
-        options = self._options
-        command = " ".join(options.command)
-        label = f"{command if len(command) <= 40 else command[:39] + '…'} #{number}"
-        return Item(
-            label,
-            lambda bulk: bulk.submit_command(
-                options.command,
-                stdout=options.output,
-                stderr=options.error,
-                label=label,
-                **self._resources_of(number),
-            ),
-        )
-
-    def _resources_of(self, number: int) -> dict[str, Any]:
-        """Return the resources of one copy; with --copies, its environment has the number of the copy."""
-        if self._options.copies is None:
-            return self._resources
-        environment = [*self._resources.get("environment", ()), f"{COPY_VARIABLE}={number - 1}"]
-        return {**self._resources, "environment": environment}
+    def items(self, wait: Wait) -> Iterator[Item]:
+        """Yield the jobs; `wait` is called before a file descriptor is read."""
+        return self._source.items(wait)
 
 
-def _resources(options: argparse.Namespace) -> dict[str, Any]:
-    given = {
-        key: getattr(options, option) for option, key in RESOURCE_KEYS.items() if getattr(options, option)
-    }
-    resources = {**given, "urgency": options.urgency}
-    try:
-        Resources.from_specification(resources)
-    except Exception as error:  # Parsl's InvalidResourceSpecification; importing it would take 0.3 s
-        raise UnusableInput(str(error)) from error
-    return resources
+class _Files:
+    def __init__(self, files: list[Path], urgency: int) -> None:
+        self._files = files
+        self._urgency = urgency
+
+    def items(self, wait: Wait) -> Iterator[Item]:
+        return map(self._item, self._files)
+
+    def _item(self, path: Path) -> Item:
+        name = str(path)
+        return Item(name, name, name, lambda: JobRequest(read_jobspec(path), self._urgency))
 
 
 def refuse_invalid(files: Iterable[Path]) -> None:

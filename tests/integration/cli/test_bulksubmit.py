@@ -79,7 +79,7 @@ bulksubmit: Ran 20 jobs in \d+\.\ds\. \d+\.\d job/s
 
 
 def test_a_run_without_failures(where: Where) -> None:
-    run = bulksubmit(*where, "-n", "20", "--", "sleep", "0")
+    run = bulksubmit(*where, "--copies", "20", "--", "sleep", "0")
     assert re.fullmatch(SAID, run.stdout), run.stdout
     assert (run.returncode, run.stderr) == (0, "")
 
@@ -88,7 +88,7 @@ def test_a_terminal_has_a_live_bar_that_ends_as_the_plain_one(where: Where) -> N
     reading, writing = os.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     run = subprocess.Popen(
-        [*COMMAND, *where, "-n", "20", "--", "sleep", "0.05"], stdout=writing, env=environment
+        [*COMMAND, *where, "--copies", "20", "--", "sleep", "0.05"], stdout=writing, env=environment
     )
     os.close(writing)
     shown = b""
@@ -140,7 +140,7 @@ def test_options_of_a_command(where: Where) -> None:
     shell = "echo $FLUX_TASK_RANK $OURS $PWD; echo err >&2"
     run = bulksubmit(
         *where,
-        *("-n", "2", "--ntasks", "2", "-c", "1", "--duration", "30s", "--cwd", "/"),
+        *("--copies", "2", "--ntasks", "2", "-c", "1", "--duration", "30s", "--cwd", "/"),
         *("--env", "OURS=ours", "--output", f"{os.getcwd()}/{{{{id}}}}.out", "--error", "/dev/null"),
         *("--", "sh", "-c", shell),
     )
@@ -162,7 +162,7 @@ def test_a_jobspec_of_flux_submit_runs_unchanged(where: Where) -> None:
 
 def test_the_number_of_active_jobs_is_bounded(where: Where) -> None:
     run = bulksubmit(
-        *where, "--max-active", "1", "-n", "5", "--", "sh", "-c", "mkdir x && sleep 0.05 && rmdir x"
+        *where, "--max-active", "1", "--copies", "5", "--", "sh", "-c", "mkdir x && sleep 0.05 && rmdir x"
     )
     assert run.returncode == 0, run.stderr
 
@@ -216,7 +216,7 @@ def test_strict_starts_nothing(where: Where) -> None:
 
 
 def test_only_the_first_failures_are_listed() -> None:
-    run = bulksubmit("--local", "-n", "30", "--", "false")
+    run = bulksubmit("--local", "--copies", "30", "--", "false")
     assert run.returncode == 1
     assert run.stderr.count("exit status 1") == 20
     assert run.stderr.endswith("  and 10 more; --json FILE lists all\n")
@@ -257,7 +257,7 @@ def test_a_reader_that_leaves_ends_it_quietly() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     run = subprocess.run(
-        [*COMMAND, "--local", "-n", "4", "--", "sleep", "30"],
+        [*COMMAND, "--local", "--copies", "4", "--", "sleep", "30"],
         stdout=writing, stderr=subprocess.PIPE, text=True, timeout=BOUND,
     )  # fmt: skip
     os.close(writing)
@@ -278,7 +278,7 @@ def running(where: Where, shell: str, copies: int = 20) -> Iterator[subprocess.P
     os.mkfifo("started")
     first = "mkdir first 2>/dev/null && echo yes > started"
     process = subprocess.Popen(
-        [*COMMAND, *where, "--json", "records", "-n", str(copies), "--", "sh", "-c", f"{first}; {shell}"],
+        [*COMMAND, *where, "--json", "records", f"--copies={copies}", "--", "sh", "-c", f"{first}; {shell}"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
@@ -375,7 +375,7 @@ def test_inside_flux_it_uses_that(flux_uri: str) -> None:
 
 
 def test_the_C_locale() -> None:
-    run = bulksubmit("--local", "-n", "2", "--", "true", LC_ALL="C", PYTHONIOENCODING="ascii")
+    run = bulksubmit("--local", "--copies", "2", "--", "true", LC_ALL="C", PYTHONIOENCODING="ascii")
     assert (run.returncode, run.stderr) == (0, "")
     assert f"|{'#' * 58}| 100.0%" in run.stdout
 

@@ -29,7 +29,7 @@ def by_shell(where: Where, arguments: str, redirections: str) -> subprocess.Comp
     return run
 
 
-COPIES = "--json records -n 3 -- sh -c ': > ran-$$'"
+COPIES = "--json records --copies 3 -- sh -c ': > ran-$$'"
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
@@ -39,7 +39,7 @@ def test_a_closed_stream_is_no_hindrance(where: Where, closed: str) -> None:
 
 
 def test_failures_are_counted_without_stderr(where: Where) -> None:
-    assert by_shell(where, "-n 2 -- false", "2>&-").returncode == 1
+    assert by_shell(where, "--copies 2 -- false", "2>&-").returncode == 1
 
 
 def test_paths_from_a_closed_stdin() -> None:
@@ -50,7 +50,7 @@ def test_paths_from_a_closed_stdin() -> None:
 
 @full_disk
 def test_a_full_disk_under_the_records(where: Where) -> None:
-    run = by_shell(where, "--json /dev/full -n 3 -- sh -c ': > ran-$$'", "")
+    run = by_shell(where, "--json /dev/full --copies 3 -- sh -c ': > ran-$$'", "")
     assert run.returncode == 1
     assert run.stderr == (
         "bulksubmit: cannot write '/dev/full' (--json): No space left on device; "
@@ -72,13 +72,13 @@ def test_a_full_disk_under_stdout(where: Where) -> None:
 
 @full_disk
 def test_a_full_disk_under_stderr(where: Where) -> None:
-    run = by_shell(where, "-n 3 -- false", "2> /dev/full")
+    run = by_shell(where, "--copies 3 -- false", "2> /dev/full")
     assert run.returncode == 1
     assert "bulksubmit: Ran 3 jobs" in run.stdout
 
 
 def test_a_reader_that_leaves_after_a_line() -> None:
-    run = by_shell(["--local"], "-n 4 -- sleep 30", "| head -n 1; exit ${PIPESTATUS[0]}")
+    run = by_shell(["--local"], "--copies 4 -- sleep 30", "| head -n 1; exit ${PIPESTATUS[0]}")
     assert run.stdout == "bulksubmit: Starting...\n"
     assert run.returncode == 128 + signal.SIGPIPE
     assert run.stderr == "bulksubmit: nobody reads standard output any more: canceled the outstanding jobs\n"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from parsl_flux_bulk.cli.arguments import RESOURCE_KEYS, parse
+from parsl_flux_bulk.cli.arguments import COMMAND_ONLY, parse
 from parsl_flux_bulk.cli.inputs import UnusableInput
 from parsl_flux_bulk.cli.work import Work
-from parsl_flux_bulk.jobspec.validate_resource_keys import VALID_KEYS
 from parsl_flux_bulk.version import __version__
 
 
@@ -19,7 +18,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_everything_after_the_dashes_is_the_command() -> None:
-    options = parse(["-n", "3", "--", "prog", "-n", "7", "--", "--json", "x"])
+    options = parse(["--copies", "3", "--", "prog", "-n", "7", "--", "--json", "x"])
     assert options.copies == 3
     assert options.command == ["prog", "-n", "7", "--", "--json", "x"]
     assert options.json is None
@@ -30,8 +29,8 @@ def test_files_and_options_may_be_mixed() -> None:
     assert (options.inputs, options.strict, options.max_active) == (["a.json", "b.json"], True, 5)
 
 
-def test_every_resource_option_sets_a_valid_key() -> None:
-    assert set(RESOURCE_KEYS.values()) <= set(VALID_KEYS)
+def test_every_option_of_a_command_exists() -> None:
+    assert set(COMMAND_ONLY) <= vars(parse(["--", "true"])).keys()
 
 
 @pytest.mark.parametrize(
@@ -40,10 +39,10 @@ def test_every_resource_option_sets_a_valid_key() -> None:
         ([], "nothing to run"),
         (["--"], "no command after --"),
         (["a.json", "--", "true"], "give files or a command, not both: 'a.json'"),
-        (["-n", "3", "a.json"], "-n needs a command"),
+        (["--copies", "3", "a.json"], "--copies needs a command"),
         (["--cores-per-task", "3", "a.json"], "--cores-per-task needs a command"),
-        (["-n", "0", "--", "true"], "must be an integer of at least 1, not '0'"),
-        (["-n", "x", "--", "true"], "must be an integer of at least 1, not 'x'"),
+        (["--copies", "0", "--", "true"], "must be an integer of at least 1, not '0'"),
+        (["--copies", "x", "--", "true"], "must be an integer of at least 1, not 'x'"),
         (["--max-active", "-1", "a.json"], "must be an integer of at least 1, not '-1'"),
         (["--urgency", "32", "a.json"], "must be from 0 (hold) to 31 (expedite), not '32'"),
         (["--duration", "5 min", "--", "true"], "not '5 min'"),
@@ -51,6 +50,15 @@ def test_every_resource_option_sets_a_valid_key() -> None:
         (["--duration", "1e300", "--", "true"], "must be at most 1e+09 seconds"),
         (["--uri", "nonsense", "a.json"], "must be a URI"),
         (["--uri", "local:///x", "--local", "a.json"], "not allowed with argument"),
+        (["--commands", "f", "--copies", "2"], "--copies needs a command"),
+        (["--commands", "f", "--jobs", "f"], "give one of files, a command, --commands, --jobs, not"),
+        (["--cc", "1", "--copies", "2", "--", "true"], "give one of --copies, --cc and --bcc"),
+        (["--literal", "echo", ":::", "a"], "--literal leaves no place for inputs"),
+        (["echo", ":::"], "no inputs after :::"),
+        (["echo", ":::+", "a"], "the first input list is linked"),
+        (["echo", "::::", "a", "b"], ":::: takes one file"),
+        (["echo", "::::", "-", "::::", "-"], "two input lists are read from stdin"),
+        (["-t", "5", "--duration", "5", "--", "true"], "not allowed with argument"),
         (["--stric", "a.json"], "unrecognized arguments: --stric"),
     ],
 )

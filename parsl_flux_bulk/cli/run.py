@@ -1,0 +1,168 @@
+"""One run of `bulksubmit`: submit all jobs, wait for their ends, stop at a signal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import NoReturn
+
+from parsl_flux_bulk.bulk.inputs import InputError
+from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
+from parsl_flux_bulk.cli.item import Item
+from parsl_flux_bulk.cli.report import SHOWN_FAILURES, Report, printable
+from parsl_flux_bulk.cli.signal_queue import SignalQueue
+from parsl_flux_bulk.cli.work import Work
+from parsl_flux_bulk.errors import InstanceLost, JobspecError
+
+HELD_JOBS = 10_000
+"""Bound on the jobs that are in memory: more are read as jobs end."""
+
+CANCEL_TIMEOUT = 10.0
+"""Seconds that jobs get to end after a signal."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _Stopped(Exception):
+    """A signal arrived while jobs were read from a stream."""
+
+
+class Run:
+    """One run: submits all jobs, reports their ends, and stops at a signal.
+
+    The signal handler only sets :attr:`signal`; the signal also wakes the queue of ended jobs.
+
+    Attributes
+    ----------
+    signal : int or None
+        The first signal that arrived.
+    """
+
+    def __init__(self, bulk: BulkSubmitter, report: Report) -> None:
+        self._bulk = bulk
+        self._report = report
+        self._ended: SignalQueue[JobFuture] = SignalQueue()
+        self._outstanding: dict[JobFuture, Item] = {}
+        self._not_submitted = 0
+        self.signal: int | None = None
+
+    def submit(self, work: Work) -> None:
+        """Submit every job; stop at a signal."""
+        items = work.items(self._wait_readable)
+        try:
+            for item in items:
+                while len(self._outstanding) >= HELD_JOBS and self.signal is None:
+                    self._take(None)
+                if self.signal is not None:
+                    # The rest of a stream may be long in coming.
+                    self._skip(item, *(items if work.total is not None else ()))
+                    return
+                self._submit(item)
+        except InputError as error:
+            self._report.unreadable(error)
+        except _Stopped:
+            return
+        self._report.all_submitted()
+
+    def _submit(self, item: Item) -> None:
+        self._report.read += 1
+        try:
+            request = item.request()
+            future = self._bulk.submit(request.jobspec, urgency=request.urgency, label=item.label)
+        except (JobspecError, OSError) as error:
+            self._report.invalid(item, error)
+            return
+        except InstanceLost as error:
+            self._report.not_submitted(item, error)
+            return
+        self._report.submitted += 1
+        self._outstanding[future] = item
+        future.add_done_callback(self._ended.put)  # not a closure over the future: a cycle stays in memory
+
+    def drain(self) -> None:
+        """Wait until every job has ended; after a signal, for a bounded time."""
+        deadline: float | None = None
+        while self._outstanding:
+            if self.signal is not None and deadline is None:
+                name = signal.Signals(self.signal).name
+                outstanding = len(self._outstanding)
+                # Before the message, in whose answer a second signal may come.
+                self._bulk.cancel(f"bulksubmit was ended by {name}")
+                self._report.say(f"{name}: canceling {outstanding} jobs (again to stop at once)")
+                deadline = time.monotonic() + CANCEL_TIMEOUT
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return
+            self._take(left)
+
+    def say_interrupted(self, number: int) -> None:
+        """Print how many jobs were canceled, and those that have not ended."""
+        report = self._report
+        report.finish()
+        names = sorted(future.job_name or printable(future.label) for future in self._outstanding)
+        lines = [
+            f"{signal.Signals(number).name}: canceled {report.canceled} outstanding jobs, "
+            f"of which {report.canceled_running} had started"
+        ]
+        if self._not_submitted:
+            lines.append(f"{self._not_submitted} jobs were not submitted yet")
+        if names:
+            shown = " ".join(names[:SHOWN_FAILURES]) + (" ..." if len(names) > SHOWN_FAILURES else "")
+            lines.append(f"{len(names)} jobs did not end within {CANCEL_TIMEOUT:g} s: {shown}")
+        for line in lines:
+            report.warn(line)
+        for future, item in self._outstanding.items():
+            report.not_ended(item, future.job_name, "unknown")
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Within the block, the first signal sets :attr:`signal`; the second ends the process at once."""
+        before = {
+            number: signal.signal(number, self._on_signal)
+            for number in SIGNALS
+            if signal.getsignal(number) != signal.SIG_IGN  # as under nohup
+        }
+        try:
+            with self._ended.woken_by_signals():
+                yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal is not None:
+            _die(number)
+        self.signal = number
+
+    def _take(self, timeout: float | None) -> None:
+        """Wait until one more job ends, a signal arrives, or the timeout is over."""
+        future = self._ended.get(timeout)
+        if future is not None and future.job_result is not None:
+            item = self._outstanding.pop(future)
+            self._report.job_ended(item, future, future.job_result, interrupted=self.signal is not None)
+
+    def _wait_readable(self, descriptor: int) -> None:
+        """Report ended jobs until there is more to read."""
+        while self.signal is None:
+            if self._ended.wait_readable(descriptor):
+                return
+            self._take(0)
+        raise _Stopped
+
+    def _skip(self, *items: Item) -> None:
+        self._not_submitted = len(items)
+        for item in items:
+            self._report.not_ended(item, "", "not-submitted")
+
+
+def _die(number: int) -> NoReturn:
+    # No flush and no join: a thread, a lock or the terminal may hang.
+    show_cursor = b"\x1b[?25h" if os.isatty(1) else b""
+    with contextlib.suppress(OSError):
+        os.write(2, show_cursor + b"\nbulksubmit: stopped at once; its jobs are being canceled\n")
+    os._exit(128 + number)
