@@ -11,27 +11,19 @@ record back to the job's :class:`JobOwner`.
 
 from __future__ import annotations
 
-import enum
 from typing import Protocol, TypeVar
 
 from parsl_flux_bulk.instances.base import JobId, JobResult
+from parsl_flux_bulk.protocol.states import IllegalTransition, State
 
 
-class JobState(enum.Enum):
+class JobState(State):
     """Where a job is on its way through the pipeline."""
 
-    CREATED = "created"
-    QUEUED = "queued"
-    SUBMITTED = "submitted"
-    ENDED = "ended"
-
-
-_ALLOWED = {
-    JobState.CREATED: {JobState.QUEUED, JobState.ENDED},
-    JobState.QUEUED: {JobState.SUBMITTED, JobState.ENDED},
-    JobState.SUBMITTED: {JobState.ENDED},
-    JobState.ENDED: frozenset[JobState](),
-}
+    CREATED = "created", "queued", "ended"
+    QUEUED = "queued", "submitted", "ended"
+    SUBMITTED = "submitted", "ended"
+    ENDED = ("ended",)
 
 
 class Job:
@@ -78,17 +70,9 @@ class Job:
         return self.pipeline_state is JobState.ENDED
 
     def advance(self, state: JobState) -> None:
-        """Enter a state.
-
-        Raises
-        ------
-        RuntimeError
-            If the job's present state does not lead to `state`.
-        """
-        if state not in _ALLOWED[self.pipeline_state]:
-            raise RuntimeError(
-                f"job {self.name or self.job_id} cannot go from {self.pipeline_state} to {state}"
-            )
+        """Enter a state; raise IllegalTransition if the present state does not lead to it."""
+        if state not in self.pipeline_state.successors:
+            raise IllegalTransition(self, self.pipeline_state, state)
         self.pipeline_state = state
 
 

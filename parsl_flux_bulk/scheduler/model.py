@@ -17,16 +17,10 @@ from dataclasses import dataclass, field
 from parsl_flux_bulk.instances.base import PeerId
 from parsl_flux_bulk.jobspec.resources import Shape
 from parsl_flux_bulk.pipeline.job import Job
+from parsl_flux_bulk.protocol.states import State, Stateful
 from parsl_flux_bulk.scheduler.capacity import Allocation
 from parsl_flux_bulk.scheduler.service_time import ServiceTime
-from parsl_flux_bulk.scheduler.states import (
-    PeerState,
-    State,
-    Stateful,
-    TaskJobState,
-    WorkerJobState,
-    WorkerState,
-)
+from parsl_flux_bulk.scheduler.states import PeerState, TaskJobState, WorkerJobState, WorkerState
 from parsl_flux_bulk.scheduler.task import CallTask, Loss, Task
 from parsl_flux_bulk.scheduler.task_queue import TaskQueue
 from parsl_flux_bulk.scheduler.timers import Timer

@@ -1,6 +1,6 @@
 """States of tasks, jobs, peers and workers, and the transitions between them.
 
-:meth:`Stateful.move_to` raises :class:`IllegalTransition` for a transition that is not drawn here.
+:meth:`.Stateful.move_to` raises :class:`.IllegalTransition` for a transition that is not drawn here.
 
 Task::
 
@@ -37,44 +37,7 @@ Worker::
 
 from __future__ import annotations
 
-import enum
-from functools import cached_property
-
-
-class IllegalTransition(RuntimeError):
-    """A record was told to enter a state to which its present state does not lead: a bug."""
-
-
-class State(enum.Enum):
-    """A state. Its value: the name, and the names of the states that may follow."""
-
-    def __str__(self) -> str:
-        return str(self.value[0])
-
-    @cached_property
-    def successors(self) -> tuple[State, ...]:
-        """States to which this one may lead."""
-        return tuple(state for state in type(self) if str(state) in self.value[1:])
-
-
-class Stateful:
-    """A record that is in one state at a time."""
-
-    __slots__ = ()
-
-    state: State
-
-    def move_to(self, state: State) -> None:
-        """Enter a state.
-
-        Raises
-        ------
-        IllegalTransition
-        """
-        if state not in self.state.successors:
-            allowed = ", ".join(map(str, self.state.successors)) or "none"
-            raise IllegalTransition(f"{self!r} cannot become {state}; states that may follow: {allowed}")
-        self.state = state  # type: ignore[misc]  # a slot of every subclass
+from parsl_flux_bulk.protocol.states import State
 
 
 class TaskState(State):

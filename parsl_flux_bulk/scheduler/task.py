@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from parsl_flux_bulk.instances.base import JobResult
-from parsl_flux_bulk.scheduler.states import Stateful, TaskState
+from parsl_flux_bulk.protocol.states import Stateful
+from parsl_flux_bulk.scheduler.states import TaskState
 
 if TYPE_CHECKING:
     from concurrent.futures import Future

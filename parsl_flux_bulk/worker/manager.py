@@ -11,13 +11,13 @@ executor assigns tasks to slots, and the manager reports exactly how each one en
 outcomes are sent first, the task recorded as running is blamed, and all its other tasks are returned.
 
 A manager is SERVING, then STOPPING once RETIRE or a signal arrives, then CLOSED, when no more messages are
-sent; an error leads from SERVING to CLOSED. Any other transition raises RuntimeError. :mod:`.slot` has the
+sent; an error leads from SERVING to CLOSED. Any other
+transition raises IllegalTransition. :mod:`.slot` has the
 states of workers.
 """
 
 from __future__ import annotations
 
-import enum
 import importlib
 import math
 import os
@@ -29,12 +29,12 @@ from functools import partial
 
 from parsl_flux_bulk.protocol import frames, serialize
 from parsl_flux_bulk.protocol.app_failure import AppFailed
+from parsl_flux_bulk.protocol.states import State, Stateful
 from parsl_flux_bulk.worker import handshake, lifeline, pinning, walltime
 from parsl_flux_bulk.worker.event_loop import EventLoop
 from parsl_flux_bulk.worker.forkserver import Forkserver
 from parsl_flux_bulk.worker.packets import Packet, function_packet, task_packet
 from parsl_flux_bulk.worker.slot import Slot, Worker, WorkerState
-from parsl_flux_bulk.worker.state import State
 from parsl_flux_bulk.worker.stderr_relay import StderrRelay
 
 TYPE_CHECKING = False
@@ -72,13 +72,12 @@ class ManagerError(Exception):
     """The manager cannot go on; the message is for people."""
 
 
-@enum.unique
 class ManagerState(State):
     """State of a manager."""
 
-    SERVING = "STOPPING CLOSED"
-    STOPPING = "CLOSED"
-    CLOSED = ""
+    SERVING = "serving", "stopping", "closed"
+    STOPPING = "stopping", "closed"
+    CLOSED = ("closed",)
 
 
 def main() -> int:
@@ -102,7 +101,7 @@ def main() -> int:
         manager.close()
 
 
-class Manager:
+class Manager(Stateful):
     """Handles messages of the executor, and outcomes and exits of workers.
 
     Parameters
@@ -125,7 +124,7 @@ class Manager:
         self._start_failures = 0
         self._deadlines: dict[Slot, float] = {}
         self._walltimes = walltime.Timers()
-        self._state = ManagerState.SERVING
+        self.state = ManagerState.SERVING
         self._signal = 0
         self._debug = False
         self._loop = EventLoop()
@@ -139,7 +138,7 @@ class Manager:
 
     def run(self) -> int:
         """Serve until the state is STOPPING; return the exit status."""
-        while self._state is ManagerState.SERVING:
+        while self.state is ManagerState.SERVING:
             self._loop.run_once(self._timeout())
             if self._out and any(slot.is_flooded for slot in self._slots):
                 time.sleep(GATHER_TIME)
@@ -158,7 +157,7 @@ class Manager:
 
     def close(self) -> None:
         """End all workers and what they have started, in little more than `EXIT_TIMEOUT`."""
-        self._enter(ManagerState.CLOSED)
+        self.move_to(ManagerState.CLOSED)
         for slot in self._slots:
             if slot.worker is not None:
                 slot.worker.hang_up()
@@ -169,10 +168,6 @@ class Manager:
         if self._signal:
             signal.signal(self._signal, signal.SIG_DFL)
             os.kill(os.getpid(), self._signal)
-
-    def _enter(self, state: ManagerState) -> None:
-        self._state.to(state)
-        self._state = state
 
     def _timeout(self) -> float | None:
         timeout = self._channel.timeout()
@@ -185,16 +180,16 @@ class Manager:
         return timeout
 
     def _on_signal(self, number: int, _: object) -> None:
-        if self._state is not ManagerState.CLOSED:
+        if self.state is not ManagerState.CLOSED:
             self._signal = number
             self._stop()
 
     def _stop(self) -> None:
-        if self._state is ManagerState.SERVING:
-            self._enter(ManagerState.STOPPING)
+        if self.state is ManagerState.SERVING:
+            self.move_to(ManagerState.STOPPING)
 
     def _send(self, frame: bytes) -> None:
-        if self._state is ManagerState.CLOSED:
+        if self.state is ManagerState.CLOSED:
             return
         self._out.append(frame)
         self._out_size += len(frame)
@@ -384,7 +379,7 @@ class Manager:
 
     def _kill_worker(self, slot: Slot, worker: Worker, cause: str) -> None:
         if worker.state is not WorkerState.KILLED:
-            worker.enter(WorkerState.KILLED)
+            worker.move_to(WorkerState.KILLED)
         self._forkserver.kill(worker.pid)
         if self._debug:
             self._log(f"worker killed slot={slot.number} pid={worker.pid}: {cause}")
@@ -430,7 +425,7 @@ class Manager:
             self._return(slot, slot.remove(0))
             failed = not started and worker.state is not WorkerState.KILLED
             self._start_failures = self._start_failures + 1 if failed else 0
-            if self._start_failures >= MAX_START_FAILURES and self._state is not ManagerState.CLOSED:
+            if self._start_failures >= MAX_START_FAILURES and self.state is not ManagerState.CLOSED:
                 raise ManagerError(
                     f"{MAX_START_FAILURES} consecutive workers ended before they had started: {about}"
                 )

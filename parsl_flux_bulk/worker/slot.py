@@ -15,20 +15,19 @@ KILLED      was sent SIGKILL by the manager                    ENDED
 ENDED       was reaped
 ==========  =================================================  ==============================
 
-Any other transition raises RuntimeError.
+Any other transition raises IllegalTransition.
 """
 
 from __future__ import annotations
 
-import enum
 import os
 import socket
 from collections import deque
 
 from parsl_flux_bulk.protocol import frames
+from parsl_flux_bulk.protocol.states import State, Stateful
 from parsl_flux_bulk.worker import packets
 from parsl_flux_bulk.worker.packets import BY_DESCRIPTOR, PACKET_LIMIT, MemoryFile, Packet
-from parsl_flux_bulk.worker.state import State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,21 +42,20 @@ FLOOD = 16
 _READ_SIZE = 1 << 18
 
 
-@enum.unique
 class WorkerState(State):
     """State of a worker process."""
 
-    READY = "BLOCKED FINISHING KILLED ENDED"
-    BLOCKED = "READY FINISHING KILLED ENDED"
-    FINISHING = "KILLED ENDED"
-    KILLED = "ENDED"
-    ENDED = ""
+    READY = "ready", "blocked", "finishing", "killed", "ended"
+    BLOCKED = "blocked", "ready", "finishing", "killed", "ended"
+    FINISHING = "finishing", "killed", "ended"
+    KILLED = "killed", "ended"
+    ENDED = ("ended",)
 
 
 _RUNNING = (WorkerState.READY, WorkerState.BLOCKED)
 
 
-class Worker:
+class Worker(Stateful):
     """One worker process.
 
     Parameters
@@ -108,10 +106,8 @@ class Worker:
         """Whether the worker has run its last task."""
         return self.done >= self._limit
 
-    def enter(self, state: WorkerState) -> None:
-        """Change the state; raise RuntimeError if the transition is not allowed."""
-        self.state.to(state)
-        self.state = state
+    def __repr__(self) -> str:
+        return f"<Worker {self.pid} {self.state}>"
 
     def give(self, waiting: deque[Packet], functions: Mapping[bytes, Packet]) -> None:
         """Send the packets that wait, in order, until the queue or the task limit is full."""
@@ -171,7 +167,7 @@ class Worker:
     def unblock(self) -> None:
         """Note that the queue has room again."""
         if self.state is WorkerState.BLOCKED:
-            self.enter(WorkerState.READY)
+            self.move_to(WorkerState.READY)
 
     def read(self) -> bytes | None:
         """Return the complete OUTCOME frames that the worker has sent; None if there is nothing to read.
@@ -198,19 +194,19 @@ class Worker:
             complete = data if end == len(data) else data[:end]
             partial += memoryview(data)[end:]
         if self.reached_limit and self.state in _RUNNING:
-            self.enter(WorkerState.FINISHING)
+            self.move_to(WorkerState.FINISHING)
         return complete
 
     def hang_up(self) -> None:
         """Close the socket, so that the worker exits after its last task."""
         if self.state in _RUNNING:
-            self.enter(WorkerState.FINISHING)
+            self.move_to(WorkerState.FINISHING)
         self.tasks.close()
         self._queue.close()
 
     def close(self) -> None:
         """Close everything after the process was reaped."""
-        self.enter(WorkerState.ENDED)
+        self.move_to(WorkerState.ENDED)
         self.hang_up()
         os.close(self.outcomes)
 
@@ -232,7 +228,7 @@ class Worker:
         try:
             packet.send(self.tasks)
         except BlockingIOError:
-            self.enter(WorkerState.BLOCKED)
+            self.move_to(WorkerState.BLOCKED)
             return False
         return True
 

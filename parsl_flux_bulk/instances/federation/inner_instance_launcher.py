@@ -6,7 +6,7 @@
                                                    │
                         attach, Federation.add <───┘
 
-The state of an inner instance (any other transition raises ValueError)::
+The state of an inner instance (any other transition raises IllegalTransition)::
 
     SUBMITTED ──> READY ──> RETIRING      RETIRING: it was told to end
         └───────────┴──────────┴──> CANCELED      and from any state it leaves the table when its job ends
@@ -14,7 +14,6 @@ The state of an inner instance (any other transition raises ValueError)::
 
 from __future__ import annotations
 
-import enum
 import logging
 import os
 import sys
@@ -45,6 +44,7 @@ from parsl_flux_bulk.jobspec import Jobspec, build
 from parsl_flux_bulk.jobspec.job_environment import base_environment
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.protocol import frames, variables
+from parsl_flux_bulk.protocol.states import State, Stateful
 
 logger = logging.getLogger(__name__)
 
@@ -65,37 +65,24 @@ _PROGRAM = str(_HERE.parents[1] / "worker" / "main.py")
 _MODPROBE = str(_HERE / "modprobe")
 
 
-class InnerState(enum.Enum):
+class InnerState(State):
     """See the module."""
 
-    SUBMITTED = "submitted"
-    READY = "ready"
-    RETIRING = "retiring"
-    CANCELED = "canceled"
-
-
-_NEXT = {
-    InnerState.SUBMITTED: {InnerState.READY, InnerState.CANCELED},
-    InnerState.READY: {InnerState.RETIRING, InnerState.CANCELED},
-    InnerState.RETIRING: {InnerState.CANCELED},
-    InnerState.CANCELED: set(),
-}
+    SUBMITTED = "submitted", "ready", "canceled"
+    READY = "ready", "retiring", "canceled"
+    RETIRING = "retiring", "canceled"
+    CANCELED = ("canceled",)
 
 
 @dataclass(slots=True)
-class _Inner:
+class _Inner(Stateful):
     """An inner instance."""
 
     job_id: JobId
     name: str
-    state: InnerState = InnerState.SUBMITTED
+    state: State = InnerState.SUBMITTED
     peer: PeerId = None
     member: Member | None = None
-
-    def advance(self, state: InnerState) -> None:
-        if state not in _NEXT[self.state]:
-            raise ValueError(f"instance {self.name}: no transition from {self.state.name} to {state.name}")
-        self.state = state
 
 
 class InstanceLauncher(threading.Thread):
@@ -218,7 +205,7 @@ class InstanceLauncher(threading.Thread):
             inner = self._inner.get(token)
             if inner is None or inner.state is not InnerState.SUBMITTED:
                 continue  # It has ended or was canceled meanwhile.
-            inner.advance(InnerState.READY)
+            inner.move_to(InnerState.READY)
             inner.peer = message.peer
             about = frames.decode_json(payload)
             try:
@@ -258,13 +245,13 @@ class InstanceLauncher(threading.Thread):
     def _retire(self, completion: Completion, name: str) -> None:
         for inner in self._in_state(InnerState.READY):
             if inner.name == name:
-                inner.advance(InnerState.RETIRING)
+                inner.move_to(InnerState.RETIRING)
                 completion.send(inner.peer, frames.encode(frames.RETIRE))
 
     def _cancel(self, inner: Iterable[_Inner]) -> None:
         job_ids = []
         for each in inner:
-            each.advance(InnerState.CANCELED)
+            each.move_to(InnerState.CANCELED)
             job_ids.append(each.job_id)
         if job_ids:
             connection = self._outer.connect()

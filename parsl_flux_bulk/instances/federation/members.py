@@ -5,38 +5,30 @@
     STARTING ──> READY ──> DRAINING        STARTING: its channels are being opened
         └──────────┴──────────┴──> REMOVED
 
-READY members get jobs; DRAINING ones finish theirs. Any other transition raises ValueError.
+READY members get jobs; DRAINING ones finish theirs. Any other transition raises IllegalTransition.
 """
 
 from __future__ import annotations
 
-import enum
 import time
 from collections.abc import Mapping
 
 from parsl_flux_bulk.instances.base import Capacity, JobId
 from parsl_flux_bulk.instances.events import OWN_ID, SCOPE_BITS, MemberInstance
 from parsl_flux_bulk.jobspec.jobspec import Demand
+from parsl_flux_bulk.protocol.states import State, Stateful
 
 
-class MemberState(enum.Enum):
+class MemberState(State):
     """See the module."""
 
-    STARTING = "starting"
-    READY = "ready"
-    DRAINING = "draining"
-    REMOVED = "removed"
+    STARTING = "starting", "ready", "removed"
+    READY = "ready", "draining", "removed"
+    DRAINING = "draining", "removed"
+    REMOVED = ("removed",)
 
 
-_NEXT = {
-    MemberState.STARTING: {MemberState.READY, MemberState.REMOVED},
-    MemberState.READY: {MemberState.DRAINING, MemberState.REMOVED},
-    MemberState.DRAINING: {MemberState.REMOVED},
-    MemberState.REMOVED: set(),
-}
-
-
-class Member:
+class Member(Stateful):
     """One of the instances.
 
     Attributes
@@ -83,17 +75,8 @@ class Member:
         self.cores_used = 0
         self.idle_since = time.monotonic()
 
-    def advance(self, state: MemberState) -> None:
-        """Change the state.
-
-        Raises
-        ------
-        ValueError
-            The module's table has no such transition.
-        """
-        if state not in _NEXT[self.state]:
-            raise ValueError(f"member {self.name}: no transition from {self.state.name} to {state.name}")
-        self.state = state
+    def __repr__(self) -> str:
+        return f"<Member {self.name} {self.state}>"
 
     def has_time(self, demand: Demand) -> bool:
         """Whether such a job would end before the allocation does."""

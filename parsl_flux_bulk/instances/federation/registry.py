@@ -79,7 +79,7 @@ class MemberRegistry:
             completion.open(member)
         with self.lock:
             if member.state is MemberState.STARTING:
-                member.advance(MemberState.READY)
+                member.move_to(MemberState.READY)
                 logger.info("%s ready: %s", self.policy.label(member), instance.description)
                 self._announce_capacity()
         return member
@@ -88,7 +88,7 @@ class MemberRegistry:
         """Place no more jobs in a READY member; those that it has continue."""
         with self.lock:
             if member.state is MemberState.READY:
-                member.advance(MemberState.DRAINING)
+                member.move_to(MemberState.DRAINING)
                 self._announce_capacity()
                 self._report_drained(member)
 
@@ -98,7 +98,7 @@ class MemberRegistry:
         with self.lock:
             if member.state is MemberState.REMOVED:
                 return
-            member.advance(MemberState.REMOVED)
+            member.move_to(MemberState.REMOVED)
             member.removed_because = why
             del self._members[member.number]
             self.policy.removed(member)

@@ -12,7 +12,6 @@ killed when the task ends; what left the group, when the job ends (:mod:`.proces
 
 from __future__ import annotations
 
-import enum
 import errno
 import os
 import resource
@@ -28,26 +27,19 @@ from parsl_flux_bulk.instances.local.job_plan import JobPlan
 from parsl_flux_bulk.instances.local.processes import job_tmpdir, kill_group
 from parsl_flux_bulk.instances.local.stdio_files import JobFiles, LabeledPipe, render, spool_paths
 from parsl_flux_bulk.instances.local.task_pinning import cpus_of_task, gpu_variables
+from parsl_flux_bulk.protocol.states import State, Stateful
 from parsl_flux_bulk.protocol.stderr_tail import read_tail
 
 HOSTNAME = socket.gethostname()
 
 
-class JobState(enum.Enum):
+class JobState(State):
     """What a job does now."""
 
-    WAITING = "waiting"
-    RUNNING = "running"
-    STOPPING = "stopping"
-    ENDED = "ended"
-
-
-_ALLOWED = {
-    JobState.WAITING: {JobState.RUNNING, JobState.STOPPING},
-    JobState.RUNNING: {JobState.STOPPING, JobState.ENDED},
-    JobState.STOPPING: {JobState.ENDED},
-    JobState.ENDED: frozenset[JobState](),
-}
+    WAITING = "waiting", "running", "stopping"
+    RUNNING = "running", "stopping", "ended"
+    STOPPING = "stopping", "ended"
+    ENDED = ("ended",)
 
 
 class StartFailed(Exception):
@@ -58,7 +50,7 @@ class StartFailed(Exception):
         self.exit_code = exit_code
 
 
-class LocalJob:
+class LocalJob(Stateful):
     """A job of the embedded instance.
 
     Attributes
@@ -97,11 +89,8 @@ class LocalJob:
         self._labels: list[LabeledPipe] = []
         self._written: list[str] = []
 
-    def advance(self, state: JobState) -> None:
-        """Enter a state; RuntimeError if the present state does not lead to it."""
-        if state not in _ALLOWED[self.state]:
-            raise RuntimeError(f"job {self.id} cannot go from {self.state} to {state}")
-        self.state = state
+    def __repr__(self) -> str:
+        return f"<LocalJob {self.id} {self.state}>"
 
     # -- start ---------------------------------------------------------------------------------------
 
@@ -122,7 +111,7 @@ class LocalJob:
         StartFailed
             Tasks that run already are in `tasks`.
         """
-        self.advance(JobState.RUNNING)
+        self.move_to(JobState.RUNNING)
         self.size = self.plan.ntasks or self.plan.tasks_per_core * len(cpus)
         os.mkdir(job_tmpdir(self._directory, self.id), 0o700)
         cwd = render(self.plan.cwd, self._template_values(0))
@@ -235,7 +224,7 @@ class LocalJob:
         """
         if self.state is JobState.STOPPING:
             return False
-        self.advance(JobState.STOPPING)
+        self.move_to(JobState.STOPPING)
         self.exception, self.note = exception, note
         self._failure_code = exit_code
         return True
@@ -251,7 +240,7 @@ class LocalJob:
 
     def finish(self) -> dict[str, Any] | None:
         """Clean up after the last task; return the fields of the JobResult, None for exit status 0."""
-        self.advance(JobState.ENDED)
+        self.move_to(JobState.ENDED)
         lacking = ""
         for pipe in self._labels:
             pipe.close()

@@ -26,6 +26,7 @@ from parsl_flux_bulk.instances.federation.federation import Federation
 from parsl_flux_bulk.instances.federation.members import Member, MemberState
 from parsl_flux_bulk.jobspec import Jobspec
 from parsl_flux_bulk.jobspec.jobspec import Demand
+from parsl_flux_bulk.protocol.states import IllegalTransition
 
 DONE = JobResult(JobStatus.COMPLETED, exit_code=0)
 BOUND = 10.0
@@ -408,12 +409,12 @@ def test_removing_twice_is_fine_and_wakes_who_waits_for_the_end(bench):
 
 def test_a_members_state_changes_only_as_its_table_says():
     member = Member(1, "a", FakeInstance(), Capacity(1, 2, 0), None, {})
-    with pytest.raises(ValueError, match="member a: no transition from STARTING to DRAINING"):
-        member.advance(MemberState.DRAINING)
+    with pytest.raises(IllegalTransition, match="<Member a starting> cannot become draining"):
+        member.move_to(MemberState.DRAINING)
     for state in (MemberState.READY, MemberState.DRAINING, MemberState.REMOVED):
-        member.advance(state)
-    with pytest.raises(ValueError, match="from REMOVED to READY"):
-        member.advance(MemberState.READY)
+        member.move_to(state)
+    with pytest.raises(IllegalTransition, match="<Member a removed> cannot become ready"):
+        member.move_to(MemberState.READY)
 
 
 def test_an_instance_that_is_lost_while_it_is_added_is_no_member(bench):

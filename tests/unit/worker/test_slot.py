@@ -10,6 +10,7 @@ from collections import deque
 import pytest
 
 from parsl_flux_bulk.protocol import frames
+from parsl_flux_bulk.protocol.states import IllegalTransition
 from parsl_flux_bulk.worker import packets
 from parsl_flux_bulk.worker.slot import Slot, Worker, WorkerState
 
@@ -75,7 +76,7 @@ def test_a_worker_finishes_with_its_last_task(limited):
 
 
 def test_a_killed_worker_is_given_nothing(ends):
-    ends.worker.enter(WorkerState.KILLED)
+    ends.worker.move_to(WorkerState.KILLED)
 
     assert len(ends.give(1, 2)) == 2
 
@@ -90,10 +91,10 @@ def test_a_killed_worker_is_given_nothing(ends):
     ],
 )
 def test_an_illegal_transition_raises(ends, state, then):
-    ends.worker.enter(state)
+    ends.worker.move_to(state)
 
-    with pytest.raises(RuntimeError, match=f"{state.name} -> {then.name} is not allowed"):
-        ends.worker.enter(then)
+    with pytest.raises(IllegalTransition, match=f"{state}> cannot become {then}"):
+        ends.worker.move_to(then)
     assert ends.worker.state is state
 
 
