@@ -39,7 +39,8 @@ _QUEUED_FILES = 2
 FLOOD = 16
 """Tasks that a worker is given only if they take some 2 ms or less."""
 
-_READ_SIZE = 1 << 18
+_READ_SIZE = 1 << 16
+"""Bytes that a pipe holds. For 128 KiB or more, malloc would map and unmap pages for each read."""
 
 
 class WorkerState(State):

@@ -7,7 +7,8 @@ import socket
 from parsl_flux_bulk.protocol.framing import LENGTH, frame, take_messages
 from parsl_flux_bulk.worker.channel import Channel, ChannelLost
 
-_READ_SIZE = 1 << 18
+_READ_SIZE = 1 << 16
+"""Bytes. For 128 KiB or more, malloc would map and unmap pages for each read."""
 _COPY_LIMIT = 1 << 18
 """Bytes of a message below which one copy is cheaper than a second system call."""
 
