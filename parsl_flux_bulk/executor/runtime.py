@@ -210,14 +210,17 @@ class TaskRuntime(Runtime):
 
     def _carry_out(self) -> None:
         """Carry out instructions until there are none; messages to one peer are sent together."""
-        while instructions := self._scheduler.take(time.monotonic()):
+        again = True
+        while again:
+            again = False
             outgoing: dict[PeerId, list[bytes]] = {}
             resolutions: list[ResolveTask] = []
-            for instruction in instructions:
+            for instruction in self._scheduler.take(time.monotonic()):
                 if isinstance(instruction, ResolveTask):
                     resolutions.append(instruction)
                 elif isinstance(instruction, SubmitJob):
                     self._submit(instruction.job)
+                    again = True  # a job that cannot even be submitted has ended
                 elif isinstance(instruction, CancelJob):
                     self._pipeline.cancel(instruction.job, instruction.reason)
                 elif isinstance(instruction, Survey):
