@@ -120,14 +120,14 @@ class Surveyor:
         self._explain(event, held, (free_cores, free_gpus))
 
     def _replace(self, blocked: list[WorkerJob]) -> None:
-        """Cancel worker jobs that wait for others: smaller ones would start now."""
+        """Cancel worker jobs that wait for others, or for a node that is down: smaller ones would start."""
         for job in blocked:
-            if job.state is not WorkerJobState.STARTING or not any(self._allocations.others):
+            if job.state is not WorkerJobState.STARTING:
                 continue
             fitting = self._allocations.slots_instead(job.allocation, job.shape)
             # A job of one worker may wait inside: it starts as soon as there is room, and in its turn.
             if fitting < job.slots > 1:
-                reason = f"{fitting} of its {job.slots} workers fit beside what others hold"
+                reason = f"{fitting} of its {job.slots} workers fit in what is free"
                 self._lifecycle.cancel(job, reason)
 
     # -- why something waits -----------------------------------------------------------------------

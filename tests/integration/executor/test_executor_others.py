@@ -81,10 +81,11 @@ def test_a_job_of_others_that_starts_while_the_executor_is_idle(
         assert [future.result(BOUND) for future in futures] == [2 * number for number in range(200)]
 
 
+@pytest.mark.parametrize("idle_time", [0.1, 60.0], ids=["no worker is left", "a worker is left"])
 def test_a_drained_node_is_left_out_and_used_when_it_is_back(
-    new_executor: NewExecutor, uri: str, tmp_path: Path
+    new_executor: NewExecutor, uri: str, tmp_path: Path, idle_time: float
 ) -> None:
-    with new_executor(uri, worker_idle_time=0.1) as executor:
+    with new_executor(uri, worker_idle_time=idle_time) as executor:
         assert executor.submit(apps.double, {}, 1).result(BOUND) == 2
         flux(uri, "resource", "drain", "1", "it is broken")
         at_once(executor, tmp_path / "some", CORES // BROKERS, 3 * CORES)

@@ -99,17 +99,27 @@ def test_two_shapes_and_task_jobs_beside_others_all_end():
 
 def test_nodes_that_come_up_are_used():
     world = Simulation(nodes=2, cores=4)
-    down = world.free.pop()
+    world.drain_node()
     world.scheduler.handle(CapacityChanged(Capacity(1, 4, 0)))
-    answer = world.usage
-    world.usage = lambda: answer().__class__(
-        *[getattr(answer(), name) for name in ("capacity", "free", "holding", "waiting")], 2 - len(world.free)
-    )
     world.submit(100, function=Function(10.0))
     until_running(world, 4)
-    world.free.append(down)
+    world.undrain_node()
     world.run(for_=11.0)
     assert world.cores_in_use() == 8
+
+
+def test_a_node_that_is_drained_beside_a_running_worker():
+    world = Simulation(nodes=2, cores=2)
+    world.submit(1, function=LONG)
+    until_running(world, 1)
+    world.drain_node()
+    world.submit(8, function=LONG)
+    # Two workers were asked for, and only one fits beside the first.
+    until_running(world, 2)
+    assert world.now < 5.0
+    world.undrain_node()
+    world.run(for_=10.0)
+    assert world.cores_in_use() == 4
 
 
 def test_without_others_nothing_is_asked_again_and_again():

@@ -255,6 +255,7 @@ class World:
         self.node_cores = cores
         self.node_gpus = gpus
         self.free = [[cores, gpus] for _ in range(nodes)]
+        self.drained = []
         self.jobs = {}
         self.managers = {}
         self.tasks = []
@@ -354,6 +355,7 @@ class World:
             tuple((cores, gpus) for cores, gpus in self.free if cores),
             [model.job for model in jobs if model.state != "pending"],
             dict.fromkeys(waiting, "insufficient resources"),
+            len(self.drained),
         )
 
     def occupy(self, node, cores):
@@ -362,6 +364,13 @@ class World:
 
     def release(self, node, cores):
         self.free[node][0] += cores
+
+    def drain_node(self):
+        """The last node gets no further jobs; those on it must have ended."""
+        self.drained.append(self.free.pop())
+
+    def undrain_node(self):
+        self.free.append(self.drained.pop())
 
     def active(self):
         return [model for model in self.jobs.values() if model.state == "running"]
@@ -396,7 +405,7 @@ class World:
         return nodes
 
     def start(self, model, nodes):
-        """AssignTasks a job its resources, and start what is in it."""
+        """Give a job its resources, and start what is in it."""
         model.state = "running"
         model.placed = []
         if self._whole(model):
