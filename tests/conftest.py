@@ -4,7 +4,8 @@
   command line. ``@pytest.mark.may_leak(reason)`` exempts a test.
 * A test that leaves jobs in a Flux instance, or tasks in an executor, that other tests use fails, with
   their names. They are canceled first, so that they keep no cores from the next test.
-* A test that takes more than 120 s fails; ``@pytest.mark.timeout(seconds)`` sets another limit.
+* A test that takes more than 120 s fails; ``@pytest.mark.timeout(seconds)`` sets another limit,
+  and ``--timeout`` that of all others.
 * ``@pytest.mark.flux`` needs Flux, and ``@pytest.mark.slurm`` Slurm's daemons and root. Where they are
   missing the test is skipped, and the head of the report says so.
 """
@@ -71,7 +72,7 @@ def pytest_report_header() -> list[str]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("timeout") is None:
-            item.add_marker(pytest.mark.timeout(DEFAULT_TIMEOUT))
+            item.add_marker(pytest.mark.timeout(item.config.getoption("timeout") or DEFAULT_TIMEOUT))
         if item.get_closest_marker("flux") is not None and helpers.flux_missing():
             item.add_marker(pytest.mark.skip(reason=f"no Flux here: {helpers.flux_missing()}"))
         if item.get_closest_marker("slurm") is not None and slurm_missing():

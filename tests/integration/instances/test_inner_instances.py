@@ -194,20 +194,20 @@ def test_over_the_nodes_of_a_larger_instance(tmp_path: Path) -> None:
 
 
 def test_the_command_starts_them_for_many_jobs() -> None:
-    run = bulksubmit("--verbose", "-n", "200", "--", "true", FLUX_URI="")
+    run = bulksubmit("--verbose", "--copies", "200", "--", "true", FLUX_URI="")
     assert run.returncode == 0, run.stderr
     assert f"with {min(2, os.cpu_count() or 1)} inner instances" in run.stderr
     assert "Ran 200 jobs" in run.stdout
 
 
 def test_the_command_starts_none_for_large_jobs() -> None:
-    run = bulksubmit("--verbose", "-n", "200", "--cores-per-task", "2", "--", "true", FLUX_URI="")
+    run = bulksubmit("--verbose", "--copies", "200", "--cores-per-task", "2", "--", "true", FLUX_URI="")
     assert run.returncode == 0, run.stderr
-    assert "inside" not in run.stderr
+    assert "inner instances" not in run.stderr
 
 
 def test_the_command_refuses_them_without_flux() -> None:
-    run = bulksubmit("--local", "--instances", "2", "-n", "2", "--", "true")
+    run = bulksubmit("--local", "--instances", "2", "--copies", "2", "--", "true")
     assert run.returncode == 2
     assert (
         run.stderr == "bulksubmit: instances=2 needs Flux: only a Flux instance can have others inside it\n"
