@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any
 
 from parsl_flux_bulk.bulk.jobspec_files import parse_jobspec, read_jobspec, shorten
-from parsl_flux_bulk.instances.base import Instance, JobRequest, JobResult
+from parsl_flux_bulk.instances.base import Connection, Instance, JobRequest, JobResult
 from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.instances.federation.inner_instances import nest
 from parsl_flux_bulk.instances.federation.members import own_id
@@ -95,6 +95,16 @@ class JobFuture(CallbackFuture[JobResult]):
     def stderr(self) -> str:
         """Return the standard error that the instance kept; "" if the jobspec redirects it to a file."""
         return self._pipeline.output(self._job)[1]
+
+    def output(self, connection: Connection | None = None) -> tuple[str, str]:
+        """Return the standard output and error that the instance kept.
+
+        Parameters
+        ----------
+        connection : Connection or None
+            What :meth:`BulkSubmitter.connect` returned to this thread, if the output of many jobs is read.
+        """
+        return self._pipeline.output(self._job, connection)
 
     def cancel(self, reason: str = "canceled by the user") -> bool:
         """Request that the job be canceled, whether it waits or runs.
@@ -178,6 +188,10 @@ class BulkSubmitter:
     def description(self) -> str:
         """One line about the instance."""
         return self._pipeline.description
+
+    def connect(self) -> Connection:
+        """Open a connection of the calling thread, for :meth:`JobFuture.output`; to be closed."""
+        return self._pipeline.connect()
 
     @property
     def outstanding(self) -> int:

@@ -85,6 +85,10 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
         parser.error(f"give one of {', '.join(sources)}, not {' and '.join(given)}")
     if sum(value is not None for value in (options.copies, options.cc, options.bcc)) > 1:
         parser.error("give one of --copies, --cc and --bcc")
+    if options.output and (options.output_dir or options.watch):
+        parser.error(f"give --output or {'--output-dir' if options.output_dir else '--watch'}, not both")
+    if options.output_dir and options.watch:
+        parser.error("--watch prints what the instance keeps: give --output-dir, and `tail -f DIR/*.out`")
     if options.literal and options.lists:
         parser.error("--literal leaves no place for inputs: give input lists, or --literal")
     if not options.command:

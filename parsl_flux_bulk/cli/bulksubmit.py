@@ -20,6 +20,7 @@ from parsl_flux_bulk.bulk.submitter import BulkSubmitter
 from parsl_flux_bulk.cli.arguments import asks_for_little, parse
 from parsl_flux_bulk.cli.dry_run import dry_run
 from parsl_flux_bulk.cli.inputs import UnusableInput
+from parsl_flux_bulk.cli.job_output import JobOutput, LostOutputHint, Watch
 from parsl_flux_bulk.cli.report import Report
 from parsl_flux_bulk.cli.run import Run
 from parsl_flux_bulk.cli.streams import Output, Records, open_standard_streams
@@ -69,13 +70,18 @@ def _run(options: argparse.Namespace, output: Output, errors: Output) -> int:
     if options.dry_run is not None:
         return EXIT_OK if dry_run(work, options.dry_run, output, errors) else EXIT_FAILED
     with ExitStack() as stack:
-        records = stack.enter_context(contextlib.closing(Records(options.json))) if options.json else None
-        bulk = _open_submitter(options, MANY_JOBS if work.total is None else work.total)
+        records = _open_records(options, work)
+        if records is not None:
+            stack.enter_context(contextlib.closing(records))
+        bulk, keeps_output = _open_submitter(options, MANY_JOBS if work.total is None else work.total)
         stack.callback(bulk.close, timeout=1.0)
         bulk.start()
         report = Report(work.total, records, output, errors)
         report.say("Starting...")
-        run = Run(bulk, report)
+        job_output = JobOutput() if keeps_output or options.output_dir else LostOutputHint(report)
+        if options.watch:
+            job_output = stack.enter_context(contextlib.closing(Watch(bulk, report)))
+        run = Run(bulk, report, job_output)
         with run.signals():
             run.submit(work)
             run.drain()
@@ -86,7 +92,16 @@ def _run(options: argparse.Namespace, output: Output, errors: Output) -> int:
         return 128 + run.signal
 
 
-def _open_submitter(options: argparse.Namespace, jobs: int) -> BulkSubmitter:
+def _open_records(options: argparse.Namespace, work: Work) -> Records | None:
+    name = options.json
+    if work.output_directory is not None:
+        work.output_directory.make()
+        name = name or work.output_directory.records
+    return Records(name) if name else None
+
+
+def _open_submitter(options: argparse.Namespace, jobs: int) -> tuple[BulkSubmitter, bool]:
+    """Return the submitter, and whether its instance keeps the output of jobs after the run."""
     try:
         instance = choose_instance("local" if options.local else options.uri)
     except ValueError as error:
@@ -96,11 +111,13 @@ def _open_submitter(options: argparse.Namespace, jobs: int) -> BulkSubmitter:
         most = options.max_active or automatic(instance, jobs)
         instances = max(1, min(most, automatic(instance, jobs))) if asks_for_little(options) else 1
     try:
-        return BulkSubmitter(
+        bulk = BulkSubmitter(
             instance, max_active_jobs=options.max_active, instances=instances, keep_ended=False
         )
     except ValueError as error:
         raise UnusableInput(str(error)) from error
+    # Only a Flux instance that was there before is not owned.
+    return bulk, instances == 1 and not getattr(instance, "owned", True)
 
 
 def _check_current_directory() -> None:

@@ -13,7 +13,7 @@ from parsl_flux_bulk.bulk.inputs import Combinations, InputError, InputList, Wai
 from parsl_flux_bulk.bulk.templates import LITERALLY, Method, Template, TemplateError, Values, define
 from parsl_flux_bulk.cli.inputs import UnusableInput
 from parsl_flux_bulk.cli.item import Item, digest, numbered, unusable
-from parsl_flux_bulk.cli.job_options import JobOptions, names_one_file
+from parsl_flux_bulk.cli.job_options import JobOptions, refuse_one_file
 
 
 class CommandWork:
@@ -39,7 +39,7 @@ class CommandWork:
         except (TemplateError, InputError) as error:
             raise UnusableInput(str(error)) from error
         if self.count() != 1:
-            _refuse_one_file(options)
+            refuse_one_file(options)
 
     def count(self) -> int | None:
         """Return the number of jobs; None if it is not known before the inputs are read."""
@@ -138,12 +138,3 @@ def _check_templates(templates: list[Template], combinations: Combinations | Non
         template.check(lists, copies=copies.given and template not in copies.templates)
     if lists and not any(template.names & {"", "seq", "seq1"} for template in templates):
         raise InputError("the inputs are used nowhere: put {} where an input belongs in the command")
-
-
-def _refuse_one_file(options: argparse.Namespace) -> None:
-    for option, name in (("--output", options.output), ("--error", options.error)):
-        if names_one_file(name) and options.open_mode != "append":
-            raise UnusableInput(
-                f"{option} {name!r} is one file for all jobs, which would overwrite each other's output: "
-                "put a template such as {seq}, {cc} or {{id}} in it, or give --open-mode append"
-            )

@@ -12,7 +12,7 @@ from parsl_flux_bulk.bulk.inputs import STDIN, Wait, not_empty, read_lines
 from parsl_flux_bulk.bulk.templates import TemplateError, Values, define
 from parsl_flux_bulk.cli.inputs import UnusableInput
 from parsl_flux_bulk.cli.item import Item, digest, numbered, unusable
-from parsl_flux_bulk.cli.job_options import JobOptions, urgency_number
+from parsl_flux_bulk.cli.job_options import JobOptions, refuse_one_file, urgency_number
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.instances.base import JobRequest
 from parsl_flux_bulk.jobspec import Jobspec, build
@@ -28,6 +28,7 @@ class CommandLines:
 
     def __init__(self, options: argparse.Namespace) -> None:
         _check_readable(options.commands, "--commands")
+        refuse_one_file(options)
         self._name = options.commands
         try:
             self._job_options = JobOptions(options, define(options.define))

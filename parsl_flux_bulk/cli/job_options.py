@@ -56,7 +56,10 @@ class JobOptions:
         self.templates: dict[str, Template | list[Template]] = {}
         self._plain = {name: getattr(options, name) for name in FLAGS}
         self._plain.update(
-            {name: getattr(options, name) for name in ("exclusive", "open_mode", "label_io", "unbuffered")}
+            {
+                name: getattr(options, name)
+                for name in ("exclusive", "open_mode", "label_io", "unbuffered", "output_dir")
+            }
         )
         if not options.literal:
             for name, flag in FLAGS.items():
@@ -163,9 +166,16 @@ def urgency_number(text: str | None) -> int:
     return URGENCY_NAMES[text] if text in URGENCY_NAMES else int(text or DEFAULT_URGENCY)
 
 
-def names_one_file(path: str | None) -> bool:
-    """Return whether a file name has nothing in it that differs from job to job."""
-    return path is not None and path not in _SPECIAL and "{" not in path
+def refuse_one_file(options: argparse.Namespace) -> None:
+    """Raise UnusableInput if several jobs would overwrite one file of output."""
+    for option, name in (("--output", options.output), ("--error", options.error)):
+        # Without braces, nothing in the name differs from job to job.
+        one_file = name is not None and name not in _SPECIAL and "{" not in name
+        if one_file and options.open_mode != "append":
+            raise UnusableInput(
+                f"{option} {name!r} is one file for all jobs, which would overwrite each other's output: "
+                "put a template such as {seq}, {cc} or {{id}} in it, or give --open-mode append"
+            )
 
 
 def _specification(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,7 +251,8 @@ def _shell_options(options: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _output_options(options: Mapping[str, Any]) -> dict[str, Any]:
     output: dict[str, Any] = {}
-    for stream, path in (("stdout", options["output"]), ("stderr", options["error"])):
+    stdout = options["output"] or options["output_dir"]  # whose files OutputDirectory names
+    for stream, path in (("stdout", stdout), ("stderr", options["error"])):
         settings: dict[str, Any] = {}
         if options["label_io"] and path is not None:
             settings["label"] = True

@@ -113,6 +113,14 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the run")
     group.add_argument("--json", metavar="FILE", help="write one line of JSON for each job, as it ends")
     group.add_argument(
+        "--output-dir",
+        metavar="DIR",
+        help="send the output of each job to a file there, and the records to DIR/records.jsonl",
+    )
+    group.add_argument(
+        "--watch", action="store_true", help="print what the jobs print, in whole lines, as it comes"
+    )
+    group.add_argument(
         "--max-active", type=_positive, metavar="N", help="have at most N jobs in the instance at one time"
     )
     group.add_argument(

@@ -68,6 +68,17 @@ class Report:
         """Print one line to standard error."""
         print(f"bulksubmit: {text}", file=self._errors, flush=True)
 
+    def job_output(self, label: str, text: str, *, error: bool) -> None:
+        """Print what a job printed, on a terminal with the job's label before each line."""
+        stream = self._errors if error else self._output
+        lines = text.removesuffix("\n").split("\n")
+        if stream.isatty():
+            lines = [f"{printable(label)}: {line}" for line in lines]
+        if error and not (stream.isatty() and self._output.isatty()):
+            print("\n".join(lines), file=stream, flush=True)
+        else:  # above the bar
+            self._progress.line("\n".join(lines))
+
     def all_submitted(self) -> None:
         """Print how many jobs were enqueued, and how fast."""
         if self._total is None:

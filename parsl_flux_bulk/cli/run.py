@@ -14,6 +14,7 @@ from typing import NoReturn
 from parsl_flux_bulk.bulk.inputs import InputError
 from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
 from parsl_flux_bulk.cli.item import Item
+from parsl_flux_bulk.cli.job_output import JobOutput
 from parsl_flux_bulk.cli.report import SHOWN_FAILURES, Report, printable
 from parsl_flux_bulk.cli.signal_queue import SignalQueue
 from parsl_flux_bulk.cli.work import Work
@@ -43,8 +44,9 @@ class Run:
         The first signal that arrived.
     """
 
-    def __init__(self, bulk: BulkSubmitter, report: Report) -> None:
+    def __init__(self, bulk: BulkSubmitter, report: Report, output: JobOutput) -> None:
         self._bulk = bulk
+        self._output = output
         self._report = report
         self._ended: SignalQueue[JobFuture] = SignalQueue()
         self._outstanding: dict[JobFuture, Item] = {}
@@ -141,15 +143,17 @@ class Run:
 
     def _take(self, timeout: float | None) -> None:
         """Wait until one more job ends, a signal arrives, or the timeout is over."""
-        future = self._ended.get(timeout)
+        future = self._ended.get(self._output.timeout(timeout))
+        self._output.look(self._outstanding)
         if future is not None and future.job_result is not None:
             item = self._outstanding.pop(future)
+            self._output.ended(future)
             self._report.job_ended(item, future, future.job_result, interrupted=self.signal is not None)
 
     def _wait_readable(self, descriptor: int) -> None:
         """Report ended jobs until there is more to read."""
         while self.signal is None:
-            if self._ended.wait_readable(descriptor):
+            if self._ended.wait_readable(descriptor, self._output.timeout(None)):
                 return
             self._take(0)
         raise _Stopped

@@ -38,11 +38,11 @@ class SignalQueue(Generic[T]):
             self._wakeup.clear()
         return self._items.popleft() if self._items else None
 
-    def wait_readable(self, descriptor: int) -> bool:
-        """Wait until a file is readable, which is returned; or an item is there, or a signal arrived."""
+    def wait_readable(self, descriptor: int, timeout: float | None = None) -> bool:
+        """Wait until a file is readable, which is returned; or there is an item, a signal, or a timeout."""
         if self._items:
             return False
-        readable, _, _ = select.select([self._wakeup.fileno(), descriptor], [], [])
+        readable, _, _ = select.select([self._wakeup.fileno(), descriptor], [], [], timeout)
         if self._wakeup.fileno() in readable:
             self._wakeup.clear()
         return descriptor in readable

@@ -15,6 +15,7 @@ from parsl_flux_bulk.cli.inputs import UnusableInput, find_files, read_lines
 from parsl_flux_bulk.cli.item import Item
 from parsl_flux_bulk.cli.job_lines import CommandLines, JobLines
 from parsl_flux_bulk.cli.job_options import urgency_number
+from parsl_flux_bulk.cli.output_directory import OutputDirectory
 from parsl_flux_bulk.cli.report import printable
 from parsl_flux_bulk.cli.streams import reason
 from parsl_flux_bulk.errors import JobspecError
@@ -37,9 +38,12 @@ class Work:
         How many files were given more than once.
     total : int or None
         Number of jobs; None as long as they come from a stream.
+    output_directory : OutputDirectory or None
+        Where the output of the jobs goes.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
+        self.output_directory = OutputDirectory(options.output_dir) if options.output_dir else None
         self.files: list[Path] = []
         self.repeated = 0
         self.total: int | None = None
@@ -56,7 +60,8 @@ class Work:
 
     def items(self, wait: Wait) -> Iterator[Item]:
         """Yield the jobs; `wait` is called before a file descriptor is read."""
-        return self._source.items(wait)
+        items = self._source.items(wait)
+        return items if self.output_directory is None else self.output_directory.redirect(items)
 
 
 class _Files:

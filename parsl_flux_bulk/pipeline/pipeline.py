@@ -27,6 +27,7 @@ from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost, OutputUnavailab
 from parsl_flux_bulk.instances.base import (
     Capacity,
     Completion,
+    Connection,
     EndCause,
     Instance,
     JobId,
@@ -192,8 +193,17 @@ class Pipeline(Generic[JobT]):
         """Give the runtime a turn soon; any thread may."""
         self._calls.wake()
 
-    def output(self, job: JobT) -> tuple[str, str]:
+    def connect(self) -> Connection:
+        """Open a connection for the calling thread, in addition to that of the submission thread."""
+        return self._instance.connect()
+
+    def output(self, job: JobT, connection: Connection | None = None) -> tuple[str, str]:
         """Return the standard output and error of a job that the instance kept; see Connection.output.
+
+        Parameters
+        ----------
+        connection : Connection or None
+            A connection of the calling thread; None opens one for this call.
 
         Raises
         ------
@@ -204,8 +214,10 @@ class Pipeline(Generic[JobT]):
             if job.ended:
                 return "", ""  # it never got to the instance, and never ran
             raise OutputUnavailable("the job has no output yet: it has not been submitted. Wait for its end")
-        with contextlib.closing(self._instance.connect()) as connection:
+        if connection is not None:
             return connection.output(job.job_id)
+        with contextlib.closing(self.connect()) as own:
+            return own.output(job.job_id)
 
     @property
     def description(self) -> str:

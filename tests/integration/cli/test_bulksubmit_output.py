@@ -1,0 +1,121 @@
+"""Where the output of jobs goes: to files, to the terminal, or nowhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import helpers
+import pytest
+from test_bulksubmit import BOUND, COMMAND, Where, bulksubmit, in_tmp_path, where, write_job
+
+__all__ = ["in_tmp_path", "where"]
+
+HINT = "bulksubmit: what the jobs print is lost when this run ends: "
+
+
+def test_a_file_for_each_job(where: Where) -> None:
+    run = bulksubmit(
+        *where, "--output-dir", "a/b", "sh", "-c", "echo out {0}; echo err {0} >&2", ":::", "x", "y"
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    found = {path.name: sorted(path.read_text().split("\n")) for path in Path("a/b").glob("*.out")}
+    assert found == {
+        "1-sh_-c_echo_out_x_echo_err_x_2.out": ["", "err x", "out x"],
+        "2-sh_-c_echo_out_y_echo_err_y_2.out": ["", "err y", "out y"],
+    }
+    written = [json.loads(line) for line in Path("a/b/records.jsonl").read_text().splitlines()]
+    assert [record["status"] for record in written] == ["completed"] * 2
+
+
+def test_jobspecs_and_streams_in_a_directory(where: Where) -> None:
+    write_job("jobs/one.json", "echo", "one")
+    spec = json.loads(Path("jobs/one.json").read_text())
+    own = {"shell": {"options": {"output": {"stdout": {"type": "file", "path": "own"}}}}}
+    spec["attributes"]["system"].update(own)
+    Path("jobs/two.json").write_text(json.dumps(spec))
+    assert bulksubmit(*where, "--output-dir=out", "--json", "records", "jobs").returncode == 0
+    assert {path.name for path in Path("out").iterdir()} == {"1-jobs_one.json.out"}
+    assert Path("own").read_text() == Path("out/1-jobs_one.json.out").read_text() == "one\n"
+    run = bulksubmit(*where, "--output-dir=lines", "--commands", "-", stdin="echo a\necho " + "b" * 50)
+    assert run.returncode == 0, run.stderr
+    short, cut = sorted(Path("lines").glob("*.out"))
+    assert (short.name, short.read_text()) == ("1-echo_a.out", "a\n")
+    assert cut.name.startswith("2-echo_bbb") and cut.read_text() == "b" * 50 + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output-dir", "{seq}", "--", "true"], "--output-dir '{seq}' takes no template; --output does"),
+        (
+            ["--output-dir", "file/x", "--", "true"],
+            "cannot make the directory 'file/x' (--output-dir)",
+        ),
+        (["--output-dir=x", "--output=y", "--", "true"], "give --output or --output-dir, not both"),
+        (["--watch", "--output=y", "--", "true"], "give --output or --watch, not both"),
+        (["--watch", "--output-dir=y", "--", "true"], "--watch prints what the instance keeps"),
+        (["--commands", "file", "--output=y"], "--output 'y' is one file for all jobs"),
+    ],
+)
+def test_what_is_refused(arguments: list[str], message: str) -> None:
+    Path("file").write_text("true\n")
+    run = bulksubmit("--local", *arguments)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert message in run.stderr
+
+
+def test_output_that_will_be_lost() -> None:
+    run = bulksubmit("--local", "--copies", "9", "--", "echo", "x")
+    assert run.returncode == 0
+    assert run.stderr.startswith(HINT) and run.stderr.count("\n") == 1
+    for silent in (["--", "true"], ["--output-dir=out", "--", "echo", "x"], ["--watch", "--", "echo", "x"]):
+        assert bulksubmit("--local", *silent).stderr == ""
+
+
+@pytest.mark.flux
+def test_output_that_the_instance_keeps(flux_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = bulksubmit("--uri", flux_uri, "--copies", "3", "--", "echo", "x")
+    assert (run.returncode, run.stderr) == (0, "")
+    monkeypatch.delenv("FLUX_URI", raising=False)
+    run = bulksubmit("--copies", "3", "--", "echo", "x")
+    assert run.returncode == 0
+    assert run.stderr.startswith(HINT)
+
+
+def test_watch_shows_lines_while_the_job_runs(where: Where) -> None:
+    os.mkfifo("go")
+    shell = "echo one; echo two >&2; printf thr; cat go; echo ee; printf four"
+    with subprocess.Popen(
+        [*COMMAND, *where, "--watch", "--", "sh", "-c", shell],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout and process.stderr
+        helpers.wait_until(lambda: process.stdout.readline() == "one\n", BOUND)
+        assert process.stderr.readline() == "two\n"
+        Path("go").write_text("")
+        out, err = process.communicate(timeout=BOUND)
+    assert (process.returncode, err) == (0, "")
+    assert out.startswith("three\nfour\nbulksubmit: First job finished")
+
+
+def test_watch_labels_lines_on_a_terminal(where: Where) -> None:
+    reading, writing = os.openpty()
+    run = subprocess.Popen(
+        [*COMMAND, *where, "--watch", "sh", "-c", "echo {}; echo [e] >&2", ":::", "a", "b"],
+        stdout=writing, stderr=writing, env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )  # fmt: skip
+    os.close(writing)
+    shown = b""
+    try:
+        while chunk := os.read(reading, 4096):
+            shown += chunk
+    except OSError:  # how a terminal says that nobody writes any more
+        pass
+    os.close(reading)
+    assert run.wait(BOUND) == 0
+    for number, name in enumerate("ab", start=1):
+        label = f"sh -c echo {name}; echo [e] >&2 #{number}: "
+        assert f"{label}{name}\r\n".encode() in shown and f"{label}[e]\r\n".encode() in shown
