@@ -3,10 +3,11 @@
 ::
 
     FluxBulkError
-     ├─ InstanceError              the place where jobs run
+     ├─ InstanceError              the place where jobs run; a BrokenExecutor of concurrent.futures
      │   ├─ InstanceUnavailable    could not be reached or started; says what to do
      │   └─ InstanceLost           was lost while jobs were outstanding
-     ├─ ExecutorClosed             submit after shutdown
+     ├─ InitializerFailed          the initializer raised in a worker; a BrokenExecutor
+ ├─ ExecutorClosed             submit after shutdown
      ├─ JobspecError               a jobspec is not valid; says where in it, and why
      ├─ OutputUnavailable          the output of a job is not there (any more); says what to do
      ├─ JobError                   a job ended, but not with exit status 0
@@ -26,6 +27,7 @@ An exception that a task raises reaches the future unchanged.
 
 from __future__ import annotations
 
+from concurrent.futures import BrokenExecutor
 from typing import Any
 
 
@@ -46,7 +48,7 @@ def rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, An
     return error
 
 
-class InstanceError(FluxBulkError):
+class InstanceError(FluxBulkError, BrokenExecutor):
     """An error of the instance, not of one job."""
 
 
@@ -56,6 +58,10 @@ class InstanceUnavailable(InstanceError):
 
 class InstanceLost(InstanceError):
     """The instance was lost; all its outstanding jobs end with this error."""
+
+
+class InitializerFailed(FluxBulkError, BrokenExecutor):
+    """The initializer raised an exception, the cause of this one; all tasks end with this error."""
 
 
 class ExecutorClosed(FluxBulkError, RuntimeError):

@@ -9,9 +9,9 @@ import os
 import sys
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 import typeguard
 from parsl.dataflow.dflow import DataFlowKernelLoader
@@ -25,7 +25,7 @@ from parsl.providers.base import ExecutionProvider
 from parsl.utils import RepresentationMixin
 
 from parsl_flux_bulk.blocks.manager import Blocks
-from parsl_flux_bulk.errors import ExecutorClosed
+from parsl_flux_bulk.errors import ExecutorClosed, InitializerFailed
 from parsl_flux_bulk.executor.bash_apps import recognize, render, without_parsl
 from parsl_flux_bulk.executor.block_scaling import BlockScaling
 from parsl_flux_bulk.executor.job_factory import WorkerSettings
@@ -43,6 +43,8 @@ from parsl_flux_bulk.scheduler.story import Record
 from parsl_flux_bulk.scheduler.task import CallTask, CommandTask, Task
 
 logger = logging.getLogger(__name__)
+
+Self = TypeVar("Self", bound="FluxBulkExecutor")
 
 BASH_APPS = ("native", "python")
 
@@ -89,6 +91,13 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
         Seconds after which a worker without tasks ends. When other tasks wait for its cores, it ends at once.
     tasks_per_worker : int or None
         Tasks after which a worker process is replaced, for user code that leaks memory. None means never.
+    max_workers : int or None
+        Bound on the warm workers of one shape (cores and GPUs). None means as many as fit the instance.
+    initializer : callable or None
+        Called in each worker process before its first task, with `initargs`. If it raises, all tasks end with
+        InitializerFailed.
+    initargs : tuple
+        Arguments of `initializer`.
     isolation : str
         ``"worker"``: a worker process runs one task after another, and puts back what each has changed in the
         process, such as its working directory. ``"task"``: a new process is forked for each task, so that
@@ -132,6 +141,9 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
         remote_monitoring_radio: RadioConfig | None = None,
         worker_idle_time: int | float = 3.0,
         tasks_per_worker: int | None = None,
+        max_workers: int | None = None,
+        initializer: Callable[..., object] | None = None,
+        initargs: tuple[Any, ...] = (),
         isolation: str = "worker",
         bash_apps: str = "native",
         provider: ExecutionProvider | None = None,
@@ -145,7 +157,11 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
             raise ValueError(f"with a provider, instance must be None or 'local', not {instance!r}")
         if tasks_per_job not in (None, 1):
             raise ValueError(f"tasks_per_job must be 1 or None, not {tasks_per_job}")
-        for name, value in (("max_active_jobs", max_active_jobs), ("tasks_per_worker", tasks_per_worker)):
+        for name, value in (
+            ("max_active_jobs", max_active_jobs),
+            ("max_workers", max_workers),
+            ("tasks_per_worker", tasks_per_worker),
+        ):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, or None, not {value}")
         if isolation not in ISOLATION:
@@ -172,17 +188,25 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
         self.remote_monitoring_radio = remote_monitoring_radio or FilesystemRadio()
         self.worker_idle_time = worker_idle_time
         self.tasks_per_worker = tasks_per_worker
+        self.max_workers = max_workers
+        self.initializer = initializer
+        self.initargs = initargs
         self.isolation = isolation
         self.bash_apps = bash_apps
         self.launch = launch
         self.address = address
         self.node_init = node_init
         self._lock = threading.Lock()
-        self._functions = FunctionTable(without_parsl) if bash_apps == "native" else FunctionTable()
+        replacement = without_parsl if bash_apps == "native" else lambda function: function
+        self._functions = FunctionTable(replacement, initializer and (initializer, initargs))
         self._cwd = ""
         self._last_task_id = 0
         self._pipeline: TaskPipeline | None = None
         self._closed = False
+
+    def __enter__(self: Self) -> Self:
+        self.start()
+        return self
 
     def start(self) -> None:
         """Attach to the instance, or start it; a second call does nothing."""
@@ -212,7 +236,7 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
                 self._end_blocks()
                 raise
             pipeline.close_with(self, grace=SHUTDOWN_GRACE)
-            self._queue, self._pipeline = queue, pipeline
+            self._queue, self._pipeline, self._output = queue, pipeline, settings.output
 
     def _start_blocks(self, federation: Federation, settings: WorkerSettings, queue: SubmissionQueue) -> None:
         block_settings = self._block_settings(
@@ -243,11 +267,16 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
             sys_path=own_sys_path() if self.python in (None, sys.executable) else (),
             tasks_per_job=self.tasks_per_job,
             tasks_per_worker=1 if self.isolation == "task" else self.tasks_per_worker,
+            max_workers=self.max_workers,
             worker_idle_time=float(self.worker_idle_time),
         )
 
     def submit(
-        self, func: Callable[..., Any], resource_specification: dict[str, Any], *args: Any, **kwargs: Any
+        self,
+        func: Callable[..., Any],
+        resource_specification: dict[str, Any] | None = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Future[Any]:
         """Run ``func(*args, **kwargs)`` with the given resources.
 
@@ -261,12 +290,19 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
         ------
         parsl.executors.errors.InvalidResourceSpecification
             Names the key, its value, and what would be right.
+        TypeError
+            There is no resource specification.
         CallNotSerializable
             Names the argument that cannot be serialized.
         ExecutorClosed, InstanceLost
             Before `start`, after `shutdown`, in a fork of the script, or when the instance is lost.
         """
         self._refuse_fork()
+        if not isinstance(resource_specification, Mapping):
+            raise TypeError(
+                f"resource_specification must be a dictionary, not {resource_specification!r}: call "
+                "submit(function, {}, *args), or use FluxPoolExecutor, whose submit takes the arguments alone"
+            )
         resources = Resources.from_specification(resource_specification)
         if self.bash_apps == "native" and (resources.shape is None or self.tasks_per_job == 1):
             app = recognize(func)
@@ -282,14 +318,24 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
                 return self._enqueue(
                     lambda task_id, new_future: CommandTask(task_id, resources, new_future, command)
                 )
+        return self.submit_call(func, resources, args, kwargs)
+
+    def submit_call(
+        self, func: Callable[..., Any], resources: Resources, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Future[Any]:
+        """Run ``func(*args, **kwargs)`` in Python, whatever the names of its arguments; see `submit`."""
+        self._refuse_fork()
         function = self._functions.get(func)
         call = serialize_call(function.name, args, kwargs)
         walltime = walltime_of(func)
         if walltime is not None:
             call = with_walltime(walltime, call)
-        return self._enqueue(
+        future = self._enqueue(
             lambda task_id, new_future: CallTask(task_id, resources, new_future, function, call)
         )
+        if self.initializer is not None and (queue := self._queue) is not None:
+            future.add_done_callback(functools.partial(_fail_if_not_initialized, queue))
+        return future
 
     def _enqueue(self, make_task: Callable[[int, Callable[[Task], Future[Any]]], Task]) -> Future[Any]:
         # Rendering and serializing are done: only check, enqueue and wake happen under the lock.
@@ -328,8 +374,15 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
             self._closed = True
         if pipeline is not None:
             pipeline.close(grace=SHUTDOWN_GRACE)
+            with contextlib.suppress(OSError):  # not empty: it has output
+                os.rmdir(self._output)
         self._end_blocks()
         super().shutdown()
+
+    @property
+    def queue(self) -> SubmissionQueue | None:
+        """The tasks that have not ended; None before `start` and after `shutdown`."""
+        return self._queue
 
     # -- inspection ---------------------------------------------------------------------------------
 
@@ -371,6 +424,12 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
                 "FluxBulkExecutor; an app's task is submitted when its dependencies have ended"
             )
         return future.story()
+
+
+def _fail_if_not_initialized(queue: SubmissionQueue, future: Future[Any]) -> None:
+    error = None if future.cancelled() else future.exception()
+    if isinstance(error, InitializerFailed):
+        queue.fail(error)
 
 
 def _unload_parsl() -> None:

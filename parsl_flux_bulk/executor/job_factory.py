@@ -40,7 +40,7 @@ class WorkerSettings:
         Soft limits of every job, as `jobspec.build` takes them.
     sys_path : tuple of str
         Entries to add to a worker's module search path.
-    tasks_per_job, tasks_per_worker : int or None
+    tasks_per_job, tasks_per_worker, max_workers : int or None
     worker_idle_time : float
         Seconds.
     """
@@ -54,6 +54,7 @@ class WorkerSettings:
     sys_path: tuple[str, ...] = ()
     tasks_per_job: int | None = None
     tasks_per_worker: int | None = None
+    max_workers: int | None = None
     worker_idle_time: float = 3.0
 
     def setup(self) -> dict[str, Any]:

@@ -128,6 +128,7 @@ class TaskRuntime(Runtime):
             tasks_per_job=settings.tasks_per_job,
             worker_idle_time=settings.worker_idle_time,
             max_active_jobs=pipeline.max_active_jobs,
+            max_workers=settings.max_workers,
         )
         self._scheduler.handle(CapacityChanged(capacity))
         self._handled_before = 0
@@ -182,6 +183,7 @@ class TaskRuntime(Runtime):
         if queue.taken != queue.ended and time.monotonic() >= self._reported + REPORT_PERIOD:
             self._reported = time.monotonic()
             logger.info("%s: %s", self._settings.label, StatusReport.of(self._scheduler, self._pipeline))
+        queue.tell_if_idle()
 
     def deadline(self) -> float | None:
         if self._queue:

@@ -94,12 +94,18 @@ class FunctionTable:
     ----------
     replacement : callable
         Returns what is serialized in place of a function; by default, the function itself.
+    initializer : (callable, tuple) or None
+        Called in each worker before its first function, with the arguments.
     """
 
     def __init__(
-        self, replacement: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function
+        self,
+        replacement: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
+        initializer: tuple[Callable[..., object], tuple[Any, ...]] | None = None,
     ) -> None:
         self._replacement = replacement
+        self._initializer = initializer
+        self._initializer_payload: bytes | None = None
         self._lock = threading.Lock()
         self._ids = itertools.count(1)
         self._known: dict[int, tuple[weakref.ref[Any], Function, _Used | None]] = {}
@@ -172,11 +178,24 @@ class FunctionTable:
                 f"the function {name} cannot be serialized: {cause} ({type(error).__name__}: {error}); "
                 "make it, import it or open it inside the function's body, or pass plain data"
             ) from error
+        if self._initializer is not None:
+            payload = serialize.with_initializer(self._serialized_initializer(self._initializer), payload)
         payload = self._prefix + payload
         if before is not None and before.payload == payload:
             return before, None
         used = _Used(variables, len(payload)) if variables else None
         return Function(next(self._ids), name, payload), used
+
+    def _serialized_initializer(self, initializer: tuple[Callable[..., object], tuple[Any, ...]]) -> bytes:
+        if self._initializer_payload is None:
+            try:
+                self._initializer_payload = serialize.dumps(initializer)
+            except (Exception, SystemExit) as error:
+                cause = culprit(initializer) or "a value that it refers to"
+                raise CallNotSerializable(
+                    f"the initializer cannot be serialized: {cause} ({type(error).__name__}: {error})"
+                ) from error
+        return self._initializer_payload
 
 
 class _Used:

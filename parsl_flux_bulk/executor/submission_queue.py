@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import threading
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
@@ -101,6 +103,7 @@ class SubmissionQueue:
         self._wake = wake
         self._tasks: deque[Task] = deque()
         self._requests: deque[Callable[[Scheduler], None]] = deque()
+        self._waiters: deque[threading.Event] = deque()
         self.error: Exception | None = None
         self.scheduler: Scheduler | None = None
         self.taken = 0
@@ -134,6 +137,24 @@ class SubmissionQueue:
         """End a task whose future was canceled."""
         self._request(lambda scheduler: scheduler.cancel(task))
 
+    def cancel_pending(self, futures: Collection[Future[Any]] | None = None) -> None:
+        """Cancel those of the tasks, by default of all tasks, that no worker or job has."""
+
+        def cancel(scheduler: Scheduler) -> None:
+            for task in scheduler.pending():
+                if futures is None or task.future in futures:
+                    task.future.cancel()
+
+        self._request(cancel)
+
+    def join(self) -> None:
+        """Wait until every task has ended, or no more tasks can run."""
+        idle = threading.Event()
+        self._waiters.append(idle)
+        self._wake()
+        if self.error is None:
+            idle.wait()
+
     def drain(self, chosen: Callable[[JobId], bool]) -> None:
         """Assign no more tasks to the workers of the chosen jobs."""
 
@@ -148,6 +169,12 @@ class SubmissionQueue:
             self.error = error
         self._wake()
         self._fail_tasks(self.error)
+        self._release_waiters()
+
+    @property
+    def workers(self) -> int:
+        """Number of connected workers."""
+        return self.scheduler.workers if self.scheduler is not None else 0
 
     @property
     def outstanding(self) -> int:
@@ -194,6 +221,16 @@ class SubmissionQueue:
             scheduler.submit(self._take())
         for _ in range(requests):
             self._requests.popleft()(scheduler)
+
+    def tell_if_idle(self) -> None:
+        """Release those who wait until every task has ended, if so."""
+        if self._waiters and self.taken == self.ended and not self:
+            self._release_waiters()
+
+    def _release_waiters(self) -> None:
+        while self._waiters:
+            with contextlib.suppress(IndexError):  # two threads may release at the same time
+                self._waiters.popleft().set()
 
     def _take(self) -> Iterator[Task]:
         for task in self._pop_tasks():

@@ -7,6 +7,7 @@ read the rest:
 ``P``  pickle, protocol 5, with functions by value (:mod:`.by_value`)
 ``C``  pickle by cloudpickle, for what lives in ``__main__`` (:mod:`.by_cloudpickle`)
 ``S``  directories for ``sys.path``, in JSON, and another payload
+``I``  the initializer of a worker process and its arguments, and another payload
 ``F``  Parsl's serializer facade, used only if the user registered a serializer with Parsl
 ``W``  only for a call: its walltime, a double in seconds, and another payload
 ====  =====================================================================================
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
     from parsl_flux_bulk.protocol.by_value import Global
 
-PICKLE, CLOUDPICKLE, SYS_PATH, PARSL = b"P", b"C", b"S", b"F"
+PICKLE, CLOUDPICKLE, SYS_PATH, INITIALIZER, PARSL = b"P", b"C", b"S", b"I", b"F"
 WALLTIME = b"W"
 RESULT, RAISED, NOT_SERIALIZABLE, EXITED, APP_FAILED = b"R", b"E", b"N", b"X", b"A"
 
@@ -120,11 +121,15 @@ def loads(payload: bytes | memoryview) -> Any:
 
         sys.path += [entry for entry in json.loads(bytes(body[4 : 4 + length])) if entry not in sys.path]
         return loads(body[4 + length :])
+    if kind == INITIALIZER:
+        length = int.from_bytes(body[:8], "little")
+        _initialize(body[8 : 8 + length])
+        return loads(body[8 + length :])
     if kind == PARSL:
         from parsl.serialize import deserialize
 
         return deserialize(bytes(body))
-    raise ValueError(f"unknown payload kind {kind!r}; expected one of P, C, S, F")
+    raise ValueError(f"unknown payload kind {kind!r}; expected one of P, C, S, I, F")
 
 
 def with_sys_path(entries: Sequence[str], payload: bytes) -> bytes:
@@ -133,6 +138,29 @@ def with_sys_path(entries: Sequence[str], payload: bytes) -> bytes:
 
     encoded = json.dumps(entries).encode()
     return SYS_PATH + len(encoded).to_bytes(4, "little") + encoded + payload
+
+
+def with_initializer(initializer: bytes, payload: bytes) -> bytes:
+    """Return a payload before which a process calls an initializer, once."""
+    return INITIALIZER + len(initializer).to_bytes(8, "little") + initializer + payload
+
+
+initialized = False
+"""Whether this process, a worker, has called its initializer."""
+
+
+def _initialize(initializer: memoryview) -> None:
+    global initialized
+    if initialized:
+        return
+    try:
+        function, args = loads(initializer)
+        function(*args)
+    except BaseException as error:
+        from parsl_flux_bulk.errors import InitializerFailed
+
+        raise InitializerFailed(f"the initializer failed ({type(error).__name__}: {error})") from error
+    initialized = True
 
 
 def with_walltime(seconds: float, call: bytes) -> bytes:
@@ -165,6 +193,10 @@ def run(function: Callable[..., Any], call: bytes | memoryview) -> bytes:
 
 def not_deserializable(what: str, error: BaseException) -> bytes:
     """Return the outcome of a call whose function or arguments cannot be deserialized."""
+    from parsl_flux_bulk.errors import InitializerFailed
+
+    if isinstance(error, InitializerFailed):
+        return raised(error)
     return NOT_SERIALIZABLE + pickle.dumps(
         f"the {what} cannot be deserialized in the worker ({type(error).__name__}: {error}); modules that "
         "the call needs must be importable there"
@@ -182,6 +214,11 @@ def _run(function: Callable[..., Any], call: bytes | memoryview) -> bytes:
         return EXITED + pickle.dumps(_exit_status(error.code))
     except BaseException as error:
         return raised(error)
+    return returned(result)
+
+
+def returned(result: object) -> bytes:
+    """Return the outcome of a call that returned."""
     if type(result) in _SCALARS:
         return _SCALAR_RESULT + pickle.dumps(result, PROTOCOL)
     try:

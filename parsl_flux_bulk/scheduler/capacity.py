@@ -7,6 +7,7 @@ ones waits inside the instance.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -35,6 +36,8 @@ class Allocations:
         What the instance has; None until it is known, or if it has no cores.
     total : Capacity
         The same; at least one node and one core.
+    max_workers : int
+        Bound on the workers of one shape.
     cores, gpus : int
         Held by all jobs.
     leaving_cores, leaving_gpus : int
@@ -45,6 +48,7 @@ class Allocations:
 
     capacity: Capacity | None = None
     total: Capacity = _UNKNOWN
+    max_workers: int = sys.maxsize
     cores: int = 0
     gpus: int = 0
     leaving_cores: int = 0
@@ -97,7 +101,7 @@ class Allocations:
 
     def slots_in_total(self, shape: Shape) -> int:
         """Return the number of workers that fit the instance; at least 1."""
-        return max(1, _slots(shape, self.total.cores, self.total.gpus))
+        return min(self.max_workers, max(1, _slots(shape, self.total.cores, self.total.gpus)))
 
     # -- what would fit ----------------------------------------------------------------------------
 
@@ -142,7 +146,7 @@ class Allocations:
     def slots_in_reach(self, shape: Shape) -> int:
         """Return the number of workers that fit beside what others hold; at least 1."""
         cores, gpus = self.others
-        return max(1, _slots(shape, self.total.cores - cores, self.total.gpus - gpus))
+        return min(self.max_workers, max(1, _slots(shape, self.total.cores - cores, self.total.gpus - gpus)))
 
     def free_nodes(self, occupied: int) -> int:
         """Return the number of empty nodes, if workers occupy so many."""

@@ -21,6 +21,7 @@ recalled.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -70,6 +71,8 @@ class Scheduler:
         Seconds after which workers without tasks end.
     max_active_jobs : int
         Jobs that the pipeline keeps inside the instance; twice as many task jobs are submitted.
+    max_workers : int or None
+        Bound on the workers of one shape.
     gather_time : float
         Seconds that a shape's first job waits for more tasks.
 
@@ -89,6 +92,7 @@ class Scheduler:
         tasks_per_job: int | None = None,
         worker_idle_time: float = 3.0,
         max_active_jobs: int = 32,
+        max_workers: int | None = None,
         gather_time: float = 0.003,
     ) -> None:
         self._is_failure = is_failure
@@ -97,6 +101,7 @@ class Scheduler:
         self._timers = Timers()
         self._story = Story()
         self.lifecycle = Lifecycle(self._out, self._timers, self._story, worker_idle_time)
+        self.lifecycle.allocations.max_workers = max_workers or sys.maxsize
         self.assigner = Assigner(self._out, self._timers, self._story, self.lifecycle)
         self._autoscaler = Autoscaler(
             self.lifecycle,
@@ -382,6 +387,17 @@ class Scheduler:
     def service_time(self) -> float:
         """Mean seconds of a task, in the group where it is largest; 0 before the first outcome."""
         return max((group.service_time.mean for group in self.lifecycle.groups.values()), default=0.0)
+
+    @property
+    def workers(self) -> int:
+        """Number of connected workers; callable in any thread."""
+        return sum(group.workers for group in list(self.lifecycle.groups.values()))
+
+    def pending(self) -> list[Task]:
+        """Return the tasks that no worker has, and that no job has begun."""
+        jobs = (*self.lifecycle.held, *self.lifecycle.task_jobs, *self._outcomes.parked)
+        tasks = [job.task for job in jobs if job.task.state is TaskState.PENDING]
+        return tasks + [task for group in self.lifecycle.groups.values() for task in group.queue.tasks()]
 
     def status(self) -> Status:
         """Count tasks, workers and jobs."""

@@ -58,6 +58,11 @@ class TaskQueue:
             self._new.clear()
             self._returned.clear()
 
+    def tasks(self) -> list[CallTask]:
+        """Return all tasks that wait."""
+        tasks = [*(task for _, task in self._returned), *self._new]
+        return [task for task in tasks if task.state is TaskState.PENDING]
+
     def drain(self) -> Iterator[CallTask]:
         """Remove all tasks."""
         while self.waiting:

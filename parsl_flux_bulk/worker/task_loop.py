@@ -165,7 +165,7 @@ class WorkerProcess:
     def _serve(self) -> None:
         entry = slice(self._running.offset(self._slot), self._running.offset(self._slot) + 8)
         memory, none = self._running.memory, bytes(8)
-        state = self._state = ProcessState()
+        self._state = ProcessState()
         done = 0
         while done < self._limit and (frame := self._receive()):
             kind = frame[0]
@@ -173,10 +173,10 @@ class WorkerProcess:
                 memory[entry] = frame[frames.ID]  # the task has started
                 try:
                     outcome = copy_context().run(self._run, frame)
-                    left = state.restore()
+                    left = self._state.restore()
                 except BaseException as error:  # of the task's signal handler, after the call
                     outcome = serialize.raised(error)
-                    left = state.restore()
+                    left = self._state.restore()
                 self._send(frame, outcome)
                 memory[entry] = none
                 done += 1
@@ -204,11 +204,14 @@ class WorkerProcess:
         function = self._functions.get(function_id)
         if function is None:
             # Not before: imports, and a crash in one of them, belong to the task that needs them.
+            initialized = serialize.initialized
             try:
                 function = serialize.loads(self._payloads[function_id])
             except BaseException as error:
                 return serialize.not_deserializable("function", error)
             self._functions[function_id] = function
+            if serialize.initialized != initialized:
+                self._state = ProcessState()  # what the initializer changed is for all tasks
             self._state.note_imports()
             del self._payloads[function_id]
         seconds, call = serialize.split_walltime(memoryview(frame)[frames.CALL_START :])

@@ -22,6 +22,7 @@ FOLDERS = sorted({name.rpartition(".")[0] for name in USES} - {""})
 ORDER = [
     "__main__",
     "cli",
+    "pool",
     "executor bulk",
     "scheduler",
     "pipeline",

@@ -271,7 +271,7 @@ def test_what_nothing_can_carry_raises() -> None:
 
 
 def test_an_unknown_payload_is_refused_in_words() -> None:
-    with pytest.raises(ValueError, match=r"unknown payload kind b'\?'; expected one of P, C, S, F"):
+    with pytest.raises(ValueError, match=r"unknown payload kind b'\?'; expected one of P, C, S, I, F"):
         serialize.loads(b"?nonsense")
 
 
