@@ -39,7 +39,6 @@ from parsl_flux_bulk.instances.base import (
 from parsl_flux_bulk.instances.federation.members import Member
 from parsl_flux_bulk.instances.federation.registry import MemberRegistry
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
-from parsl_flux_bulk.instances.flux.own_broker import KEPT_FINISHED_JOBS
 from parsl_flux_bulk.jobspec import Jobspec, build
 from parsl_flux_bulk.jobspec.job_environment import base_environment
 from parsl_flux_bulk.jobspec.resources import Resources
@@ -59,6 +58,9 @@ PING_PERIOD = 2.0
 
 PING_TIMEOUT = 86400.0
 """Seconds for which this process may not answer, stopped by Ctrl-Z for example."""
+
+_KEPT_FINISHED_JOBS = 1000
+"""Inactive jobs that an inner instance keeps, and with them their output."""
 
 _HERE = Path(__file__).resolve().parent
 _PROGRAM = str(_HERE.parents[1] / "worker" / "main.py")
@@ -283,7 +285,7 @@ def _jobspec(nodes: int, cores: int, token: int, channel: Mapping[str, str]) -> 
     # The initial program's channel leads through the outer instance, and `flux start` replaces FLUX_URI.
     keep = f'export {variables.OUTER_URI}="$FLUX_URI" {variables.OUTER_JOB}="$FLUX_JOB_ID"; exec "$@"'
     modprobe = [os.environ.get("FLUX_MODPROBE_PATH_APPEND"), _MODPROBE]
-    conf = f"--conf=job-manager.inactive-num-limit={KEPT_FINISHED_JOBS}"
+    conf = f"--conf=job-manager.inactive-num-limit={_KEPT_FINISHED_JOBS}"
     return build(
         Resources.from_specification(request),
         ["sh", "-c", keep, "sh", "flux", "start", conf, sys.executable, _PROGRAM],

@@ -30,6 +30,7 @@ from parsl_flux_bulk.instances.base import (
 from parsl_flux_bulk.instances.flux.channel_service import ChannelService
 from parsl_flux_bulk.instances.flux.end_of_output import EndOfOutput
 from parsl_flux_bulk.instances.flux.handle import LOST_HINT, drop_future
+from parsl_flux_bulk.instances.flux.job_directories import JobDirectories
 from parsl_flux_bulk.instances.flux.results import first_exit, read_end, read_result, with_log
 from parsl_flux_bulk.instances.flux.shell_options import OutputFiles, explain
 from parsl_flux_bulk.instances.flux.survey import Survey
@@ -49,9 +50,11 @@ class FluxCompletion:
     handle : flux.Flux
     files : dict
         The output files of submitted jobs; those of a job are removed when it ends.
+    private : bool
+        Whether the instance ends with this process, which may then tidy its KVS.
     """
 
-    def __init__(self, handle: Any, files: dict[JobId, OutputFiles]) -> None:
+    def __init__(self, handle: Any, files: dict[JobId, OutputFiles], private: bool = False) -> None:
         from flux.constants import FLUX_POLLIN
         from flux.core.inner import ffi, lib
 
@@ -63,6 +66,7 @@ class FluxCompletion:
         self._channel: ChannelService | None = None
         self._waits: dict[JobId, Any] = {}
         self._survey = Survey(handle, self._events.append)
+        self._directories = JobDirectories(handle) if private else None
         self._woken = False
         self._expired = False
         # A reactor timer runs only during a poll with a timeout.
@@ -219,6 +223,8 @@ class FluxCompletion:
         for future in self._waits.values():
             drop_future(future)
         self._survey.close()
+        if self._directories is not None:
+            self._directories.close()
         self._waits.clear()
         self._handle = None
         self._wakeup.close()

@@ -92,7 +92,7 @@ class FluxInstance:
         return FluxConnection(self._open(), self._files, spool, self._mark if guarded else "")
 
     def completion(self) -> FluxCompletion:
-        return FluxCompletion(self._open(), self._files)
+        return FluxCompletion(self._open(), self._files, private=not self._guarded)
 
     def largest_job_id(self) -> JobId:
         """Return the largest job id that the instance has issued, or starts after; 0 if there is none."""

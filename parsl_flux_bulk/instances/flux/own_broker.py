@@ -27,7 +27,7 @@ TMPDIR_LIMIT = 80
 STOP_TIMEOUT = 15.0
 """Seconds until an instance that shuts down is killed."""
 
-KEPT_FINISHED_JOBS = 1000
+KEPT_FINISHED_JOBS = 300
 """Inactive jobs that an owned instance keeps: a broker's memory grows with each (flux-core#7809)."""
 
 
