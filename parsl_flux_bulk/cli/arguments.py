@@ -89,6 +89,10 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
         parser.error(f"give --output or {'--output-dir' if options.output_dir else '--watch'}, not both")
     if options.output_dir and options.watch:
         parser.error("--watch prints what the instance keeps: give --output-dir, and `tail -f DIR/*.out`")
+    if options.json and (options.resume or options.rerun):
+        parser.error("records go on in the file of --resume or --rerun: leave out --json")
+    if options.retry_on and not options.retries:
+        parser.error("--retry-on needs --retries N")
     if options.literal and options.lists:
         parser.error("--literal leaves no place for inputs: give input lists, or --literal")
     if not options.command:

@@ -19,6 +19,8 @@ from parsl_flux_bulk.bulk.inputs import InputError
 from parsl_flux_bulk.bulk.submitter import BulkSubmitter
 from parsl_flux_bulk.cli.arguments import asks_for_little, parse
 from parsl_flux_bulk.cli.dry_run import dry_run
+from parsl_flux_bulk.cli.earlier_run import EarlierRun
+from parsl_flux_bulk.cli.failures import Retries
 from parsl_flux_bulk.cli.inputs import UnusableInput
 from parsl_flux_bulk.cli.job_output import JobOutput, LostOutputHint, Watch
 from parsl_flux_bulk.cli.report import Report
@@ -68,28 +70,35 @@ def _run(options: argparse.Namespace, output: Output, errors: Output) -> int:
     if options.strict:
         refuse_invalid(work.files)
     if options.dry_run is not None:
+        work.earlier = _earlier(options)
         return EXIT_OK if dry_run(work, options.dry_run, output, errors) else EXIT_FAILED
     with ExitStack() as stack:
         records = _open_records(options, work)
         if records is not None:
             stack.enter_context(contextlib.closing(records))
+        work.earlier = _earlier(options)
         bulk, keeps_output = _open_submitter(options, MANY_JOBS if work.total is None else work.total)
         stack.callback(bulk.close, timeout=1.0)
         bulk.start()
-        report = Report(work.total, records, output, errors)
+        report = Report(None if work.earlier else work.total, records, output, errors)
         report.say("Starting...")
         job_output = JobOutput() if keeps_output or options.output_dir else LostOutputHint(report)
         if options.watch:
             job_output = stack.enter_context(contextlib.closing(Watch(bulk, report)))
-        run = Run(bulk, report, job_output)
+        retries = Retries(options.retries, options.retry_on or Retries.on) if options.retries else None
+        run = Run(bulk, report, job_output, retries, options.max_fails)
         with run.signals():
             run.submit(work)
             run.drain()
-        if run.signal is None:
+        if run.stopped:
+            run.say_stopped()
+        else:
             report.finish()
-            return EXIT_OK if report.ok else EXIT_FAILED
-        run.say_interrupted(run.signal)
-        return 128 + run.signal
+        if work.earlier is not None:
+            _say_skipped(work.earlier, report)
+        if run.signal is not None:
+            return 128 + run.signal
+        return EXIT_OK if report.ok else EXIT_FAILED
 
 
 def _open_records(options: argparse.Namespace, work: Work) -> Records | None:
@@ -97,7 +106,21 @@ def _open_records(options: argparse.Namespace, work: Work) -> Records | None:
     if work.output_directory is not None:
         work.output_directory.make()
         name = name or work.output_directory.records
-    return Records(name) if name else None
+    again = options.resume or options.rerun
+    if options.rerun:
+        EarlierRun(options.rerun, only_failed=True)  # refuses a missing file before it is made
+    return Records(again or name, append=bool(again)) if again or name else None
+
+
+def _earlier(options: argparse.Namespace) -> EarlierRun | None:
+    name = options.resume or options.rerun
+    return EarlierRun(name, only_failed=bool(options.rerun)) if name else None
+
+
+def _say_skipped(earlier: EarlierRun, report: Report) -> None:
+    report.say(f"Skipped {earlier.skipped} jobs of the earlier run")
+    if earlier.foreign:
+        report.warn("none of these jobs is in the records: they are of another command")
 
 
 def _open_submitter(options: argparse.Namespace, jobs: int) -> tuple[BulkSubmitter, bool]:

@@ -28,12 +28,15 @@ class Item:
         The command, after the options that were filled in, as --dry-run prints it.
     request : callable
         Returns the job; raises JobspecError, or OSError for a file that cannot be read.
+    retries : int
+        How often the job has failed and run again.
     """
 
     label: str
     key: str
     shown: str
     request: Callable[[], JobRequest]
+    retries: int = 0
 
 
 def numbered(text: str, number: int) -> str:

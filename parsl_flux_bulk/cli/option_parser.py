@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from parsl_flux_bulk.bulk.templates import KNOWN
+from parsl_flux_bulk.cli.failures import RETRY_ON
 from parsl_flux_bulk.jobspec.duration import parse_duration
 from parsl_flux_bulk.version import __version__
 
@@ -120,6 +121,22 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--watch", action="store_true", help="print what the jobs print, in whole lines, as it comes"
     )
+    again = group.add_mutually_exclusive_group()
+    again.add_argument(
+        "--resume", metavar="RECORDS", help="go on with a run whose records are there: skip completed jobs"
+    )
+    again.add_argument("--rerun", metavar="RECORDS", help="run only the jobs that failed in that run")
+    group.add_argument(
+        "--max-fails", type=_positive, metavar="N", help="cancel the rest when N jobs have failed"
+    )
+    group.add_argument("--retries", type=_positive, metavar="N", help="run a failed job up to N times again")
+    group.add_argument(
+        "--retry-on",
+        type=_retry_on,
+        metavar="WHAT,...",
+        help="what is retried: exit (exit status, signal), lost (node), timeout, or exit statuses such as 75 "
+        "(default: exit,lost)",
+    )
     group.add_argument(
         "--max-active", type=_positive, metavar="N", help="have at most N jobs in the instance at one time"
     )
@@ -202,6 +219,16 @@ def _positive(text: str) -> int:
     if text.isascii() and text.isdigit() and int(text) > 0:
         return int(text)
     raise argparse.ArgumentTypeError(f"must be an integer of at least 1, not {text!r}")
+
+
+def _retry_on(text: str) -> frozenset[str]:
+    words = text.split(",")
+    for word in words:
+        if word not in RETRY_ON and not (word.isascii() and word.isdigit() and 0 < int(word) < 256):
+            raise argparse.ArgumentTypeError(
+                f"must be some of {', '.join(RETRY_ON)} and exit statuses from 1 to 255, not {word!r}"
+            )
+    return frozenset(words)
 
 
 def _uri(text: str) -> str:

@@ -24,11 +24,17 @@ class Progress:
         self._shown = ""
         self._next = time.monotonic() + self.interval
 
-    def update(self, done: int, total: int, seconds: float) -> None:
-        """Show that `done` of `total` jobs have ended within `seconds`."""
-        room = self._columns() - len(bar(done, total, seconds, width=0)) - 1
+    def update(self, done: int, total: int, seconds: float, *, known: bool = False) -> None:
+        """Show that `done` of `total` jobs have ended within `seconds`.
+
+        Parameters
+        ----------
+        known : bool
+            Whether `total` is that of the run, so that the time left can be estimated.
+        """
+        room = self._columns() - len(bar(done, total, seconds, width=0, left=known)) - 1
         width = max(1, min(WIDTH, room))
-        self._latest = bar(done, total, seconds, width=width, encoding=self._stream.encoding)
+        self._latest = bar(done, total, seconds, width=width, encoding=self._stream.encoding, left=known)
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self.interval
             self._show()
@@ -85,8 +91,16 @@ def open_progress(stream: TextIO) -> Progress:
     return _LiveProgress(stream) if stream.isatty() else Progress(stream)
 
 
-def bar(done: int, total: int, seconds: float, *, width: int = WIDTH, encoding: str | None = None) -> str:
-    """Return the bar as text, such as ``|█████-----| 50.0% (29.4 job/s)``."""
+def bar(
+    done: int,
+    total: int,
+    seconds: float,
+    *,
+    width: int = WIDTH,
+    encoding: str | None = None,
+    left: bool = False,
+) -> str:
+    """Return the bar as text, such as ``|█████-----| 50.0% (29.4 job/s)``; with `left`, and the time left."""
     fraction = done / total if total else 1.0
     full = "█"
     try:
@@ -97,4 +111,13 @@ def bar(done: int, total: int, seconds: float, *, width: int = WIDTH, encoding: 
     rate = done / seconds if seconds > 0 else 0.0
     # Rounded down: 100.0% means that all have ended.
     percent = int(fraction * 1000) / 10
-    return f"|{full * filled}{'-' * (width - filled)}| {percent:.1f}% ({rate:.1f} job/s)"
+    more = f", {_duration((total - done) / rate)} left" if left and done < total and rate else ""
+    return f"|{full * filled}{'-' * (width - filled)}| {percent:.1f}% ({rate:.1f} job/s{more})"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from typing import Any, TextIO, cast
 
 from parsl_flux_bulk.bulk.submitter import JobFuture
+from parsl_flux_bulk.cli.failures import STDERR_LINES, Failures
 from parsl_flux_bulk.cli.item import Item
 from parsl_flux_bulk.cli.progress import open_progress
 from parsl_flux_bulk.cli.streams import Output, Records, reason
@@ -13,9 +15,6 @@ from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.instances.base import EndCause, JobResult, JobStatus
 from parsl_flux_bulk.pipeline.exit_status_to_error import describe
 from parsl_flux_bulk.protocol.stderr_tail import last_lines
-
-SHOWN_FAILURES = 20
-STDERR_LINES = 5
 
 
 class Report:
@@ -42,13 +41,21 @@ class Report:
         self._total = total
         self.read = 0
         self._began = time.time()
-        self._failures: list[str] = []
+        self._failures = Failures()
+        self._first = ""
+        self._submitting = True
+        self._settled = 0
         self.submitted = 0
+        self.retried = 0
         self.ended = 0
         self.canceled = 0
         self.canceled_running = 0
-        self.failed = 0
         self.failed_to_read = False
+
+    @property
+    def failed(self) -> int:
+        """Number of jobs that failed."""
+        return self._failures.count
 
     @property
     def ok(self) -> bool:
@@ -66,7 +73,7 @@ class Report:
 
     def warn(self, text: str) -> None:
         """Print one line to standard error."""
-        print(f"bulksubmit: {text}", file=self._errors, flush=True)
+        self._print_error(f"bulksubmit: {text}")
 
     def job_output(self, label: str, text: str, *, error: bool) -> None:
         """Print what a job printed, on a terminal with the job's label before each line."""
@@ -74,9 +81,9 @@ class Report:
         lines = text.removesuffix("\n").split("\n")
         if stream.isatty():
             lines = [f"{printable(label)}: {line}" for line in lines]
-        if error and not (stream.isatty() and self._output.isatty()):
-            print("\n".join(lines), file=stream, flush=True)
-        else:  # above the bar
+        if error:
+            self._print_error("\n".join(lines))
+        else:
             self._progress.line("\n".join(lines))
 
     def all_submitted(self) -> None:
@@ -85,6 +92,9 @@ class Report:
             self._total = self.read
         seconds = self._seconds()
         self.say(f"submitted {self.submitted} jobs in {seconds:.2f}s. {self.submitted / seconds:.2f}job/s")
+        self._submitting = False
+        if self._first:
+            self.say(self._first)
 
     def unreadable(self, error: Exception) -> None:
         """Print that no more jobs can be read."""
@@ -95,11 +105,13 @@ class Report:
         """Record a file that is not a valid jobspec, or cannot be read."""
         what = "not a valid jobspec" if isinstance(error, JobspecError) else "cannot be read"
         note = f"{what}: {reason(error)}"
+        self._settled += 1
         self._failed(item.label, note)
         self._record(item, status="invalid", exception="jobspec", note=note)
 
     def not_submitted(self, item: Item, error: Exception) -> None:
         """Record a job that could not be submitted, because the instance is lost."""
+        self._settled += 1
         self._failed(item.label, f"not submitted: {error}")
         self._record(item, status="not-submitted", exception=EndCause.INSTANCE_LOST.value, note=str(error))
 
@@ -114,8 +126,12 @@ class Report:
             Whether a signal had ended the run: canceled jobs then are neither failures nor progress.
         """
         self.ended += 1
+        self._settled += 1
         if self.ended == 1:
-            self.say(f"First job finished in about {(future.t_end or time.time()) - self._began:.3f}s")
+            self._first = f"First job finished in about {(future.t_end or time.time()) - self._began:.3f}s"
+            if self._total is None or not self._submitting:
+                self.say(self._first)
+                self._first = ""
         if interrupted and result.status is JobStatus.CANCELED:
             self.canceled += 1
             self.canceled_running += result.started
@@ -133,7 +149,9 @@ class Report:
             exception=result.exception or None,
             note=result.note,
         )
-        self._progress.update(self.ended - self.canceled, self.submitted, self._seconds())
+        known = not self._submitting or self._total is not None
+        total = self._total if self._submitting and self._total is not None else self.submitted
+        self._progress.update(self.ended - self.canceled, total, self._seconds(), known=known)
 
     def not_ended(self, item: Item, job: str, status: str) -> None:
         """Record a job whose end is not waited for."""
@@ -146,28 +164,38 @@ class Report:
         ran = self.ended - self.canceled
         summary = f"Ran {ran} jobs in {seconds:.1f}s. {ran / seconds:.1f} job/s"
         self.say(summary)
+        if self.retried:
+            self.say(f"Retried {self.retried} times")
         if self._output.error is not None:
             self.warn(f"cannot write to standard output: {reason(self._output.error)}")
             self.warn(summary)
         if not self.failed:
             return
         total = self.read if self._total is None else self._total
-        lines = [f"bulksubmit: {self.failed} of {total} jobs failed:", *self._failures]
-        if self.failed > SHOWN_FAILURES:
-            lines.append(f"  and {self.failed - SHOWN_FAILURES} more; --json FILE lists all")
-        print("\n".join(lines), file=self._errors, flush=True)
+        self._print_error(f"bulksubmit: {self.failed} of {total} jobs failed:")
+        self._print_error("\n".join(self._failures.lines()))
 
     def _failed(self, job: str, why: str, stderr: str = "") -> None:
-        self.failed += 1
-        if self.failed <= SHOWN_FAILURES:
-            tail = [f"      | {line}" for line in last_lines(stderr, STDERR_LINES).splitlines()]
-            self._failures.append("\n".join([f"  {printable(job)}: {why}", *tail]))
+        self._failures.add(printable(job), why, stderr)
+        # The last job's failure is in the summary that follows at once.
+        if self.failed == 1 and (self._total is None or self._settled < self._total):
+            self.warn(f"first failure: {printable(job)}: {why}")
+            if tail := last_lines(stderr, STDERR_LINES):
+                self._print_error(textwrap.indent(tail, "      | ", lambda line: True))
+
+    def _print_error(self, text: str) -> None:
+        if self._errors.isatty() and self._output.isatty():
+            self._progress.line(text)  # above the bar
+        else:
+            print(text, file=self._errors, flush=True)
 
     def _record(self, item: Item, **fields: Any) -> None:
         records = self._records
         if records is None:
             return
-        records.write(dict.fromkeys(_FIELDS) | {"file": item.label, "key": item.key} | fields)
+        records.write(
+            dict.fromkeys(_FIELDS) | {"file": item.label, "key": item.key, "retries": item.retries} | fields
+        )
         if records.error is not None and not self._records_failed:
             self._records_failed = True
             self.warn(
@@ -184,4 +212,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-_FIELDS = ("file", "key", "id", "submitted", "finished", "status", "exit_code", "signal", "exception", "note")
+_FIELDS = (
+    "file", "key", "id", "submitted", "finished", "status", "exit_code", "signal", "exception", "note",
+    "retries",
+)  # fmt: skip

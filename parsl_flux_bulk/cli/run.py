@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import time
@@ -13,9 +14,10 @@ from typing import NoReturn
 
 from parsl_flux_bulk.bulk.inputs import InputError
 from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
+from parsl_flux_bulk.cli.failures import Retries
 from parsl_flux_bulk.cli.item import Item
 from parsl_flux_bulk.cli.job_output import JobOutput
-from parsl_flux_bulk.cli.report import SHOWN_FAILURES, Report, printable
+from parsl_flux_bulk.cli.report import Report, printable
 from parsl_flux_bulk.cli.signal_queue import SignalQueue
 from parsl_flux_bulk.cli.work import Work
 from parsl_flux_bulk.errors import InstanceLost, JobspecError
@@ -25,6 +27,12 @@ HELD_JOBS = 10_000
 
 CANCEL_TIMEOUT = 10.0
 """Seconds that jobs get to end after a signal."""
+
+SHOWN_NAMES = 20
+"""Names of jobs that did not end in time, at most."""
+
+RECORD_INTERVAL = 0.5
+"""Seconds between two looks at ended jobs, while more are submitted."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -44,8 +52,18 @@ class Run:
         The first signal that arrived.
     """
 
-    def __init__(self, bulk: BulkSubmitter, report: Report, output: JobOutput) -> None:
+    def __init__(
+        self,
+        bulk: BulkSubmitter,
+        report: Report,
+        output: JobOutput,
+        retries: Retries | None = None,
+        max_fails: int | None = None,
+    ) -> None:
         self._bulk = bulk
+        self._retries = retries or Retries()
+        self._max_fails = max_fails
+        self._recorded = time.monotonic()
         self._output = output
         self._report = report
         self._ended: SignalQueue[JobFuture] = SignalQueue()
@@ -53,18 +71,30 @@ class Run:
         self._not_submitted = 0
         self.signal: int | None = None
 
+    @property
+    def stopped(self) -> str:
+        """What stopped the run before its end; "" if nothing did."""
+        if self.signal is not None:
+            return signal.Signals(self.signal).name
+        if self._max_fails is not None and self._report.failed >= self._max_fails:
+            return f"--max-fails {self._max_fails}"
+        return ""
+
     def submit(self, work: Work) -> None:
-        """Submit every job; stop at a signal."""
+        """Submit every job; stop at a signal, and after too many failures."""
         items = work.items(self._wait_readable)
         try:
             for item in items:
-                while len(self._outstanding) >= HELD_JOBS and self.signal is None:
+                while len(self._outstanding) >= HELD_JOBS and not self.stopped:
                     self._take(None)
-                if self.signal is not None:
+                if self.stopped:
                     # The rest of a stream may be long in coming.
                     self._skip(item, *(items if work.total is not None else ()))
                     return
                 self._submit(item)
+                if time.monotonic() - self._recorded > RECORD_INTERVAL:
+                    while self._ended:
+                        self._take(0)
         except InputError as error:
             self._report.unreadable(error)
         except _Stopped:
@@ -72,7 +102,8 @@ class Run:
         self._report.all_submitted()
 
     def _submit(self, item: Item) -> None:
-        self._report.read += 1
+        if not item.retries:
+            self._report.read += 1
         try:
             request = item.request()
             future = self._bulk.submit(request.jobspec, urgency=request.urgency, label=item.label)
@@ -82,39 +113,42 @@ class Run:
         except InstanceLost as error:
             self._report.not_submitted(item, error)
             return
-        self._report.submitted += 1
+        if item.retries:
+            self._report.retried += 1
+        else:
+            self._report.submitted += 1
         self._outstanding[future] = item
         future.add_done_callback(self._ended.put)  # not a closure over the future: a cycle stays in memory
 
     def drain(self) -> None:
-        """Wait until every job has ended; after a signal, for a bounded time."""
+        """Wait until every job has ended; if the run is stopped, for a bounded time."""
         deadline: float | None = None
         while self._outstanding:
-            if self.signal is not None and deadline is None:
-                name = signal.Signals(self.signal).name
+            if deadline is None and (name := self.stopped):
                 outstanding = len(self._outstanding)
                 # Before the message, in whose answer a second signal may come.
                 self._bulk.cancel(f"bulksubmit was ended by {name}")
-                self._report.say(f"{name}: canceling {outstanding} jobs (again to stop at once)")
+                again = " (again to stop at once)" if self.signal is not None else ""
+                self._report.say(f"{name}: canceling {outstanding} jobs{again}")
                 deadline = time.monotonic() + CANCEL_TIMEOUT
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return
             self._take(left)
 
-    def say_interrupted(self, number: int) -> None:
+    def say_stopped(self) -> None:
         """Print how many jobs were canceled, and those that have not ended."""
         report = self._report
         report.finish()
         names = sorted(future.job_name or printable(future.label) for future in self._outstanding)
         lines = [
-            f"{signal.Signals(number).name}: canceled {report.canceled} outstanding jobs, "
+            f"{self.stopped}: canceled {report.canceled} outstanding jobs, "
             f"of which {report.canceled_running} had started"
         ]
         if self._not_submitted:
             lines.append(f"{self._not_submitted} jobs were not submitted yet")
         if names:
-            shown = " ".join(names[:SHOWN_FAILURES]) + (" ..." if len(names) > SHOWN_FAILURES else "")
+            shown = " ".join(names[:SHOWN_NAMES]) + (" ..." if len(names) > SHOWN_NAMES else "")
             lines.append(f"{len(names)} jobs did not end within {CANCEL_TIMEOUT:g} s: {shown}")
         for line in lines:
             report.warn(line)
@@ -143,16 +177,22 @@ class Run:
 
     def _take(self, timeout: float | None) -> None:
         """Wait until one more job ends, a signal arrives, or the timeout is over."""
+        if not self._ended:
+            self._recorded = time.monotonic()
         future = self._ended.get(self._output.timeout(timeout))
         self._output.look(self._outstanding)
         if future is not None and future.job_result is not None:
             item = self._outstanding.pop(future)
             self._output.ended(future)
-            self._report.job_ended(item, future, future.job_result, interrupted=self.signal is not None)
+            result = future.job_result
+            if not self.stopped and self._retries.applies(result, item.retries):
+                self._submit(dataclasses.replace(item, retries=item.retries + 1))
+            else:
+                self._report.job_ended(item, future, result, interrupted=bool(self.stopped))
 
     def _wait_readable(self, descriptor: int) -> None:
         """Report ended jobs until there is more to read."""
-        while self.signal is None:
+        while not self.stopped:
             if self._ended.wait_readable(descriptor, self._output.timeout(None)):
                 return
             self._take(0)

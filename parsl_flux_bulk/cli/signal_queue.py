@@ -26,6 +26,9 @@ class SignalQueue(Generic[T]):
         self._items: deque[T] = deque()
         self._wakeup = Wakeup()
 
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
     def put(self, item: T) -> None:
         """Add an item, from any thread."""
         self._items.append(item)

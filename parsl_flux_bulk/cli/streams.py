@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -93,7 +95,14 @@ def open_standard_streams() -> tuple[Output, Output]:
 class Records:
     """The file of ``--json``: one JSON object on each line.
 
-    Not buffered, so that a full disk is noticed with the record that did not fit.
+    Not buffered, so that a full disk is noticed with the record that did not fit, and SIGKILL loses no record
+    that was written. Locked, because two commands would overwrite each other's records.
+
+    Parameters
+    ----------
+    name : str
+    append : bool
+        Keep what is in the file, except for a last record that was cut off.
 
     Attributes
     ----------
@@ -102,14 +111,28 @@ class Records:
         Why no more records are written.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, append: bool = False) -> None:
         self.name = name
         self.error: OSError | None = None
         self._written = 0
         try:
-            self._file = open(name, "wb", buffering=0)  # noqa: SIM115
+            mode = (os.O_RDWR if append else os.O_WRONLY) | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+            self._file = open(os.open(name, mode, 0o666), "ab", buffering=0)  # noqa: SIM115
+            if stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+                self._lock()
+                self._written = _whole_lines(self._file.fileno()) if append else 0
+                self._file.truncate(self._written)
         except (OSError, ValueError) as error:
             raise UnusableInput(f"cannot write {name!r} (--json): {reason(error)}") from error
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise UnusableInput(f"another bulksubmit writes its records to {self.name!r}") from None
+        except OSError:  # a file system without locks
+            pass
 
     def write(self, record: dict[str, Any]) -> None:
         """Write one record, unless an earlier one could not be written."""
@@ -135,6 +158,18 @@ class Records:
             self._file.close()
         except OSError as error:
             self.error = self.error or error
+
+
+def _whole_lines(descriptor: int) -> int:
+    """Return the size of a file up to the end of its last line."""
+    end = os.fstat(descriptor).st_size
+    while end:
+        start = max(0, end - 65536)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
 
 
 def reason(error: Exception) -> str:

@@ -11,6 +11,7 @@ from typing import Protocol
 from parsl_flux_bulk.bulk.inputs import Wait
 from parsl_flux_bulk.bulk.jobspec_files import read_jobspec
 from parsl_flux_bulk.cli.command_work import CommandWork
+from parsl_flux_bulk.cli.earlier_run import EarlierRun
 from parsl_flux_bulk.cli.inputs import UnusableInput, find_files, read_lines
 from parsl_flux_bulk.cli.item import Item
 from parsl_flux_bulk.cli.job_lines import CommandLines, JobLines
@@ -40,9 +41,12 @@ class Work:
         Number of jobs; None as long as they come from a stream.
     output_directory : OutputDirectory or None
         Where the output of the jobs goes.
+    earlier : EarlierRun or None
+        Set to leave out the jobs that need not run again.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
+        self.earlier: EarlierRun | None = None
         self.output_directory = OutputDirectory(options.output_dir) if options.output_dir else None
         self.files: list[Path] = []
         self.repeated = 0
@@ -61,7 +65,10 @@ class Work:
     def items(self, wait: Wait) -> Iterator[Item]:
         """Yield the jobs; `wait` is called before a file descriptor is read."""
         items = self._source.items(wait)
-        return items if self.output_directory is None else self.output_directory.redirect(items)
+        if self.output_directory is not None:
+            items = self.output_directory.redirect(items)
+        earlier = self.earlier
+        return items if earlier is None else (item for item in items if not earlier.skips(item))
 
 
 class _Files:

@@ -91,14 +91,14 @@ def records_of_copies() -> list[dict[str, object]]:
 def test_odd_names_stay_on_their_lines(where: Where) -> None:
     names = [b"new\nline.json", b"not-utf8-\xff.json", b"escape-\x1b[1m.json", "umlaut-ü.json".encode()]
     os.mkdir("jobs")
-    for name in names:
-        Path(os.fsdecode(b"jobs/" + name)).write_text("[]")
+    for number, name in enumerate(names, start=1):
+        Path(os.fsdecode(b"jobs/" + name)).write_text("[" * number)  # a cause for each
     environment = {**os.environ, "PYTHONIOENCODING": "", "LC_ALL": "C.UTF-8"}
     run = subprocess.run(
         [*COMMAND, *where, "--json", "records", "jobs"], capture_output=True, timeout=BOUND, env=environment
     )
     assert run.returncode == 1
-    said = run.stderr.decode().splitlines()
+    said = run.stderr.decode().partition("bulksubmit: 4 of")[2].splitlines()
     assert [line.partition(": not a valid")[0] for line in said[1:]] == [
         r"  jobs/escape-\x1b[1m.json",
         r"  jobs/new\nline.json",

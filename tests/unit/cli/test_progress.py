@@ -43,3 +43,10 @@ def test_plain_output_of_a_long_run_has_a_bar_now_and_then(monkeypatch) -> None:
     shown.update(2, 2, 1.0)
     shown.finish()
     assert stream.getvalue() == f"{bar(1, 2, 1.0)}\n{bar(2, 2, 1.0)}\n"
+
+
+def test_the_time_left() -> None:
+    assert bar(1, 4, 1.0, width=4, left=True) == "|█---| 25.0% (1.0 job/s, 3s left)"
+    assert bar(1, 200, 1.0, width=1, left=True).endswith("(1.0 job/s, 3m19s left)")
+    assert bar(1, 7260, 1.0, width=1, left=True).endswith("(1.0 job/s, 2h00m left)")
+    assert bar(4, 4, 1.0, width=4, left=True) == bar(4, 4, 1.0, width=4)
