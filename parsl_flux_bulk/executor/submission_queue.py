@@ -176,6 +176,10 @@ class SubmissionQueue:
         """Number of connected workers."""
         return self.scheduler.workers if self.scheduler is not None else 0
 
+    def slots(self, resources: Resources) -> int:
+        """Return the number of tasks that may run at the same time; 1 before the instance is ready."""
+        return self.scheduler.slots(resources) if self.scheduler is not None else 1
+
     @property
     def outstanding(self) -> int:
         """Number of tasks that have not ended."""

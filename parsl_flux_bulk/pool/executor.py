@@ -70,6 +70,11 @@ class _Engine:
     def submit(self, resources: Resources, fn: Callable[..., Any], *args: Any) -> Future[Any]:
         return self.executor.submit_call(fn, resources, args, {})
 
+    def slots(self, resources: Resources) -> int:
+        self.submit(resources, int).result()  # the size is known from then on
+        queue = self.executor.queue
+        return queue.slots(resources) if queue is not None else 1
+
     def workers(self) -> int:
         queue = self.executor.queue
         return queue.workers if queue is not None else 0
@@ -181,6 +186,11 @@ class _Face(Executor):
             chunksize or (None if resources.shape is not None else 1),
             buffersize,
         ).results(deadline)
+
+    def slots(self) -> int:
+        """Return the number of calls that may run at the same time, once the instance is ready."""
+        self._start()
+        return self._engine.slots(self._resources)
 
     def with_resources(self, **specification: Any) -> Executor:
         """Return an executor whose calls have these resources, over the same workers and instance.

@@ -393,6 +393,13 @@ class Scheduler:
         """Number of connected workers; callable in any thread."""
         return sum(group.workers for group in list(self.lifecycle.groups.values()))
 
+    def slots(self, resources: Resources) -> int:
+        """Return the number of tasks that the empty instance could run at the same time; at least 1."""
+        allocations = self.lifecycle.allocations
+        if resources.shape is not None:
+            return allocations.slots_in_total(resources.shape)
+        return max(1, allocations.total.cores // max(1, allocations.of_task(resources).cores))
+
     def pending(self) -> list[Task]:
         """Return the tasks that no worker has, and that no job has begun."""
         jobs = (*self.lifecycle.held, *self.lifecycle.task_jobs, *self._outcomes.parked)

@@ -21,7 +21,7 @@ FOLDERS = sorted({name.rpartition(".")[0] for name in USES} - {""})
 
 ORDER = [
     "__main__",
-    "cli",
+    "cli joblib",
     "pool",
     "executor bulk",
     "scheduler",
@@ -84,7 +84,8 @@ def test_libraries_that_are_imported_are_declared() -> None:
     setup.read(helpers.PROJECT / "setup.cfg")
     declared = re.findall(r"^([\w-]+)>=", setup["options"]["install_requires"], re.MULTILINE)
     imported = set().union(*map(PACKAGE.outside, USES)) - set(sys.stdlib_module_names) - {"flux", "_flux"}
-    assert imported == {"zmq" if name == "pyzmq" else name for name in declared}
+    assert imported == {"zmq" if name == "pyzmq" else name for name in declared} | {"joblib"}
+    assert re.search(r"^joblib>=", setup["options.extras_require"]["joblib"].strip())
 
 
 def test_no_test_looks_into_closures() -> None:

@@ -321,11 +321,13 @@ def test_a_failing_initializer_breaks_the_parsl_executor(where: str, tmp_path: P
 
 
 def test_the_documentation(where: str, tmp_path: Path) -> None:
+    pytest.importorskip("joblib")
     text = (PROJECT / "docs" / "without-parsl.md").read_text(encoding="utf-8")
     examples = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     source = "\n".join(examples).replace("FluxPoolExecutor(", f"FluxPoolExecutor(instance={where!r}, ")
+    source = source.replace('config("flux", ', f'config("flux", instance={where!r}, ')
     done = run_script(source, tmp_path)
-    assert (done.stdout, done.stderr) == ("49\n333328333350000\n[1, 2, 4, 8, 16]\n", "")
+    assert (done.stdout, done.stderr) == ("49\n333328333350000\n[1, 2, 4, 8, 16]\n[1, 2, 4, 8, 16]\n", "")
 
 
 def test_errors_travel() -> None:

@@ -1,0 +1,109 @@
+"""A backend of joblib, and so of scikit-learn: ``import parsl_flux_bulk.joblib`` registers it as ``"flux"``.
+
+::
+
+    with joblib.parallel_config("flux", n_jobs=8):
+        cross_val_score(model, x, y)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any
+
+import joblib
+from joblib.parallel import AutoBatchingMixin, ParallelBackendBase
+
+from parsl_flux_bulk.pool.executor import FluxPoolExecutor
+
+
+def _call(batch: Callable[[], Any]) -> Any:
+    return batch()
+
+
+class FluxBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # they have no types
+    """Run joblib's batches in a FluxPoolExecutor, which lives as long as the backend.
+
+    Parameters
+    ----------
+    executor : Executor or None
+        The executor to use. None makes one with `n_jobs` workers.
+    inner_max_num_threads : int or None
+        Threads that numerical libraries may use in a worker, which has as many cores.
+    **options
+        Other parameters of the FluxPoolExecutor that is made, and joblib's own.
+    """
+
+    default_n_jobs = -1
+    supports_retrieve_callback = True
+    supports_inner_max_num_threads = True
+
+    def __init__(
+        self,
+        nesting_level: int | None = None,
+        inner_max_num_threads: int | None = None,
+        executor: Executor | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(nesting_level=nesting_level, inner_max_num_threads=inner_max_num_threads)
+        self._given = executor
+        self._options = options
+        self._executor = executor
+        self._n_jobs: int | None = None
+        self._futures: set[Future[Any]] = set()
+
+    def configure(self, n_jobs: int = 1, parallel: Any = None, **_: Any) -> int:
+        """Make the executor, and return the number of workers."""
+        self.parallel = parallel
+        n_jobs = self.effective_n_jobs(n_jobs)
+        if self._given is None and n_jobs != self._n_jobs:
+            self._executor = self._new_executor(n_jobs)
+            self._n_jobs = n_jobs
+        return n_jobs
+
+    def _new_executor(self, n_jobs: int | None) -> Executor:
+        threads = self.inner_max_num_threads
+        if threads is None:
+            return FluxPoolExecutor(n_jobs, **self._options)
+        variables = dict.fromkeys(self.MAX_NUM_THREADS_VARS, str(threads))
+        options = {**self._options, "environment": {**variables, **self._options.get("environment", {})}}
+        return FluxPoolExecutor(n_jobs, **options).with_resources(cores_per_task=threads)
+
+    def effective_n_jobs(self, n_jobs: int | None) -> int:
+        """Return the number of workers: -1 stands for those that fit the instance, -2 for one fewer."""
+        if n_jobs == 0:
+            raise ValueError("n_jobs must not be 0: give a number of workers, or -1 for as many as fit")
+        if n_jobs is None or n_jobs > 0:
+            return n_jobs or 1
+        if self._executor is None:
+            self._executor = self._new_executor(None)
+        slots: Callable[[], int] = getattr(self._executor, "slots", joblib.cpu_count)
+        return max(1, slots() + 1 + n_jobs)
+
+    def submit(self, func: Callable[[], Any], callback: Callable[[Future[Any]], None] | None = None) -> Any:
+        """Run a batch."""
+        assert self._executor is not None, "configure comes first"
+        future = self._executor.submit(_call, func)
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
+        if callback is not None:
+            future.add_done_callback(callback)
+        return future
+
+    def retrieve_result_callback(self, future: Future[Any]) -> Any:
+        """Return the results of a batch, or raise its exception."""
+        return future.result()
+
+    def abort_everything(self, ensure_ready: bool = True) -> None:
+        """End all batches, also running ones."""
+        for future in list(self._futures):
+            future.cancel()
+
+    def terminate(self) -> None:
+        """Forget the times of this call; the workers stay for the next."""
+        self.reset_batch_stats()
+        self.parallel = None  # a reference cycle otherwise, which would keep the executor
+
+
+joblib.register_parallel_backend("flux", FluxBackend)

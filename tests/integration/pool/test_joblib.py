@@ -1,0 +1,98 @@
+"""The backend of joblib, embedded and on Flux."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+joblib = pytest.importorskip("joblib")
+
+import parsl_flux_bulk.joblib  # noqa: E402
+from parsl_flux_bulk import FluxPoolExecutor  # noqa: E402
+
+
+@pytest.fixture
+def pool(where: str, tmp_path: Path) -> Iterator[FluxPoolExecutor]:
+    with FluxPoolExecutor(instance=where, working_dir=str(tmp_path)) as pool:
+        yield pool
+
+
+@pytest.fixture
+def flux_backend(pool: FluxPoolExecutor) -> Iterator[FluxPoolExecutor]:
+    with joblib.parallel_config("flux", n_jobs=2, executor=pool):
+        yield pool
+
+
+def where_it_runs(_: int) -> int:
+    return os.getpid()
+
+
+def fail_at(n: int, limit: int) -> int:
+    if n == limit:
+        raise LookupError(n)
+    return n
+
+
+def nested(n: int) -> list[int]:
+    result: list[int] = joblib.Parallel(n_jobs=2)(joblib.delayed(pow)(n, k) for k in range(3))
+    return result
+
+
+def test_calls_run_in_workers_in_order(flux_backend: FluxPoolExecutor) -> None:
+    squares = joblib.Parallel()(joblib.delayed(pow)(n, 2) for n in range(3_000))
+    assert squares == [n * n for n in range(3_000)]
+    # joblib's own batches: far fewer tasks than calls.
+    assert flux_backend.status_report().tasks.done < 1_500  # type: ignore[union-attr]
+    assert os.getpid() not in joblib.Parallel()(joblib.delayed(where_it_runs)(n) for n in range(4))
+
+
+def test_nested_calls(flux_backend: FluxPoolExecutor) -> None:
+    assert joblib.Parallel()(joblib.delayed(nested)(n) for n in range(3)) == [[1, 0, 0], [1, 1, 1], [1, 2, 4]]
+
+
+def test_an_exception_ends_the_call_and_running_batches(flux_backend: FluxPoolExecutor) -> None:
+    with pytest.raises(LookupError):
+        joblib.Parallel()(joblib.delayed(fail_at)(n, 3) for n in range(100))
+    begun = time.monotonic()
+    with pytest.raises(LookupError):
+        joblib.Parallel()([joblib.delayed(time.sleep)(60), joblib.delayed(fail_at)(3, 3)])
+    assert joblib.Parallel()(joblib.delayed(abs)(-n) for n in range(9)) == list(range(9))
+    assert time.monotonic() - begun < 30
+
+
+def test_results_as_a_generator(flux_backend: FluxPoolExecutor) -> None:
+    results = joblib.Parallel(return_as="generator")(joblib.delayed(abs)(-n) for n in range(50))
+    assert list(results) == list(range(50))
+
+
+def test_the_backend_makes_an_executor_of_its_own(where: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"instance": where, "working_dir": str(tmp_path)}
+    with joblib.parallel_config("flux", **options):
+        assert joblib.effective_n_jobs() == joblib.effective_n_jobs(-1) >= 1
+    with joblib.parallel_config("flux", inner_max_num_threads=1, n_jobs=2, **options):
+        threads = joblib.Parallel()(joblib.delayed(os.getenv)(name) for name in ["OMP_NUM_THREADS"] * 3)
+    assert threads == ["1"] * 3
+    with pytest.raises(ValueError, match="n_jobs must not be 0"):
+        parsl_flux_bulk.joblib.FluxBackend(**options).effective_n_jobs(0)
+    gc.collect()  # frames of joblib and of pytest may have kept the backends, and so their executors
+
+
+def test_scikit_learn(flux_backend: FluxPoolExecutor) -> None:
+    pytest.importorskip("sklearn")
+    from sklearn.datasets import make_classification
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, cross_val_score
+
+    x, y = make_classification(n_samples=200, random_state=0)
+    scores = cross_val_score(LogisticRegression(), x, y, cv=4)
+    with joblib.parallel_config("sequential"):
+        assert list(scores) == list(cross_val_score(LogisticRegression(), x, y, cv=4))
+    search = GridSearchCV(LogisticRegression(), {"C": [0.1, 1.0]}, cv=3).fit(x, y)
+    assert search.best_params_["C"] in (0.1, 1.0)
+    assert flux_backend.status_report().tasks.done >= 10  # type: ignore[union-attr]
