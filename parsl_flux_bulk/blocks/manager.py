@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shlex
 import socket
@@ -176,16 +177,28 @@ class Blocks:
         self._federation.registry.drain(member)
         self._start_thread(f"block-{block_id}-drain", self._drain_and_remove, block_id, member, then)
 
+    def hold(self, block_id: str) -> None:
+        """Give a block that has joined no more jobs and tasks; returns at once."""
+        member = self._members.get(block_id)
+        if member is not None:
+            self._federation.registry.drain(member)
+            self._start_thread(f"block-{block_id}-hold", self._keep_draining, member, math.inf)
+
     def _drain_and_remove(self, block_id: str, member: Member, then: Callable[[], Any]) -> None:
-        deadline = time.monotonic() + DRAIN_TIMEOUT
+        if not self._keep_draining(member, DRAIN_TIMEOUT):
+            logger.warning("block drain timeout id=%s jobs=%d: they end", block_id, len(member.jobs))
+        self._remove(block_id)
+        then()
+
+    def _keep_draining(self, member: Member, timeout: float) -> bool:
+        """Drain a member's jobs until it has none; return whether it has none before the timeout."""
+        deadline = time.monotonic() + timeout
         self._drain(member.has_job)
         while not self._federation.registry.wait_empty(member, DRAIN_PERIOD):
             if time.monotonic() > deadline:
-                logger.warning("block drain timeout id=%s jobs=%d: they end", block_id, len(member.jobs))
-                break
+                return False
             self._drain(member.has_job)
-        self._remove(block_id)
-        then()
+        return True
 
     def _remove(self, block_id: str) -> None:
         member = self._members.get(block_id)
@@ -200,7 +213,7 @@ class Blocks:
         for thread in self._threads:
             thread.join(5.0)
 
-    def _start_thread(self, name: str, target: Callable[..., None], *arguments: object) -> None:
+    def _start_thread(self, name: str, target: Callable[..., object], *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments, name=name, daemon=True)
         self._threads = [other for other in self._threads if other.is_alive()]
         self._threads.append(thread)

@@ -90,6 +90,50 @@ class BlockScaling(BlockProviderExecutor):
         size = self._node_size
         return size[0] if size is not None else 1
 
+    # -- what code for HighThroughputExecutor asks ---------------------------------------------------
+
+    @property
+    def connected_workers(self) -> int:
+        """Number of workers of the managers that are connected."""
+        return sum(manager["worker_count"] for manager in self.connected_managers())
+
+    def connected_managers(self) -> list[dict[str, Any]]:
+        """Describe each manager that is connected: a process on a node, with its workers.
+
+        Returns
+        -------
+        list of dict
+            With the keys of HighThroughputExecutor: ``manager``, its name, which its tasks see as
+            ``PARSL_WORKER_POOL_ID``; ``block_id``, None without a provider; ``worker_count``; ``tasks``;
+            ``idle_duration``, in seconds; ``active``; ``draining``; ``python_version``.
+        """
+        queue = self._queue
+        if queue is None or queue.scheduler is None:
+            return []
+        return queue.scheduler.managers(time.monotonic())
+
+    def connected_blocks(self) -> list[str]:
+        """Return the blocks that have ever joined, as HighThroughputExecutor does."""
+        return sorted(self._blocks.all_joined, key=int) if self._blocks is not None else []
+
+    def hold_block(self, block_id: str) -> None:
+        """Give a block no more tasks; those that run there end, and the others move.
+
+        Raises
+        ------
+        ValueError
+            If there is no such block that has joined.
+        """
+        if self._blocks is None or not self._blocks.joined(block_id):
+            raise ValueError(f"block {block_id!r} has not joined; those that have: {self.connected_blocks()}")
+        self._blocks.hold(block_id)
+
+    def validate_resource_spec(self, resource_specification: dict[str, Any]) -> None:
+        """Raise InvalidResourceSpecification unless `submit` would take a resource specification."""
+        Resources.from_specification(resource_specification)
+
+    # -- scaling -------------------------------------------------------------------------------------
+
     def scale_out_facade(self, n: int) -> list[str]:
         """Launch blocks; fewer than `n`, or none, after blocks that ended before they joined."""
         allowed = self._failures.allowed(n, time.monotonic())

@@ -28,8 +28,9 @@ LAUNCHER_VARIABLES = (
     "OMPI_MCA_ess*",
     "OMPI_MCA_orte_*",
     "OMPI_MCA_pmix*",
+    "PARSL_WORKER_*",
 )
-"""Variables with which an enclosing ``srun``, ``mpiexec`` or ``aprun`` tells a program its rank.
+"""Variables with which an enclosing ``srun``, ``mpiexec``, ``aprun`` or worker tells a program its rank.
 
 In a job they would lead MPI to the wrong launcher. Variables that tune MPI, such as ``OMPI_MCA_btl`` or
 ``MPIR_CVAR_*``, are not in the list. Flux's broker removes most of these variables from its own

@@ -42,6 +42,8 @@ class Resources:
         Seconds; 0 is no limit.
     urgency : int
         0 to 31 (RFC 30). Not part of a jobspec, but of the request to submit one.
+    priority : float or None
+        Of a task that waits for a worker: the smallest goes first, None last.
     queue, bank, name : str or None
     cwd : str or None
         Working directory; if relative, to that of the executor.
@@ -63,6 +65,7 @@ class Resources:
     exclusive: bool = False
     duration: float = 0.0
     urgency: int = DEFAULT_URGENCY
+    priority: float | None = None
     queue: str | None = None
     bank: str | None = None
     name: str | None = None
@@ -137,14 +140,23 @@ def _read(specification: Mapping[str, object]) -> Resources:
                 _refuse(specification, key, str(error))
     values.pop("launcher_options", None)
     shape = None
-    if values.keys() <= {"cores_per_task", "gpus_per_task"}:
+    if values.keys() <= {"cores_per_task", "gpus_per_task", "priority"}:
         shape = Shape(values.get("cores_per_task", 1), values.get("gpus_per_task", 0))
+    if "priority" in values:
+        if "urgency" in values:
+            _refuse(specification, "priority", "must not be together with 'urgency': both order tasks")
+        values["urgency"] = _urgency_of(values["priority"])
     if "dependency" in values:
         values["dependencies"] = values.pop("dependency")
     if "environment" in values:
         values["environment"], values["environment_rules"] = values["environment"]
     _settle_geometry(specification, values)
     return Resources(**values, shape=shape)
+
+
+def _urgency_of(priority: float) -> int:
+    """Return the urgency of a task job: 16 for a priority of 0, less for a larger one; 1 to 30."""
+    return round(min(max(DEFAULT_URGENCY - priority, 1), 30))
 
 
 def _settle_geometry(specification: Mapping[str, object], values: dict[str, Any]) -> None:

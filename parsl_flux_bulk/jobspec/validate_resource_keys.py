@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import math
+import numbers
 import operator
 import os
 from collections.abc import Callable, Mapping
@@ -64,6 +66,13 @@ def _boolean(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError("must be True or False")
     return value
+
+
+def _priority(value: object) -> float:
+    wanted = "must be a number, of which the smaller goes first"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value):
+        raise ValueError(wanted)
+    return float(value)
 
 
 def _text(value: object) -> str:
@@ -209,6 +218,7 @@ READERS: dict[str, Callable[[object], Any]] = {
     "exclusive": _boolean,
     "duration": parse_duration,
     "urgency": _urgency,
+    "priority": _priority,
     "queue": _text,
     "bank": _text,
     "constraint": _constraint,
@@ -235,7 +245,6 @@ _FOREIGN_KEYS = {
     "memory": _NO_MEMORY,
     "mem": _NO_MEMORY,
     "disk": "Flux does not schedule disk space; a 'constraint' can choose nodes that have it",
-    "priority": "say 'urgency', 0 to 31, of which the larger goes first (a smaller 'priority' did)",
     "category": "say 'name', or 'attributes' such as {'user.category': ...}",
     "running_time_min": "no lower bound is needed; the upper one is 'duration'",
     "running_time_max": "say 'duration'",

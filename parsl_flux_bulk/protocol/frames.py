@@ -9,7 +9,8 @@ together. A *frame* is a header of 21 bytes, little-endian, and a payload::
 kind      direction    slot, id, payload
 ========  ===========  ====================================================================
 HELLO     to executor  number of workers (0: a rank of a task job), job token, JSON
-                       {rank, size, host, pid, node}; always first
+                       {rank, size, host, pid, node, python, block}; always
+                       first
 OUTCOME   to executor  slot, task id, outcome
 RETURNED  to executor  slot, task id: the task has not started and will not start here
 DIED      to executor  slot, id of the task that was running (0: none), JSON {exit_code, signal,

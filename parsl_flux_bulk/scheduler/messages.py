@@ -57,7 +57,8 @@ class PeerConnected:
     """A manager with so many slots, or a rank of a task job (0 slots), connected.
 
     `token` identifies its job; `rank` and `size` count the processes of the job that connect; `node`
-    identifies its node where `host` does not, because several nodes can share a host.
+    identifies its node where `host` does not, because several nodes can share a host; `block`
+    and `python` are its block and Python version.
     """
 
     peer: PeerId
@@ -68,6 +69,8 @@ class PeerConnected:
     rank: int = 0
     size: int = 1
     node: Hashable = None
+    python: str = ""
+    block: str = ""
 
 
 @dataclass(frozen=True, slots=True)

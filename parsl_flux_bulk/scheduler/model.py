@@ -161,7 +161,7 @@ class Peer(Stateful):
     state : PeerState
     peer_id : PeerId
     job : WorkerJob or TaskJob
-    rank, host, node, pid
+    rank, host, node, pid, python, block
         As it reported when it connected.
     workers : list of Worker
         By slot; empty for a rank.
@@ -179,11 +179,18 @@ class Peer(Stateful):
     host: str
     pid: int
     node: object
+    python: str = ""
+    block: str = ""
     state: State = PeerState.CONNECTED
     workers: list[Worker] = field(default_factory=list)
     functions: dict[int, None] = field(default_factory=dict)
     start_failures: int = 0
     pending_loss: Loss | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name, as its tasks see it in ``PARSL_WORKER_POOL_ID``."""
+        return f"{self.host}-{self.pid}"
 
     def __repr__(self) -> str:
         return f"<Peer {self.rank} {self.state} of {self.job}>"

@@ -48,7 +48,7 @@ from parsl_flux_bulk.scheduler.messages import (
 from parsl_flux_bulk.scheduler.model import NO_LIMIT, Peer, TaskJob, Worker, WorkerJob
 from parsl_flux_bulk.scheduler.outcomes import Outcomes
 from parsl_flux_bulk.scheduler.states import PeerState, TaskJobState, TaskState, WorkerJobState
-from parsl_flux_bulk.scheduler.status import Status, count, demand
+from parsl_flux_bulk.scheduler.status import Status, count, demand, managers
 from parsl_flux_bulk.scheduler.story import Record, Story
 from parsl_flux_bulk.scheduler.survey import Surveyor
 from parsl_flux_bulk.scheduler.task import CANCELED, CommandTask, Failed, Loss, LossReason, Task
@@ -279,7 +279,8 @@ class Scheduler:
         if job is None or job.state in canceling or self.closed or rank in job.peers:
             self._out.append(StopPeer(peer_id))
             return
-        peer = Peer(peer_id, job, rank, host, event.pid, host if node is None else node)
+        node = host if node is None else node
+        peer = Peer(peer_id, job, rank, host, event.pid, node, event.python, event.block)
         self._peers[peer_id] = peer
         job.size = max(job.size, event.size)
         if isinstance(job, WorkerJob):
@@ -413,6 +414,10 @@ class Scheduler:
     def demand(self) -> list[tuple[Resources | Shape, int]]:
         """Return what the tasks that have not ended need; callable in any thread."""
         return demand(self.lifecycle, self._outcomes)
+
+    def managers(self, now: float) -> list[dict[str, Any]]:
+        """Describe each manager that is connected; callable in any thread."""
+        return managers(self.lifecycle, now)
 
     def story(self, now: float, task_id: int, task: Task | None = None) -> list[Record]:
         """Return what was decided about a task, its jobs and its group, in order; callable in any thread.

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from parsl_flux_bulk.jobspec.resources import Resources, Shape
 from parsl_flux_bulk.scheduler.assignment import Assigner
 from parsl_flux_bulk.scheduler.lifecycle import Lifecycle
 from parsl_flux_bulk.scheduler.outcomes import Outcomes
-from parsl_flux_bulk.scheduler.states import TaskState
+from parsl_flux_bulk.scheduler.states import PeerState, TaskState, WorkerJobState
+
+_DRAINING = (WorkerJobState.DRAINING, WorkerJobState.RETIRING, WorkerJobState.STOPPING)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,34 @@ def count(lifecycle: Lifecycle, assigner: Assigner, outcomes: Outcomes) -> Statu
         worker_jobs=len(jobs),
         task_jobs=len(lifecycle.task_jobs),
     )
+
+
+def managers(lifecycle: Lifecycle, now: float) -> list[dict[str, Any]]:
+    """Describe each connected manager, with the keys of HighThroughputExecutor's ``connected_managers``.
+
+    Any thread may call this: each copy holds the GIL throughout.
+    """
+    found = []
+    for group in list(lifecycle.groups.values()):
+        for job in list(group.jobs):
+            for peer in list(job.peers.values()):
+                if peer.state is not PeerState.CONNECTED:
+                    continue
+                tasks = sum(len(worker.queue) for worker in peer.workers)
+                found.append(
+                    {
+                        "manager": peer.name,
+                        "block_id": peer.block or None,
+                        "worker_count": len(peer.workers),
+                        "tasks": tasks,
+                        # Of its whole job: the scheduler does not note when a manager became idle.
+                        "idle_duration": 0.0 if job.busy else max(0.0, now - job.idle_since),
+                        "active": job.available,
+                        "python_version": peer.python,
+                        "draining": job.state in _DRAINING,
+                    }
+                )
+    return found
 
 
 def demand(lifecycle: Lifecycle, outcomes: Outcomes) -> list[tuple[Resources | Shape, int]]:

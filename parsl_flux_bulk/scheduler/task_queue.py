@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ from parsl_flux_bulk.scheduler.task import CallTask
 
 
 class TaskQueue:
-    """Tasks returned by workers, by id, and behind them new tasks in order of arrival.
+    """Tasks with a priority, the smallest first; then tasks returned by workers; then new ones, as they came.
 
     Canceled tasks stay inside until they are at the head: to search for them would take too long.
 
@@ -21,29 +22,33 @@ class TaskQueue:
         Tasks in the queue that are PENDING.
     """
 
-    __slots__ = ("_new", "_returned", "waiting")
+    __slots__ = ("_ahead", "_new", "waiting")
 
     def __init__(self) -> None:
         self._new: deque[CallTask] = deque()
-        self._returned: list[tuple[int, CallTask]] = []
+        self._ahead: list[tuple[float, int, CallTask]] = []
         self.waiting = 0
 
     def push(self, task: CallTask) -> None:
-        """Add a new task behind all others."""
-        self._new.append(task)
-        self.waiting += 1
+        """Add a new task behind all others of its priority."""
+        if task.resources.priority is None:
+            self._new.append(task)
+            self.waiting += 1
+        else:
+            self.push_back(task)
 
     def push_back(self, task: CallTask) -> None:
-        """Add a task that a worker returned: before the new ones."""
-        heapq.heappush(self._returned, (task.task_id, task))
+        """Add a task that a worker returned: before the new ones of its priority."""
+        priority = task.resources.priority
+        heapq.heappush(self._ahead, (math.inf if priority is None else priority, task.task_id, task))
         self.waiting += 1
 
     def pop(self) -> CallTask:
         """Remove and return the next task; there must be one."""
         self.waiting -= 1
         pending = TaskState.PENDING
-        while self._returned:
-            task = heapq.heappop(self._returned)[1]
+        while self._ahead:
+            task = heapq.heappop(self._ahead)[2]
             if task.state is pending:
                 return task
         while True:
@@ -56,7 +61,7 @@ class TaskQueue:
         self.waiting -= 1
         if not self.waiting:
             self._new.clear()
-            self._returned.clear()
+            self._ahead.clear()
 
     def tasks(self) -> list[CallTask]:
         """Return all tasks that wait."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _LAUNCHER_VARIABLES = ("PMI_FD", "PMI_RANK", "PMI_SIZE", "FLUX_PMI_LIBRARY_PATH", "FLUX_KVS_NAMESPACE")
 
+BLOCK_ID = "PARSL_WORKER_BLOCK_ID"
+
 DEFAULT_PING = 10.0
 # A dead executor is detected at once (ENOSYS). This timeout covers an executor that cannot be reached, and
 # must not end jobs of a Python script whose threads all wait for a long call to return.
@@ -63,6 +65,8 @@ def introduce(environ: Mapping[str, str], workers: int = 0) -> Channel:
         "pid": os.getpid(),
         # The broker's URI tells apart nodes that share a host name.
         "node": environ.get("FLUX_URI"),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "block": environ.get(BLOCK_ID) or "",
     }
     token = int(environ.get(variables.TOKEN) or 0)
     channel.send(frames.encode_json(frames.HELLO, workers, token, about))
@@ -111,6 +115,15 @@ def hide_launcher() -> None:
     """
     for name in _LAUNCHER_VARIABLES:
         os.environ.pop(name, None)
+
+
+def set_worker_variables(rank: int | None, count: int) -> None:
+    """Set the variables with which HighThroughputExecutor's workers tell tasks where they run."""
+    os.environ["PARSL_WORKER_COUNT"] = str(count)
+    os.environ["PARSL_WORKER_POOL_ID"] = f"{os.uname().nodename}-{os.getpid()}"
+    os.environ.setdefault(BLOCK_ID, "")
+    if rank is not None:
+        os.environ["PARSL_WORKER_RANK"] = str(rank)
 
 
 def extend_sys_path(setup: dict[str, Any]) -> None:

@@ -89,7 +89,7 @@ def main() -> int:
     channel = handshake.introduce(environ, len(bindings))
     handshake.prepare_for_user_code()
     handshake.hide_launcher()
-    os.environ["PARSL_WORKER_COUNT"] = str(len(bindings))
+    handshake.set_worker_variables(None, len(bindings))
     raise_descriptor_limit(len(bindings))
     manager = Manager(channel, bindings)
     try:

@@ -27,6 +27,9 @@ def main() -> int:
     environ = dict(os.environ)
     channel = handshake.introduce(environ)
     handshake.prepare_for_user_code()
+    handshake.set_worker_variables(
+        int(environ.get("FLUX_TASK_RANK") or 0), int(environ.get("FLUX_JOB_SIZE") or 1)
+    )
     if "PMI_FD" not in environ:
         handshake.hide_launcher()  # one rank, which needs no launcher
     group = os.getpgrp()

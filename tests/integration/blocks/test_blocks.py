@@ -282,6 +282,22 @@ def test_a_busy_block_that_is_given_back_ends_what_it_runs_and_the_rest_moves(ru
         assert alive(executor) == 1
 
 
+def test_a_held_block_gets_no_more_tasks_and_says_so(running: Running) -> None:
+    with running(new_executor("local")) as executor:
+        wait_members(executor, 2)
+        assert executor.connected_blocks() == ["0", "1"]
+        with pytest.raises(ValueError, match="block '7' has not joined"):
+            executor.hold_block("7")
+        futures = [executor.submit(apps.mark, {}, os.devnull, 0.2) for _ in range(40)]
+        helpers.wait_until(lambda: any(future.done() for future in futures), BOUND, "they run")
+        executor.hold_block("0")
+        assert all(future.result(timeout=BOUND) for future in futures)
+        blocks = [executor.submit(os.getenv, {}, "PARSL_WORKER_BLOCK_ID") for _ in range(10)]
+        assert {future.result(timeout=BOUND) for future in blocks} == {"1"}
+        assert {manager["block_id"] for manager in executor.connected_managers()} == {"1"}
+        assert alive(executor) == 2
+
+
 def test_a_block_that_has_not_joined_can_be_given_back(running: Running) -> None:
     provider = Local(init_blocks=1, max_blocks=1, worker_init="sleep 600")
     with running(new_executor("local", provider)) as executor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import pickle
+import platform
 import random
 import sys
 
@@ -25,6 +26,8 @@ def test_it_introduces_itself(end):
         "host": os.uname().nodename,
         "pid": process.pid,
         "node": os.environ.get("FLUX_URI"),
+        "python": platform.python_version(),
+        "block": os.environ.get("PARSL_WORKER_BLOCK_ID", ""),
     }
 
 
