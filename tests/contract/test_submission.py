@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from seam import Seam, jobspec, shell
 
 from parsl_flux_bulk.instances.base import JobRequest, JobStatus, Refusal
+from parsl_flux_bulk.instances.flux.instance import FluxInstance
 
 TRUE = jobspec(["true"])
 
@@ -85,3 +88,27 @@ def test_many_at_once(seam: Seam) -> None:
 def test_the_description_is_one_line(seam: Seam) -> None:
     assert seam.instance.description
     assert "\n" not in seam.instance.description
+
+
+@pytest.mark.flux
+def test_submitting_leaks_no_memory(flux_uri: str) -> None:
+    """Without flux-security, flux_job_submit(3) never frees its copy of a jobspec."""
+    instance = FluxInstance.attach(flux_uri, guarded=False)
+    instance.start()
+    seam = Seam(instance, instance.connect(), instance.completion(), "flux-attached")
+    # The jobs are refused, so that none has to be canceled.
+    large = jobspec(["true"], tasks=10_000, environment={"LARGE": "x" * (256 << 10)})
+    requests = [JobRequest(large)] * 20
+    seam.connection.submit(requests)
+    before = _resident()
+    for _ in range(4):
+        seam.connection.submit(requests)
+    assert _resident() - before < 10 << 20  # of the 27 MB that have been signed
+    seam.completion.close()
+    seam.connection.close()
+    instance.close()
+
+
+def _resident() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
