@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import importlib
+import sys
+from typing import Any, NamedTuple
 
 
 class AppFailed(NamedTuple):
@@ -32,3 +34,31 @@ class AppFailure(Exception):
     def __init__(self, record: AppFailed) -> None:
         super().__init__(record)
         self.record = record
+
+
+class DeferredError(Exception):
+    """Stands for one of Parsl's exceptions, which takes its place when it is deserialized.
+
+    Parameters
+    ----------
+    name : str
+        Name of a class in ``parsl.app.errors``.
+    args
+        Arguments of the class.
+    """
+
+    def __init__(self, name: str, *args: Any) -> None:
+        super().__init__(name, *args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _make, self.args
+
+
+def parsl_error(name: str, *args: Any) -> Exception:
+    """Return an exception of ``parsl.app.errors``; a DeferredError where Parsl is not imported."""
+    return _make(name, *args) if "parsl.app.errors" in sys.modules else DeferredError(name, *args)
+
+
+def _make(name: str, *args: Any) -> Exception:
+    error: Exception = getattr(importlib.import_module("parsl.app.errors"), name)(*args)
+    return error

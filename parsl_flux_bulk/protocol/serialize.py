@@ -34,7 +34,7 @@ import struct
 import sys
 
 from parsl_flux_bulk.protocol import frames
-from parsl_flux_bulk.protocol.app_failure import AppFailed, AppFailure
+from parsl_flux_bulk.protocol.app_failure import AppFailed, AppFailure, DeferredError
 from parsl_flux_bulk.protocol.by_value import PROTOCOL, Pickler
 
 TYPE_CHECKING = False
@@ -290,7 +290,8 @@ def _dump_exception(error: BaseException) -> bytes | None:
     for candidate in (error, _WithoutInit(error)):
         try:
             pickled = dumps(candidate, result=True)
-            loads(pickled)
+            if not isinstance(candidate, DeferredError):  # whose deserialization imports Parsl
+                loads(pickled)
         except Exception:
             continue
         return pickled

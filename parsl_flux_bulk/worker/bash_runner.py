@@ -1,9 +1,9 @@
 """Run bash apps as Parsl does, without importing Parsl.
 
 A worker runs small bash apps with :func:`run`; `executor.bash_apps` uses the single steps where the command
-is a job. Results and exceptions are Parsl's. The executor makes the exception of a command that failed, with
-the last lines of its standard error; others are imported when one is raised. Unlike in Parsl, a walltime ends
-the command and all processes that it has started.
+is a job. Results and exceptions are Parsl's. The executor makes the exceptions; that of a command that failed
+has the last lines of its standard error. Unlike in Parsl, a walltime ends the command and all processes that
+it has started.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import select
 import sys
 import time
 
-from parsl_flux_bulk.protocol.app_failure import AppFailed, AppFailure
+from parsl_flux_bulk.protocol.app_failure import AppFailed, AppFailure, parsl_error
 from parsl_flux_bulk.protocol.stderr_tail import TAIL_BYTES, last_lines, read_tail
 
 TYPE_CHECKING = False
@@ -81,17 +81,15 @@ def compose(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
     try:
         command = function(*args, **kwargs)
     except AttributeError as error:
-        from parsl.app.errors import BashAppNoReturn
-
-        raise BashAppNoReturn(
+        raise parsl_error(
+            "BashAppNoReturn",
             f"Bash app '{name_of(function)}' did not return a value, or returned None - "
-            f"with this exception: {error}"
+            f"with this exception: {error}",
         ) from error
     except IndexError as error:
-        from parsl.app.errors import AppBadFormatting
-
-        raise AppBadFormatting(
-            f"App formatting failed for app '{name_of(function)}' with IndexError: {error}"
+        raise parsl_error(
+            "AppBadFormatting",
+            f"App formatting failed for app '{name_of(function)}' with IndexError: {error}",
         ) from error
     if not isinstance(command, str):
         raise ValueError(f"Expected a str for bash_app commandline, got {type(command)}")
@@ -105,14 +103,13 @@ def stream_target(which: str, spec: Any) -> tuple[str, str]:
     files = sys.modules.get("parsl.data_provider.files")
     if files is not None and isinstance(spec, files.File):
         return spec.filepath, "w"
-    if isinstance(spec, os.PathLike):
+    if not isinstance(spec, tuple):
         return os.fsdecode(spec), "a+"
-    if type(spec) is tuple and list(map(type, spec)) == [str, str]:
-        return spec
-    from parsl.utils import get_std_fname_mode  # raises the error that explains what is wrong
-
-    path, mode = get_std_fname_mode(which, spec)
-    return path, mode
+    if len(spec) != 2:
+        message = f"std descriptor {which} has incorrect tuple length {len(spec)}"
+        raise parsl_error("BadStdStreamFile", message)
+    path, mode = spec
+    return os.fsdecode(path), mode
 
 
 def open_stream(which: str, spec: Any, directory: str = "") -> IO[str]:
@@ -134,9 +131,7 @@ def open_stream(which: str, spec: Any, directory: str = "") -> IO[str]:
             os.makedirs(os.path.dirname(full), exist_ok=True)
         return open(full, mode)
     except Exception as error:
-        from parsl.app.errors import BadStdStreamFile
-
-        raise BadStdStreamFile(path) from error
+        raise parsl_error("BadStdStreamFile", path) from error
 
 
 def write_header(stderr: IO[str], command: str) -> None:
@@ -149,30 +144,22 @@ def check_outputs(name: str, outputs: Sequence[Any], exists: Callable[[str], boo
     """Raise parsl.app.errors.MissingOutputs if a file of `outputs` does not exist."""
     missing = [output for output in outputs if not exists(output.filepath)]
     if missing:
-        from parsl.app.errors import MissingOutputs
-
-        raise MissingOutputs(f"Missing outputs from app {name}", missing)
+        raise parsl_error("MissingOutputs", f"Missing outputs from app {name}", missing)
 
 
 def app_timeout(name: str, walltime: Any) -> Exception:
     """Return Parsl's exception for a command that exceeded its walltime."""
-    from parsl.app.errors import AppTimeout
-
-    return AppTimeout(f"App {name} exceeded walltime: {walltime} seconds")
+    return parsl_error("AppTimeout", f"App {name} exceeded walltime: {walltime} seconds")
 
 
 def exit_failure(name: str, status: int) -> Exception:
     """Return Parsl's exception for a failed command; `status` is negative for a signal."""
-    from parsl.app.errors import BashExitFailure
-
-    return BashExitFailure(name, status)
+    return parsl_error("BashExitFailure", name, status)
 
 
 def app_exception(name: str, error: Exception) -> Exception:
     """Return Parsl's exception for a command that could not be run."""
-    from parsl.app.errors import AppException
-
-    return AppException(f"App {name} caught exception", error)
+    return parsl_error("AppException", f"App {name} caught exception", error)
 
 
 # -- the command --------------------------------------------------------------------------------------

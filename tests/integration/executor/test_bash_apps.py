@@ -176,12 +176,25 @@ def test_an_error_notes_the_last_lines_of_standard_error_job_and_host(run, tmp_p
     assert "job " in notes and len(notes) < 2000
 
 
-def test_a_failing_command_costs_its_worker_no_import_of_parsl(new_executor, where):
+def test_a_failure_costs_its_worker_no_import_of_parsl(new_executor, where, tmp_path):
+    failures = [
+        (command, ("exit 2",), {}, pe.BashExitFailure),
+        (command, ("sleep 60",), {"walltime": 0.1}, pe.AppTimeout),
+        (command, ("a\0b",), {}, pe.AppException),
+        (command, ("true",), {"stdout": str(tmp_path)}, pe.BadStdStreamFile),
+        (command, ("true",), {"stdout": ("a", "w", "b")}, pe.BadStdStreamFile),
+        (attribute_error, (), {}, pe.BashAppNoReturn),
+        (formatted, ("echo {0} {1}", 1), {}, pe.AppBadFormatting),
+        (forgetful, (), {}, ValueError),
+    ]
     with new_executor(where) as executor:
+        for function, args, kwargs, error in failures:
+            for _ in range(4):
+                with pytest.raises(error) as caught:
+                    submit(executor, function, {}, *args, **kwargs).result(BOUND)
+                assert type(caught.value) is error
         for _ in range(4):
-            with pytest.raises(pe.BashExitFailure):
-                submit(executor, command, {}, "exit 2").result(BOUND)
-        assert executor.submit(apps.modules, {}, "parsl").result(BOUND) == []
+            assert executor.submit(apps.modules, {}, "parsl").result(BOUND) == []
 
 
 def test_a_background_process_of_a_command_keeps_its_standard_error(new_executor, where, tmp_path):
