@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 
 from parsl_flux_bulk.bulk.inputs import InputError, has_delimiter, split_inputs
 from parsl_flux_bulk.cli.option_parser import option_parser
+from parsl_flux_bulk.cli.per_resource import PER_RESOURCE
 
 COMMAND_ONLY = (
     "copies", "cc", "bcc", "ntasks", "cores_per_task", "gpus_per_task", "nodes", "exclusive", "time_limit",
-    "duration", "queue", "bank", "requires", "dependency", "begin_time", "job_name", "cwd", "env", "input",
+    "cores", "tasks_per_node", "tasks_per_core", "gpus_per_node", "rlimit", "duration", "queue", "bank",
+    "requires", "dependency", "begin_time", "job_name", "cwd", "env", "input",
     "output", "error", "open_mode", "label_io", "unbuffered", "setopt", "setattr", "taskmap", "signal",
     "flags", "define", "literal",
 )  # fmt: skip
@@ -29,6 +33,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         Every option under its long name; `inputs`, the files; `command`; `lists`, the input lists.
         `dry_run` is None, "" to print, or a directory.
     """
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
     before, command = _split_command(arguments)
     # Without --, but with input lists, options end at the command, as in flux-bulksubmit(1).
     posix = not command and "--" not in arguments and has_delimiter(before)
@@ -54,8 +60,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def asks_for_little(options: argparse.Namespace) -> bool:
     """Whether a job of the command fits into any instance; jobs of files are assumed to."""
     size = [options.ntasks, options.cores_per_task, options.nodes]
+    size += [getattr(options, name) for name in PER_RESOURCE]
     more = (options.gpus_per_task, options.exclusive, options.queue, options.bank, options.requires)
     return all(number in (None, "1") for number in size) and not any(more) and not options.dependency
+
+
+def _complete() -> None:
+    """Answer a shell that completes the command line, and exit; see argcomplete."""
+    with contextlib.suppress(ImportError):
+        import argcomplete
+
+        argcomplete.autocomplete(option_parser())
 
 
 def _split_command(arguments: list[str]) -> tuple[list[str], list[str]]:

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 from parsl_flux_bulk.bulk.templates import Method, Template, TemplateError, Values
 from parsl_flux_bulk.cli.inputs import UnusableInput
+from parsl_flux_bulk.cli.per_resource import integer, per_resource
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.instances.base import JobRequest
 from parsl_flux_bulk.jobspec import Jobspec, build
 from parsl_flux_bulk.jobspec.duration import parse_duration
+from parsl_flux_bulk.jobspec.job_environment import filtered_limits
 from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.jobspec.validate_resource_keys import URGENCY_NAMES
@@ -25,10 +27,13 @@ COPY_VARIABLE = "FLUX_JOB_CC"
 
 FLAGS = {
     "queue": "-q", "bank": "-B", "ntasks": "-n", "nodes": "-N", "cores_per_task": "-c", "gpus_per_task": "-g",
-    "time_limit": "-t", "duration": "--duration=", "env": "--env=", "urgency": "--urgency=", "setopt": "-o",
+    "cores": "--cores=", "tasks_per_node": "--tasks-per-node=", "tasks_per_core": "--tasks-per-core=",
+    "gpus_per_node": "--gpus-per-node=", "time_limit": "-t", "duration": "--duration=",
+    "env": "--env=", "urgency": "--urgency=", "setopt": "-o",
     "setattr": "--setattr=", "job_name": "--job-name=", "input": "--input=", "output": "--output=",
     "error": "--error=", "dependency": "--dependency=", "taskmap": "--taskmap=",
     "requires": "--requires=", "cwd": "--cwd=", "begin_time": "--begin-time=", "signal": "--signal=",
+    "rlimit": "--rlimit=",
 }  # fmt: skip
 """The options that may have templates, by their names in the parser; in the order in which they are shown."""
 
@@ -128,7 +133,8 @@ class JobOptions:
 
     def _build(self, command: list[str], options: Mapping[str, Any], own: dict[str, str]) -> JobRequest:
         try:
-            resources = Resources.from_specification(_specification(options))
+            geometry = per_resource(options)
+            resources = Resources.from_specification(_specification(options, per_task=geometry is None))
         except JobspecError:
             raise
         except Exception as error:  # Parsl's InvalidResourceSpecification; importing it would take 0.3 s
@@ -141,9 +147,12 @@ class JobOptions:
             stdin=options["input"],
             stdout=options["output"],
             stderr=options["error"],
-            shell_options=_output_options(options),
+            rlimits=_limits(options["rlimit"]),
+            shell_options={**_output_options(options), **(geometry.shell_options if geometry else {})},
             own_environment=own,
         )
+        if geometry is not None:
+            jobspec = Jobspec({**jobspec.data, "resources": geometry.resources})
         return JobRequest(jobspec, resources.urgency)
 
     def _read(self, name: str, flag: str, methods: Mapping[str, Method]) -> None:
@@ -178,17 +187,17 @@ def refuse_one_file(options: argparse.Namespace) -> None:
             )
 
 
-def _specification(options: Mapping[str, Any]) -> dict[str, Any]:
+def _specification(options: Mapping[str, Any], *, per_task: bool) -> dict[str, Any]:
     """Return the resource specification that the options ask for."""
     dependencies = list(options["dependency"] or ())
     if options["begin_time"]:
         dependencies.append(f"begin-time:{_begin_time(options['begin_time'])}")
     given = {
-        "num_tasks": _integer(options["ntasks"], "--ntasks"),
-        "num_nodes": _integer(options["nodes"], "--nodes"),
-        "cores_per_task": _integer(options["cores_per_task"], "--cores-per-task"),
-        "gpus_per_task": _integer(options["gpus_per_task"], "--gpus-per-task"),
-        "exclusive": options["exclusive"] or None,
+        "num_tasks": integer(options, "ntasks"),
+        "cores_per_task": integer(options, "cores_per_task"),
+        "gpus_per_task": integer(options, "gpus_per_task"),
+        "num_nodes": integer(options, "nodes") if per_task else None,
+        "exclusive": (options["exclusive"] or None) if per_task else None,
         "duration": _duration(options),
         "urgency": _urgency(options["urgency"]),
         "queue": options["queue"],
@@ -204,12 +213,11 @@ def _specification(options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value is not None}
 
 
-def _integer(text: str | None, option: str) -> int | None:
-    if text is None:
-        return None
-    if text.isascii() and text.isdigit() and (int(text) > 0 or option == "--gpus-per-task"):
-        return int(text)
-    raise JobspecError(f"{option} must be an integer of at least 1, not {text!r}")
+def _limits(rules: list[str] | None) -> dict[str, int] | None:
+    try:
+        return None if rules is None else filtered_limits(rules)
+    except ValueError as error:
+        raise JobspecError(f"--rlimit: {error}") from None
 
 
 def _urgency(text: str | None) -> int | str | None:

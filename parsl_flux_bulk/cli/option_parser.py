@@ -45,6 +45,20 @@ exit status:
   141  the reader of stdout ended, as head does; outstanding jobs were canceled"""
 
 
+_AS_JOBSPEC = "run the files that `flux submit --dry-run` writes with it"
+
+REFUSED = {
+    "--add-file": f"put the file where jobs can read it, or {_AS_JOBSPEC}",
+    "--resources-shape": _AS_JOBSPEC,
+    "--resources-json": _AS_JOBSPEC,
+    "--wait-event": "bulksubmit waits until all jobs have ended",
+    "--log": "redirect standard output; --json records the jobs",
+    "--log-stderr": "redirect standard error",
+    "--list-plugins": "`flux submit --list-plugins` has it",
+}
+"""Options of flux-bulksubmit(1) that this command lacks, and what to do instead."""
+
+
 def option_parser(*, posix: bool = False) -> argparse.ArgumentParser:
     """Return the parser.
 
@@ -75,7 +89,22 @@ def option_parser(*, posix: bool = False) -> argparse.ArgumentParser:
     _add_place(parser)
     _add_resources(parser)
     _add_other(parser)
+    for option in ("--wait", "--progress", "--jps", "--quiet"):  # always so
+        parser.add_argument(option, action="store_true", help=argparse.SUPPRESS)
+    for option in REFUSED:
+        parser.add_argument(option, action=_Refuse, nargs="?", help=argparse.SUPPRESS)
     return parser
+
+
+class _Refuse(argparse.Action):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        parser.error(f"{option_string} is not supported here: {REFUSED[option_string or '']}")
 
 
 def _add_sources(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +130,7 @@ def _add_sources(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=CODE",
         help="let {.NAME} be a Python expression of x",
     )
+    group.add_argument("--shuffle", action="store_true", help="submit the jobs in random order")
     group.add_argument("--literal", action="store_true", help="take braces as they are: no templates")
     group.add_argument("--strict", action="store_true", help="run no job if any file is not a valid jobspec")
     group.add_argument(
@@ -162,6 +192,10 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-n", "--ntasks", metavar="N", help="tasks in each job (default: 1)")
     group.add_argument("-c", "--cores-per-task", metavar="N", help="cores for each task (default: 1)")
     group.add_argument("-g", "--gpus-per-task", metavar="N", help="GPUs for each task (default: 0)")
+    group.add_argument("--cores", metavar="N", help="cores in all, instead of tasks")
+    group.add_argument("--tasks-per-node", metavar="N", help="tasks on each node; with --nodes or --cores")
+    group.add_argument("--tasks-per-core", metavar="N", help="tasks on each core; with --nodes or --cores")
+    group.add_argument("--gpus-per-node", metavar="N", help="GPUs on each node; with --nodes")
     group.add_argument("-N", "--nodes", metavar="N", help="nodes to spread the tasks over")
     group.add_argument("-x", "--exclusive", action="store_true", help="allocate whole nodes; needs --nodes")
     limit = group.add_mutually_exclusive_group()
@@ -194,6 +228,9 @@ def _add_other(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--env-remove", dest="env", type="-{}".format, action="append", metavar="PATTERN")
     group.add_argument("--env-file", dest="env", type="^{}".format, action="append", metavar="FILE")
+    group.add_argument(
+        "--rlimit", action="append", metavar="RULE", help="resource limits: NAME, NAME=VALUE, -PATTERN"
+    )
     group.add_argument("--input", metavar="FILE", help="file for stdin (default: empty)")
     group.add_argument("--output", metavar="FILE", help="file for stdout; {{id}} in it is the job's id")
     group.add_argument("--error", metavar="FILE", help="file for stderr (default: where stdout goes)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -46,6 +47,7 @@ class Work:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
+        self._shuffle = options.shuffle
         self.earlier: EarlierRun | None = None
         self.output_directory = OutputDirectory(options.output_dir) if options.output_dir else None
         self.files: list[Path] = []
@@ -68,7 +70,11 @@ class Work:
         if self.output_directory is not None:
             items = self.output_directory.redirect(items)
         earlier = self.earlier
-        return items if earlier is None else (item for item in items if not earlier.skips(item))
+        if earlier is not None:
+            items = (item for item in items if not earlier.skips(item))
+        if self._shuffle:
+            items = iter(random.sample(listed := list(items), len(listed)))
+        return items
 
 
 class _Files:

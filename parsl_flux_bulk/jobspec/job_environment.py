@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 LAUNCHER_VARIABLES = (
     "SLURM_*",
@@ -42,6 +42,8 @@ _LAUNCHER = re.compile("|".join(map(fnmatch.translate, LAUNCHER_VARIABLES)))
 _NOT_PROPAGATED = {"memlock", "ofile", "msgqueue", "nice", "rtprio", "rttime", "sigpending"}
 """Limits of a machine rather than of a user's work; ``flux run`` does not propagate them either."""
 
+_UNLIMITED = ("unlimited", "infinity", "inf")
+
 
 def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Return an environment without `LAUNCHER_VARIABLES`, and with ``SHLVL``.
@@ -62,6 +64,34 @@ def soft_limits() -> dict[str, int]:
     --------
     flux-run(1), ``--rlimit``
     """
+    return {name: soft for name, soft in _all_soft_limits().items() if name not in _NOT_PROPAGATED}
+
+
+def filtered_limits(rules: Iterable[str]) -> dict[str, int]:
+    """Return the soft limits of jobs after the rules of ``--rlimit``: ``NAME``, ``NAME=VALUE``, ``-PATTERN``.
+
+    Raises
+    ------
+    ValueError
+        If a limit does not exist, or a value is not one.
+    """
+    limits, known = soft_limits(), _all_soft_limits()
+    for rule in (part for text in rules for part in text.split(",")):
+        name, equals, value = rule.lower().partition("=")
+        if name.startswith("-"):
+            limits = {key: soft for key, soft in limits.items() if not fnmatch.fnmatchcase(key, name[1:])}
+            continue
+        matching = {key: soft for key, soft in known.items() if fnmatch.fnmatchcase(key, name)}
+        if not matching or (equals and name not in known):
+            raise ValueError(f"{name!r} is not a limit; there are {', '.join(known)}")
+        if equals and value not in _UNLIMITED and not (value.isascii() and value.isdigit()):
+            raise ValueError(f"{name} must be a number or 'unlimited', not {value!r}")
+        if equals:
+            matching = {name: -1 if value in _UNLIMITED else int(value)}
+        limits.update(matching)
+    return limits
+
+
+def _all_soft_limits() -> dict[str, int]:
     names = (name for name in dir(resource) if name.startswith("RLIMIT_"))
-    limits = {name[7:].lower(): resource.getrlimit(getattr(resource, name))[0] for name in names}
-    return {name: soft for name, soft in limits.items() if name not in _NOT_PROPAGATED}
+    return {name[7:].lower(): resource.getrlimit(getattr(resource, name))[0] for name in names}

@@ -84,8 +84,10 @@ def test_libraries_that_are_imported_are_declared() -> None:
     setup.read(helpers.PROJECT / "setup.cfg")
     declared = re.findall(r"^([\w-]+)>=", setup["options"]["install_requires"], re.MULTILINE)
     imported = set().union(*map(PACKAGE.outside, USES)) - set(sys.stdlib_module_names) - {"flux", "_flux"}
-    assert imported == {"zmq" if name == "pyzmq" else name for name in declared} | {"joblib"}
-    assert re.search(r"^joblib>=", setup["options.extras_require"]["joblib"].strip())
+    optional = {"argcomplete": "completion", "joblib": "joblib"}
+    assert imported == {"zmq" if name == "pyzmq" else name for name in declared} | optional.keys()
+    for name, extra in optional.items():
+        assert re.search(rf"^{name}>=", setup["options.extras_require"][extra].strip())
 
 
 def test_no_test_looks_into_closures() -> None:

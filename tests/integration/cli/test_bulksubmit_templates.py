@@ -26,6 +26,7 @@ EXAMPLES = (
     "seq 1 8 | BULKSUBMIT --dry-run --define=pow='2**int(x)' -n {.pow} hostname",
     "BULKSUBMIT --dry-run --output={./%}.{seq} ./x {.%} {./} {.//} {./%} {seq} {seq1} ::: a/b.c d.e.f /g",
     "BULKSUBMIT --dry-run ./x {0.%} {1.//} {1./} {0}-{1} {seq} ::: a.b c ::: d/e f/g",
+    "BULKSUBMIT --dry-run --cores={} --tasks-per-core={seq1} --job-name={./%} true ::: 2 4",
     "BULKSUBMIT --dry-run -c {} --job-name=j{} --cwd=/{} ./x ::: 1 2",
 )
 """The examples and the attributes of flux-bulksubmit(1)."""
@@ -44,6 +45,47 @@ def test_the_commands_are_those_of_flux_bulksubmit() -> None:
     # Without -- and without :::, words are files here.
     ours = [re.sub(r"^(seq \d+ \d+ \| .*?) (echo|hostname)", r"\1 -- \2", example) for example in EXAMPLES]
     assert commands(f"{sys.executable} -m parsl_flux_bulk", ours) == commands("flux bulksubmit", EXAMPLES)
+
+
+@pytest.mark.flux
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--cores=4", "--cores=4 -N2", "--cores=2 --tasks-per-core=2", "-N1 --tasks-per-node=3",
+        "-N2 --gpus-per-node=1 --tasks-per-node=2", "--cores=4 --tasks-per-node=2",
+        "-N1 --cores=2 --tasks-per-node=2 --exclusive", "--rlimit=nofile=100,-cpu",
+        "--rlimit=-*,core,STACK=unlimited", "--rlimit=-* --rlimit=mem*",
+    ],
+)  # fmt: skip
+def test_the_jobspecs_are_those_of_flux_submit(options: str) -> None:
+    run = bulksubmit("--dry-run=specs", *options.split(), "--", "true")
+    assert (run.returncode, run.stderr) == (0, "")
+    ours = json.loads(Path("specs/000000.json").read_text())
+    command = ["flux", "submit", "--dry-run", *options.split(), "true"]
+    fluxes = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert (ours["resources"], ours["tasks"]) == (fluxes["resources"], fluxes["tasks"])
+    ours = ours["attributes"]["system"].get("shell", {}).get("options", {})
+    fluxes = fluxes["attributes"]["system"]["shell"]["options"]
+    if "rlimit" not in options:  # without rules, jobs have the limits of the instance
+        del fluxes["rlimit"]
+    assert ours == fluxes
+
+
+def test_tasks_per_core_and_limits_of_a_job(where: Where) -> None:
+    run = bulksubmit(
+        *where,
+        *("--cores=1", "--tasks-per-core=2", "--rlimit=nofile=123", "--output=out"),
+        *("--", "sh", "-c", "echo $FLUX_JOB_SIZE $(ulimit -n)"),
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert Path("out").read_text() == "2 123\n" * 2
+
+
+def test_shuffle() -> None:
+    inputs = [str(number) for number in range(200)]
+    said = bulksubmit("--dry-run", "--shuffle", "echo", "{}", ":::", *inputs).stdout
+    found = [line.rpartition(" ")[2] for line in said.splitlines()]
+    assert found != inputs and sorted(found) == sorted(inputs)
 
 
 def test_inputs_reach_jobs(where: Where) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from parsl_flux_bulk.cli.arguments import COMMAND_ONLY, parse
@@ -59,6 +64,8 @@ def test_every_option_of_a_command_exists() -> None:
         (["echo", "::::", "a", "b"], ":::: takes one file"),
         (["echo", "::::", "-", "::::", "-"], "two input lists are read from stdin"),
         (["-t", "5", "--duration", "5", "--", "true"], "not allowed with argument"),
+        (["--add-file=x", "--", "true"], "--add-file is not supported here: put the file where"),
+        (["--list-plugins"], "--list-plugins is not supported here: `flux submit --list-plugins`"),
         (["--stric", "a.json"], "unrecognized arguments: --stric"),
     ],
 )
@@ -69,6 +76,33 @@ def test_unusable_arguments(arguments: list[str], message: str, capsys: pytest.C
 def test_a_request_that_no_jobspec_can_hold_is_refused_before_anything_starts() -> None:
     with pytest.raises(UnusableInput, match="num_nodes"):
         Work(parse(["-x", "--", "true"]))
+
+
+def test_options_of_flux_that_are_always_so() -> None:
+    assert parse(["--wait", "--progress", "--jps", "--quiet", "--", "true"]).command == ["true"]
+
+
+def test_completion(tmp_path: Path) -> None:
+    pytest.importorskip("argcomplete")
+    line = "bulksubmit --output-"
+    environment = {
+        **os.environ, "_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)),
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "answer"),
+    }  # fmt: skip
+    run = subprocess.run([sys.executable, "-m", "parsl_flux_bulk"], env=environment, capture_output=True)
+    assert (run.returncode, run.stdout) == (0, b"")
+    assert "--output-dir" in (tmp_path / "answer").read_text()
+
+
+def test_manual_page(tmp_path: Path) -> None:
+    pytest.importorskip("argparse_manpage")
+    module = ["--module", "parsl_flux_bulk.cli.option_parser", "--function", "option_parser"]
+    code = "import sys; from argparse_manpage.cli import main; sys.exit(main())"
+    page = tmp_path / "bulksubmit.1"
+    subprocess.run(
+        [sys.executable, "-c", code, *module, "--project-name", "x", "--output", str(page)], check=True
+    )
+    assert "\\-\\-resume" in page.read_text() and "every job ended with exit status 0" in page.read_text()
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
