@@ -65,7 +65,7 @@ class TaskQueue:
 
     def tasks(self) -> list[CallTask]:
         """Return all tasks that wait."""
-        tasks = [*(task for _, task in self._returned), *self._new]
+        tasks = [*(task for *_, task in sorted(self._ahead)), *self._new]
         return [task for task in tasks if task.state is TaskState.PENDING]
 
     def drain(self) -> Iterator[CallTask]:
