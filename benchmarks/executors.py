@@ -22,9 +22,19 @@ HTEX = "HighThroughputExecutor"
 THREADS = "ThreadPoolExecutor"
 PROCESSES = "ProcessPoolExecutor"
 EXECUTORLIB = "executorlib FluxJobExecutor"
+POOL = "FluxPoolExecutor"
+EMBEDDED_POOL = "FluxPoolExecutor, embedded"
+RAY = "Ray"
+LOKY = "loky"
 
-NEED_FLUX = {ATTACHED, OWN, JOBS, PARSL_FLUX, EXECUTORLIB}
-ATTACH = {ATTACHED, JOBS, EXECUTORLIB}
+OTHERS = (PROCESSES, EXECUTORLIB, POOL, EMBEDDED_POOL, RAY, LOKY)
+"""Executors without Parsl."""
+
+PACKAGES = {EXECUTORLIB: "executorlib", RAY: "ray", LOKY: "joblib"}
+"""The package that an executor needs."""
+
+NEED_FLUX = {ATTACHED, OWN, JOBS, PARSL_FLUX, EXECUTORLIB, POOL}
+ATTACH = {ATTACHED, JOBS, EXECUTORLIB, POOL}
 """Executors for which a fresh Flux instance is started first."""
 
 
@@ -33,6 +43,13 @@ def flux_bulk(**arguments: Any) -> Any:
     from parsl_flux_bulk import FluxBulkExecutor
 
     return FluxBulkExecutor(**{"instance": os.environ.get("BENCHMARK_URI"), **arguments})
+
+
+def pool(name: str) -> Any:
+    """Make a FluxPoolExecutor."""
+    from parsl_flux_bulk import FluxPoolExecutor
+
+    return FluxPoolExecutor(WORKERS, instance=os.environ["BENCHMARK_URI"] if name == POOL else "local")
 
 
 def parsl_flux() -> Any:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import os
 import re
+import statistics
 import sys
 import tempfile
 import time
@@ -170,6 +172,16 @@ def alone(name: str) -> Iterator[Callable[..., Any]]:
 
         with FluxJobExecutor(max_workers=executors.WORKERS, block_allocation=True) as jobs:
             yield jobs.submit
+    elif name in (executors.POOL, executors.EMBEDDED_POOL):
+        with executors.pool(name) as pool:
+            yield pool.submit
+    elif name == executors.RAY:
+        import ray
+
+        ray.init(num_cpus=executors.WORKERS, include_dashboard=False, log_to_driver=False)
+        remote: Any = functools.lru_cache(ray.remote)
+        yield lambda function: remote(function).remote().future()
+        ray.shutdown()
     else:
         executor = executors.parsl_executor(name)
         executor.run_dir = os.getcwd()
@@ -188,6 +200,72 @@ def executor_alone(name: str, tasks: int) -> float:
     """Return the rate of no-op tasks, in tasks/s."""
     with alone(name) as submit:
         return rate(lambda: submit(no_op), tasks)
+
+
+def mapped(name: str, items: int) -> float:
+    """Return the rate of no-op items of `map`, in items/s; ProcessPoolExecutor gets 1000 at a time."""
+    from concurrent.futures import ProcessPoolExecutor
+
+    own = name != executors.PROCESSES
+    with executors.pool(name) if own else ProcessPoolExecutor(executors.WORKERS) as pool:
+        warm_up(lambda: pool.submit(abs, 1))
+        began = time.perf_counter()
+        for _ in pool.map(abs, range(items), **({} if own else {"chunksize": 1000})):
+            pass
+        return items / (time.perf_counter() - began)
+
+
+def round_trip(name: str, calls: int) -> float:
+    """Return the median time of one call at a time, in ms."""
+    with alone(name) as submit:
+        warm_up(lambda: submit(no_op))
+        times = []
+        for _ in range(calls):
+            began = time.perf_counter()
+            submit(no_op).result()
+            times.append(time.perf_counter() - began)
+        return 1000 * statistics.median(times)
+
+
+def batches(name: str, calls: int, seconds: float) -> float:
+    """Return the rate of joblib's calls of so many seconds, in calls/s."""
+    with joblib_backend(name) as parallel:
+        import joblib
+
+        began = time.perf_counter()
+        parallel(joblib.delayed(time.sleep)(seconds) for _ in range(calls))
+        return calls / (time.perf_counter() - began)
+
+
+def array(name: str, calls: int, megabytes: int) -> float:
+    """Return the rate of joblib's calls with one large array, in calls/s."""
+    import numpy
+
+    data = numpy.ones(megabytes * MEGABYTE // 8)
+    with joblib_backend(name) as parallel:
+        import joblib
+
+        began = time.perf_counter()
+        parallel(joblib.delayed(len)(data) for _ in range(calls))
+        return calls / (time.perf_counter() - began)
+
+
+@contextlib.contextmanager
+def joblib_backend(name: str) -> Iterator[Any]:
+    """Choose a backend of joblib whose workers have started; yield its Parallel."""
+    import joblib
+
+    import parsl_flux_bulk.joblib  # noqa: F401
+
+    with contextlib.ExitStack() as stack:
+        if name == executors.LOKY:
+            stack.enter_context(joblib.parallel_config("loky", n_jobs=executors.WORKERS))
+        else:
+            pool = stack.enter_context(executors.pool(name))
+            stack.enter_context(joblib.parallel_config("flux", n_jobs=executors.WORKERS, executor=pool))
+        parallel = joblib.Parallel()
+        parallel(joblib.delayed(time.sleep)(0.1) for _ in range(2 * executors.WORKERS))
+        yield parallel
 
 
 def memory(name: str, tasks: int) -> float:
@@ -274,6 +352,10 @@ MEASURES: dict[str, Callable[..., Any]] = {
         megabyte_results,
         sleeps,
         executor_alone,
+        mapped,
+        round_trip,
+        batches,
+        array,
         memory,
         workers_ready,
     )
@@ -283,9 +365,7 @@ MEASURES: dict[str, Callable[..., Any]] = {
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("measure", choices=list(MEASURES))
-    parser.add_argument(
-        "executor", choices=[*executors.PARSL_EXECUTORS, executors.PROCESSES, executors.EXECUTORLIB]
-    )
+    parser.add_argument("executor", choices=[*executors.PARSL_EXECUTORS, *executors.OTHERS])
     parser.add_argument("arguments", type=json.loads, metavar="JSON", help="keyword arguments of the measure")
     options = parser.parse_args()
     print(json.dumps(MEASURES[options.measure](options.executor, **options.arguments)), flush=True)

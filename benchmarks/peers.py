@@ -7,7 +7,7 @@ The executors of a row alternate (A B C, A B C, …), so that other load on the 
 Printed are medians, and the ratio of FluxBulkExecutor to each other executor beside its target.
 ``benchmarks/measures.py`` defines the measures, ``benchmarks/executors.py`` the executors.
 
-Needs Flux, and ``pip install pandas executorlib`` for the rows with executorlib. Rows of what is missing
+Needs Flux, and ``pip install pandas executorlib ray joblib`` for the rows with these. Rows of what is missing
 are left out, with the reason. The exit status is 1 if a target was missed or a measurement failed.
 """
 
@@ -34,13 +34,18 @@ from typing import Any
 from executors import (
     ATTACH,
     ATTACHED,
+    EMBEDDED_POOL,
     EXECUTORLIB,
     HTEX,
     JOBS,
+    LOKY,
     NEED_FLUX,
     OWN,
+    PACKAGES,
     PARSL_FLUX,
+    POOL,
     PROCESSES,
+    RAY,
     THREADS,
 )
 from flux_instance import flux_instance, flux_missing
@@ -196,6 +201,44 @@ def rows(quick: bool) -> list[Row]:
             [Target(f"{ATTACHED}, {large['tasks']} tasks", 0.85, f"{ATTACHED}, {small['tasks']} tasks")],
         ),
         Row(
+            "pool",
+            "concurrent.futures: submit, no-op calls/s",
+            "executor_alone",
+            [Series(name, alone) for name in (POOL, PROCESSES, EXECUTORLIB, RAY)],
+            [Target(POOL, 4, PROCESSES), Target(POOL, 3, EXECUTORLIB), Target(POOL, 15, RAY)],
+        ),
+        Row(
+            "map",
+            "concurrent.futures: map, no-op items/s",
+            "mapped",
+            [Series(name, {"items": 200_000 // fewer}) for name in (POOL, PROCESSES)],
+            [Target(POOL, 1.0, PROCESSES)],
+        ),
+        Row(
+            "trip",
+            "concurrent.futures: one call at a time, ms",
+            "round_trip",
+            [Series(name, {"calls": 2000 // fewer}) for name in (POOL, EMBEDDED_POOL, PROCESSES)],
+            [
+                Target(POOL, 1.3, PROCESSES, at_least=False),
+                Target(EMBEDDED_POOL, 0.9, PROCESSES, at_least=False),
+            ],
+        ),
+        Row(
+            "joblib",
+            "joblib, calls of 1 ms/s",
+            "batches",
+            [Series(name, {"calls": 2000 // fewer, "seconds": 0.001}) for name in (POOL, LOKY)],
+            [Target(POOL, 0.95, LOKY)],
+        ),
+        Row(
+            "array",
+            "joblib, 100 MB array as argument, calls/s",
+            "array",
+            [Series(name, {"calls": 20, "megabytes": 100}) for name in (POOL, LOKY)],
+            [Target(POOL, 1.0, LOKY)],
+        ),
+        Row(
             "memory",
             "submit-side memory, bytes a pending task",
             "memory",
@@ -222,8 +265,9 @@ def missing_for(series: Series) -> str:
     """Return why a series cannot be measured here, or "" if it can."""
     if series.executor in NEED_FLUX and (why := flux_missing()):
         return why
-    if series.executor == EXECUTORLIB and importlib.util.find_spec("executorlib") is None:
-        return "executorlib is not installed: pip install executorlib"
+    package = PACKAGES.get(series.executor)
+    if package is not None and importlib.util.find_spec(package) is None:
+        return f"{package} is not installed: pip install {package}"
     return ""
 
 
