@@ -8,6 +8,11 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import shutil
+import sys
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
@@ -20,6 +25,17 @@ from parsl_flux_bulk.pool.executor import FluxPoolExecutor
 
 def _call(batch: Callable[[], Any]) -> Any:
     return batch()
+
+
+class _File:
+    """Stands for a large array in a call: the worker maps a file into memory."""
+
+    def __init__(self, path: str, mode: str) -> None:
+        self._path = path
+        self._mode = mode
+
+    def __reduce__(self) -> Any:
+        return joblib.load, (self._path, self._mode)
 
 
 class FluxBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # they have no types
@@ -52,10 +68,23 @@ class FluxBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         self._executor = executor
         self._n_jobs: int | None = None
         self._futures: set[Future[Any]] = set()
+        self._files: dict[int, tuple[Any, _File]] = {}
+        self._directory = ""
 
-    def configure(self, n_jobs: int = 1, parallel: Any = None, **_: Any) -> int:
+    def configure(
+        self,
+        n_jobs: int = 1,
+        parallel: Any = None,
+        max_nbytes: int | None = 1 << 20,
+        mmap_mode: str | None = "r",
+        temp_folder: str | None = None,
+        **_: Any,
+    ) -> int:
         """Make the executor, and return the number of workers."""
         self.parallel = parallel
+        self._max_nbytes = max_nbytes if mmap_mode else None
+        self._mmap_mode = mmap_mode or "r"
+        self._temp_folder = temp_folder or os.environ.get("JOBLIB_TEMP_FOLDER")
         n_jobs = self.effective_n_jobs(n_jobs)
         if self._given is None and n_jobs != self._n_jobs:
             self._executor = self._new_executor(n_jobs)
@@ -84,12 +113,35 @@ class FluxBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
     def submit(self, func: Callable[[], Any], callback: Callable[[Future[Any]], None] | None = None) -> Any:
         """Run a batch."""
         assert self._executor is not None, "configure comes first"
+        if self._max_nbytes is not None and "numpy" in sys.modules and hasattr(func, "items"):
+            func = copy.copy(func)
+            func.items = [
+                (function, [*map(self._in_file, args)], {k: self._in_file(v) for k, v in kwargs.items()})
+                for function, args, kwargs in func.items
+            ]
         future = self._executor.submit(_call, func)
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)
         if callback is not None:
             future.add_done_callback(callback)
         return future
+
+    def _in_file(self, value: Any) -> Any:
+        """Return what stands for a value in a call: a large array is written to a file, once."""
+        numpy: Any = sys.modules["numpy"]
+        if type(value) not in (numpy.ndarray, numpy.memmap) or value.dtype.hasobject:
+            return value
+        if value.nbytes <= (self._max_nbytes or 0):
+            return value
+        if id(value) not in self._files:
+            # In the current directory by default, which the nodes share, as the directory of the output.
+            self._directory = self._directory or tempfile.mkdtemp(
+                prefix=".joblib-", dir=self._temp_folder or os.getcwd()
+            )
+            path = os.path.join(self._directory, str(len(self._files)))
+            joblib.dump(value, path)
+            self._files[id(value)] = (value, _File(path, self._mmap_mode))
+        return self._files[id(value)][1]
 
     def retrieve_result_callback(self, future: Future[Any]) -> Any:
         """Return the results of a batch, or raise its exception."""
@@ -101,8 +153,12 @@ class FluxBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
             future.cancel()
 
     def terminate(self) -> None:
-        """Forget the times of this call; the workers stay for the next."""
+        """Forget the times and the files of this call; the workers stay for the next."""
         self.reset_batch_stats()
+        self._files.clear()
+        if self._directory:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = ""
         self.parallel = None  # a reference cycle otherwise, which would keep the executor
 
 

@@ -181,7 +181,7 @@ class _Face(Executor):
             engine.cancel_pending,
             engine.workers,
             fn,
-            zip(*iterables, strict=False),
+            iterables,
             # A job of its own is for one call.
             chunksize or (None if resources.shape is not None else 1),
             buffersize,

@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -47,8 +47,8 @@ class OrderedMap:
         Cancels the tasks of futures that have not begun.
     workers : callable
         Returns the number of workers.
-    items : iterable of tuple
-        Arguments of each call of `function`.
+    iterables : sequence of iterable
+        Of the arguments of each call of `function`.
     chunksize : int or None
         Items of a batch; None for as many as take `BATCH_TIME`.
     buffersize : int or None
@@ -61,19 +61,20 @@ class OrderedMap:
         cancel: Callable[[Collection[Future[Any]]], None],
         workers: Callable[[], int],
         function: Callable[..., Any],
-        items: Iterable[tuple[Any, ...]],
+        iterables: Sequence[Iterable[Any]],
         chunksize: int | None,
         buffersize: int | None,
     ) -> None:
         self._submit = submit
         self._cancel = cancel
         self._workers = workers
-        self._function = functools.partial(batch.run, function)
+        starred = len(iterables) != 1
+        self._function = functools.partial(batch.run, function, starred)
         self._function.__name__ = getattr(function, "__name__", repr(function))  # type: ignore[attr-defined]
-        self._items = iter(items)
+        self._items: Iterator[Any] = zip(*iterables, strict=False) if starred else iter(iterables[0])
         self._chunksize = chunksize
         self._room = buffersize
-        self._pending: deque[tuple[Any, ...]] = deque()
+        self._pending: deque[Any] = deque()
         self._batches: deque[tuple[Future[Any], int]] = deque()
         self._in_flight = 0
         self._item_time = 0.0

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-def run(function: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> tuple[float, bytes, bytes]:
-    """Call a function with each item until one raises an exception.
+def run(function: Callable[..., Any], starred: bool, items: Sequence[Any]) -> tuple[float, bytes, bytes]:
+    """Call a function with each item, or with the elements of each, until one raises an exception.
 
     Returns
     -------
@@ -25,8 +25,12 @@ def run(function: Callable[..., Any], items: Sequence[tuple[Any, ...]]) -> tuple
     values = []
     failure = b""
     try:
-        for item in items:
-            values.append(function(*item))
+        if starred:
+            for item in items:
+                values.append(function(*item))
+        else:
+            for item in items:
+                values.append(function(item))
     except Exception as error:
         failure = serialize.raised(error)
     results = serialize.returned(values)

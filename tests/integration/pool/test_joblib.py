@@ -39,6 +39,10 @@ def fail_at(n: int, limit: int) -> int:
     return n
 
 
+def kind_and_sum(array: Any, other: Any) -> tuple[str, str, int]:
+    return type(array).__name__, type(other).__name__, int(array.sum() + other.sum())
+
+
 def nested(n: int) -> list[int]:
     result: list[int] = joblib.Parallel(n_jobs=2)(joblib.delayed(pow)(n, k) for k in range(3))
     return result
@@ -64,6 +68,20 @@ def test_an_exception_ends_the_call_and_running_batches(flux_backend: FluxPoolEx
         joblib.Parallel()([joblib.delayed(time.sleep)(60), joblib.delayed(fail_at)(3, 3)])
     assert joblib.Parallel()(joblib.delayed(abs)(-n) for n in range(9)) == list(range(9))
     assert time.monotonic() - begun < 30
+
+
+def test_a_large_array_is_a_file_for_all_calls(
+    flux_backend: FluxPoolExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numpy = pytest.importorskip("numpy")
+    monkeypatch.chdir(tmp_path)
+    large, small = numpy.arange(1 << 18), numpy.arange(10)
+    seen = joblib.Parallel()(joblib.delayed(kind_and_sum)(large, other=small) for _ in range(5))
+    assert seen == [("memmap", "ndarray", int(large.sum() + small.sum()))] * 5
+    assert (
+        joblib.Parallel(max_nbytes=None)([joblib.delayed(kind_and_sum)(large, small)] * 2)[0][0] == "ndarray"
+    )
+    assert not list(tmp_path.glob(".joblib-*"))
 
 
 def test_results_as_a_generator(flux_backend: FluxPoolExecutor) -> None:
