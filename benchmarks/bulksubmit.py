@@ -1,26 +1,28 @@
-"""Compare bulksubmit with a plain script, and numbers of jobs to keep inside Flux with each other.
+"""Compare ways to run many short jobs: bulksubmit, a plain script, xargs and HyperQueue.
 
-    python benchmarks/bulksubmit.py [--jobs N] [--runs N] [--instances N] [--max-active N ...] [--json FILE]
+    python benchmarks/bulksubmit.py [--jobs N] [--runs N] [--kinds KIND ...] [--max-active N] [--json FILE]
 
-``flux submit --dry-run`` writes N jobspecs of ``sleep 0`` (default: 1025). Each run uses a fresh Flux
-instance on this machine: an instance slows down with the number of its ended jobs. The runs alternate between
-``benchmarks/plain_submit.py``; ``bulksubmit`` in that instance alone; ``bulksubmit`` with inner instances
-(``--instances``, default: one for each core); and ``bulksubmit`` with an instance that it starts and ends
-itself within the measured time. The time of the whole command is measured.
+``flux submit --dry-run`` writes N jobspecs of ``sleep 0`` (default: 1025). The kinds alternate, and each run
+uses a fresh Flux instance on this machine: an instance slows down with the number of its ended jobs. The time
+of the whole command is measured. "own Flux" includes the start and the end of the instance; HyperQueue's
+server and worker (``pip install hyperqueue``) are started before.
 
-The exit status is 1 if the median rate with inner instances is below ``--least`` times the script's.
+The exit status is 1 if a ratio misses its target.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from flux_instance import flux_instance, flux_missing
@@ -31,7 +33,22 @@ LIMIT = 300.0
 
 PLAIN = "plain script"
 ATTACHED = "bulksubmit"
-OWN = "bulksubmit, its own Flux"
+PACKED = "bulksubmit --packed"
+INNER = "bulksubmit --instances 2"
+OWN = "bulksubmit, own Flux"
+LOCAL = "bulksubmit --local"
+XARGS = "xargs -P"
+HYPERQUEUE = "HyperQueue"
+KINDS = (PLAIN, ATTACHED, PACKED, INNER, OWN, LOCAL, XARGS, HYPERQUEUE)
+
+TARGETS = (
+    (PACKED, PLAIN, 15.0),
+    (PACKED, XARGS, 0.6),
+    (PACKED, HYPERQUEUE, 1.5),
+    (OWN, PLAIN, 8.0),
+    (LOCAL, XARGS, 0.7),
+)
+"""A kind, the kind to compare with, and the least ratio of their median rates."""
 
 
 def make_jobspecs(directory: Path, jobs: int) -> None:
@@ -46,28 +63,56 @@ def make_jobspecs(directory: Path, jobs: int) -> None:
 
 
 def run(kind: str, directory: Path, jobs: int) -> float:
-    """Run all jobs once, in a fresh instance; return the rate in jobs/s."""
-    if kind == OWN:
+    """Run all jobs once; return the rate in jobs/s of the whole command."""
+    if kind in (OWN, LOCAL, XARGS):
         return timed(kind, directory, jobs, "")
+    if kind == HYPERQUEUE:
+        with hyperqueue():
+            return timed(kind, directory, jobs, "")
     with flux_instance() as uri:
         return timed(kind, directory, jobs, uri)
+
+
+@contextlib.contextmanager
+def hyperqueue() -> Iterator[None]:
+    """A HyperQueue server and worker on this machine."""
+    server = subprocess.Popen(["hq", "server", "start"], stdout=subprocess.DEVNULL)
+    try:
+        subprocess.run(["hq", "server", "wait"], check=True, stdout=subprocess.DEVNULL)
+        worker = subprocess.Popen(["hq", "worker", "start"], stdout=subprocess.DEVNULL)
+        subprocess.run(["hq", "worker", "wait", "1"], check=True, stdout=subprocess.DEVNULL)
+        yield
+    finally:
+        subprocess.run(["hq", "server", "stop"], stdout=subprocess.DEVNULL)
+        worker.wait(LIMIT)
+        server.wait(LIMIT)
+
+
+def command_of(kind: str, directory: Path, jobs: int) -> list[str]:
+    """Return the command to measure."""
+    if kind == PLAIN:
+        return [sys.executable, str(HERE / "plain_submit.py"), str(directory)]
+    if kind == XARGS:
+        cores = len(os.sched_getaffinity(0))
+        return ["sh", "-c", f"yes 0 | head -n {jobs} | xargs -P{cores} -n1 sleep"]
+    if kind == HYPERQUEUE:
+        array = ["--array", f"1-{jobs}", "--stdout=none", "--stderr=none"]
+        return ["hq", "submit", "--wait", *array, "sleep", "0"]
+    options = [] if kind == OWN else kind.split()[1:]
+    return [sys.executable, "-m", "parsl_flux_bulk", str(directory), *options]
 
 
 def timed(kind: str, directory: Path, jobs: int, uri: str) -> float:
     """Run all jobs once, in an instance; return the rate of the whole command in jobs/s."""
     paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "FLUX_URI": uri, "PYTHONPATH": os.pathsep.join(paths)}
-    if kind == PLAIN:
-        command = [sys.executable, str(HERE / "plain_submit.py"), str(directory)]
-    else:
-        options = [] if kind == OWN else kind.split()[1:]
-        command = [sys.executable, "-m", "parsl_flux_bulk", str(directory), *options]
+    command = command_of(kind, directory, jobs)
     began = time.perf_counter()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
     seconds = time.perf_counter() - began
     if done.returncode:
         raise RuntimeError(f"{kind} ended with {done.returncode}: {(done.stderr or done.stdout)[-500:]}")
-    success = f" Ran {jobs} jobs in " if kind != PLAIN else " 0\n"
+    success = {PLAIN: " 0\n", XARGS: "", HYPERQUEUE: ""}.get(kind, f" Ran {jobs} jobs in ")
     if success not in done.stdout:
         raise RuntimeError(f"{kind} did not run {jobs} jobs; the end of its output: {done.stdout[-200:]}")
     return jobs / seconds
@@ -78,13 +123,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--jobs", type=int, default=1025, help="jobs of a run (default: 1025)")
     parser.add_argument("--runs", type=int, default=3, help="runs of each command (default: 3)")
-    parser.add_argument("--least", type=float, default=1.2, help="ratio to reach (default: 1.2)")
-    parser.add_argument(
-        "--instances",
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        help="inner instances (default: cores)",
-    )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
     parser.add_argument(
         "--max-active", type=int, nargs="+", default=[], metavar="N", help="add runs with these limits"
     )
@@ -93,8 +132,7 @@ def main() -> int:
     if why := flux_missing():
         print(f"bulksubmit cannot be measured here: {why}", file=sys.stderr)
         return 2
-    compared = f"{ATTACHED} --instances {options.instances}"
-    kinds = [PLAIN, ATTACHED, compared, OWN]
+    kinds = [kind for kind in options.kinds if kind != HYPERQUEUE or shutil.which("hq")]
     kinds += [f"{ATTACHED} --max-active {number}" for number in options.max_active]
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
     with tempfile.TemporaryDirectory(prefix="jobspecs-") as directory:
@@ -105,18 +143,22 @@ def main() -> int:
                 print(
                     f"  run {number + 1}, {kind}: {rates[kind][-1]:.1f} jobs/s", file=sys.stderr, flush=True
                 )
-    plain = statistics.median(rates[PLAIN])
+    medians = {kind: statistics.median(values) for kind, values in rates.items()}
     print(f"\n{options.jobs} jobs `sleep 0`, medians of {options.runs} runs\n")
-    print("| | jobs/s | lowest … highest | ratio |")
-    print("|---|---:|---|---:|")
+    print("| | jobs/s | lowest … highest |")
+    print("|---|---:|---|")
     for kind, values in rates.items():
-        median = statistics.median(values)
-        print(f"| {kind} | {median:.1f} | {min(values):.1f} … {max(values):.1f} | {median / plain:.2f} |")
+        print(f"| {kind} | {medians[kind]:.1f} | {min(values):.1f} … {max(values):.1f} |")
     if options.json:
         Path(options.json).write_text(json.dumps(rates, indent=1) + "\n")
-    ratio = statistics.median(rates[compared]) / plain
-    print(f"\n{compared} : {PLAIN} = {ratio:.2f}, must reach {options.least:g}")
-    return 0 if ratio >= options.least else 1
+    missed = 0
+    print()
+    for kind, peer, least in TARGETS:
+        if kind in medians and peer in medians:
+            ratio = medians[kind] / medians[peer]
+            missed += ratio < least
+            print(f"{kind} : {peer} = {ratio:.2f}, must reach {least:g}")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A block that joins a relay, as an instance like any other: for the contract, and for measuring."""
+"""A block that joins a relay, or a node job, as an instance like any other."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from typing import IO, Any
 from helpers import wait_until
 from parsl.curvezmq import create_certificates
 
+from parsl_flux_bulk.blocks.packed.node_job_launcher import NodeJobLauncher
 from parsl_flux_bulk.blocks.relay.instance import RelayedInstance
 from parsl_flux_bulk.blocks.relay.server import RelayServer
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
 from parsl_flux_bulk.instances.base import ChannelAddress, Completion, Connection, Event, JobId, PeerId
 from parsl_flux_bulk.instances.events import EventQueue, EventSource
+from parsl_flux_bulk.instances.federation.federation import Federation
+from parsl_flux_bulk.instances.flux.instance import FluxInstance
 
 BLOCK = Path(__file__).resolve().parent.parent / "parsl_flux_bulk" / "blocks" / "main.py"
 JOIN_BOUND = 60.0
@@ -191,3 +194,24 @@ class BlockInstance:
             self.stderr.close()
         if self._directory is not None:
             self._directory.cleanup()
+
+
+class NodeJobInstance(Federation):
+    """A Flux instance whose one node job gets all jobs, those of several tasks too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._outer = FluxInstance.own()
+        self._launcher: NodeJobLauncher | None = None
+
+    def start(self) -> None:
+        if self._launcher is None:
+            self._outer.start()
+            self._launcher = NodeJobLauncher(self._outer, self.add, self.registry)
+            self._launcher.start()
+
+    def close(self) -> None:
+        super().close()
+        if self._launcher is not None:
+            self._launcher.stop()
+        self._outer.close()

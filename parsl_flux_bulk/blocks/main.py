@@ -35,7 +35,7 @@ if __name__ == "__main__" and not __package__:
 import zmq
 
 from parsl_flux_bulk.blocks.relay import protocol
-from parsl_flux_bulk.blocks.relay.client import BlockEnd, BlockRelay
+from parsl_flux_bulk.blocks.relay.client import BlockEnd, BlockRelay, SocketTransport
 from parsl_flux_bulk.blocks.relay.join import join
 from parsl_flux_bulk.errors import InstanceError
 from parsl_flux_bulk.instances.factory import choose_instance
@@ -182,7 +182,7 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> BlockEnd:
             heartbeat=settings.heartbeat,
             timeout=settings.unreachable_timeout,
         )
-        relay = BlockRelay(instance, joined)
+        relay = BlockRelay(instance, SocketTransport(joined))
         stop.append(relay.end)
         end = relay.run()
         watchdog = threading.Timer(END_TIMEOUT, os._exit, (1,))

@@ -26,6 +26,7 @@ from concurrent.futures import TimeoutError
 from types import TracebackType
 from typing import Any
 
+from parsl_flux_bulk.blocks.packed.packed_jobs import pack
 from parsl_flux_bulk.bulk.jobspec_files import parse_jobspec, read_jobspec, shorten
 from parsl_flux_bulk.instances.base import Connection, Instance, JobRequest, JobResult
 from parsl_flux_bulk.instances.factory import choose_instance
@@ -144,6 +145,9 @@ class BulkSubmitter:
         Number of Flux instances to start inside a Flux instance for small jobs, at most one for each core;
         see `parsl_flux_bulk.instances.federation.inner_instances`. 1 starts none. Output that an inner
         instance kept is lost when the inner instance ends.
+    packed : bool
+        Run small jobs inside one Flux job on each node; see `parsl_flux_bulk.blocks.packed.packed_jobs`.
+        Without effect on an instance that is not Flux, where jobs cost as little in any case.
     keep_ended : bool
         Keep the future of an ended job until `as_completed` has yielded it. With False, only the caller keeps
         futures, so that memory stays flat however many jobs are submitted, and `as_completed` cannot be used.
@@ -160,13 +164,17 @@ class BulkSubmitter:
         *,
         max_active_jobs: int | None = None,
         instances: int = 1,
+        packed: bool = False,
         keep_ended: bool = True,
     ) -> None:
         if instances < 1:
             raise ValueError(f"instances must be at least 1, not {instances}")
+        if packed and instances > 1:
+            raise ValueError(f"instances={instances} and packed=True exclude each other: give one of them")
+        chosen = choose_instance(instance)
         self._jobs = _Jobs(keep_ended)
         self._pipeline = Pipeline[Job](
-            nest(choose_instance(instance), instances),
+            pack(chosen) if packed else nest(chosen, instances),
             max_active_jobs=max_active_jobs,
             name="bulk-submitter",
         )

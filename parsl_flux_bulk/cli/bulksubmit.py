@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from parsl_flux_bulk.blocks.packed.packed_jobs import packs_by_default
 from parsl_flux_bulk.bulk.inputs import InputError
 from parsl_flux_bulk.bulk.submitter import BulkSubmitter
 from parsl_flux_bulk.cli.arguments import asks_for_little, parse
@@ -29,7 +30,6 @@ from parsl_flux_bulk.cli.streams import Output, Records, open_standard_streams
 from parsl_flux_bulk.cli.work import Work, refuse_invalid
 from parsl_flux_bulk.errors import InstanceError
 from parsl_flux_bulk.instances.factory import choose_instance
-from parsl_flux_bulk.instances.federation.inner_instances import automatic
 
 EXIT_OK, EXIT_FAILED, EXIT_UNUSABLE = 0, 1, 2
 
@@ -98,6 +98,8 @@ def _run(options: argparse.Namespace, output: Output, errors: Output) -> int:
             _say_skipped(work.earlier, report)
         if run.signal is not None:
             return 128 + run.signal
+        if keeps_output and options.packed is None and report.ran_short_jobs:
+            report.warn("hint: such short jobs run many times as fast with --packed")
         return EXIT_OK if report.ok else EXIT_FAILED
 
 
@@ -129,18 +131,22 @@ def _open_submitter(options: argparse.Namespace, jobs: int) -> tuple[BulkSubmitt
         instance = choose_instance("local" if options.local else options.uri)
     except ValueError as error:
         raise UnusableInput(str(error)) from error
-    instances = options.instances
-    if instances is None:
-        most = options.max_active or automatic(instance, jobs)
-        instances = max(1, min(most, automatic(instance, jobs))) if asks_for_little(options) else 1
+    packed = options.packed
+    if packed is None:
+        packed = options.instances is None and packs_by_default(instance, jobs) and asks_for_little(options)
     try:
         bulk = BulkSubmitter(
-            instance, max_active_jobs=options.max_active, instances=instances, keep_ended=False
+            instance,
+            max_active_jobs=options.max_active,
+            instances=options.instances or 1,
+            packed=packed,
+            keep_ended=False,
         )
     except ValueError as error:
         raise UnusableInput(str(error)) from error
     # Only a Flux instance that was there before is not owned.
-    return bulk, instances == 1 and not getattr(instance, "owned", True)
+    attached = not getattr(instance, "owned", True)
+    return bulk, attached and not packed and options.instances in (None, 1)
 
 
 def _check_current_directory() -> None:

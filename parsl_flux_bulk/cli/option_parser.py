@@ -174,8 +174,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--instances",
         type=_positive,
         metavar="N",
-        help="run small jobs in N Flux instances inside the instance, which start jobs N times as fast "
-        "(default: depends on the number of jobs in a new Flux instance, 1 elsewhere)",
+        help="run small jobs in N Flux instances inside the instance (default: 1, the instance itself)",
+    )
+    group.add_argument(
+        "--packed",
+        action=argparse.BooleanOptionalAction,
+        help="run jobs of one task inside one Flux job on each node, many times as fast as one Flux job each "
+        "(default: from 100 jobs on, in a Flux instance that starts for this run)",
     )
 
 

@@ -16,6 +16,10 @@ from parsl_flux_bulk.instances.base import EndCause, JobResult, JobStatus
 from parsl_flux_bulk.pipeline.exit_status_to_error import describe
 from parsl_flux_bulk.protocol.stderr_tail import last_lines
 
+MANY_JOBS = 100
+SHORT_JOBS_RATE = 5.0
+"""Jobs/s above which jobs count as short: a Flux instance starts some 20 to 40 a second."""
+
 
 class Report:
     """Counts how jobs ended, and prints it while they run and at the end.
@@ -174,6 +178,11 @@ class Report:
         total = self.read if self._total is None else self._total
         self._print_error(f"bulksubmit: {self.failed} of {total} jobs failed:")
         self._print_error("\n".join(self._failures.lines()))
+
+    @property
+    def ran_short_jobs(self) -> bool:
+        """Whether the jobs were many, and so short that starting them may have taken most of the time."""
+        return self.ended >= MANY_JOBS and self.ended / self._seconds() > SHORT_JOBS_RATE
 
     def _failed(self, job: str, why: str, stderr: str = "") -> None:
         self._failures.add(printable(job), why, stderr)

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 
 import helpers
 import pytest
-from relay_service import BlockInstance
+from relay_service import BlockInstance, NodeJobInstance
 from seam import Seam
 
 from parsl_flux_bulk.instances.base import Instance
 from parsl_flux_bulk.instances.federation.federation import Federation
+from parsl_flux_bulk.instances.flux.instance import FluxInstance
 from parsl_flux_bulk.instances.local.client import LocalInstance
 
 KINDS = [
@@ -20,6 +21,7 @@ KINDS = [
     pytest.param("flux-attached", marks=pytest.mark.flux),
     pytest.param("flux-own", marks=pytest.mark.flux),
     pytest.param("relay-flux", marks=pytest.mark.flux),
+    pytest.param("packed", marks=pytest.mark.flux),
 ]
 DIFFERENT = KINDS[:4]
 """The kinds that run jobs in different ways."""
@@ -58,10 +60,10 @@ def new_instance(kind: str, request: pytest.FixtureRequest) -> Callable[[], Inst
         return OneBlock
     if kind.startswith("relay"):
         return lambda: BlockInstance(flux=kind == "relay-flux")
-    from parsl_flux_bulk.instances.flux.instance import FluxInstance
-
     if kind == "flux-own":
         return FluxInstance.own
+    if kind == "packed":
+        return NodeJobInstance
     uri = request.getfixturevalue("flux_uri")
     return lambda: FluxInstance.attach(uri)
 

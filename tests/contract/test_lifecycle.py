@@ -83,6 +83,7 @@ def test_a_killed_user_leaves_nothing_behind(
         "flux-own": "from parsl_flux_bulk.instances.flux import FluxInstance; instance = FluxInstance.own()",
         "relay-local": "from relay_service import BlockInstance; instance = BlockInstance()",
         "relay-flux": "from relay_service import BlockInstance; instance = BlockInstance(flux=True)",
+        "packed": "from relay_service import NodeJobInstance; instance = NodeJobInstance()",
     }[kind]
     spec = shell("echo $$ > pid; sleep 600 & exec sleep 600", cwd=tmp_path)
     fifo = tmp_path / "fifo"

@@ -16,7 +16,7 @@ import json
 import queue
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from parsl_flux_bulk.blocks.relay import protocol
 from parsl_flux_bulk.blocks.relay.shared_socket import SharedSocket
@@ -55,6 +55,42 @@ class BlockEnd(Exception):
         self.status = status
 
 
+class Transport(Protocol):
+    """Carries records between the block and the executor. Any thread may call `send` and `wake`."""
+
+    def send(self, records: list[protocol.Record]) -> None: ...
+    def wake(self) -> None: ...
+    def wait(self) -> None: ...
+
+    def receive(self) -> list[protocol.Record]:
+        """Return records that have arrived; nothing only if there are none."""
+
+    def ended(self) -> bool:
+        """Whether the connection has ended."""
+
+    def close(self, linger: float) -> None:
+        """Close; what was sent has `linger` seconds to leave."""
+
+
+class SocketTransport:
+    """A ZeroMQ socket that has joined, as a transport."""
+
+    def __init__(self, socket: SharedSocket) -> None:
+        self._socket = socket
+        self.wake = socket.wake
+        self.wait = socket.wait
+        self.close = socket.close
+
+    def send(self, records: list[protocol.Record]) -> None:
+        self._socket.send(protocol.pack(records))
+
+    def receive(self) -> list[protocol.Record]:
+        return [record for _, frames in self._socket.receive() for record in protocol.unpack(frames)]
+
+    def ended(self) -> bool:
+        return bool(self._socket.disconnected())
+
+
 class BlockRelay:
     """What the threads share.
 
@@ -62,46 +98,45 @@ class BlockRelay:
     ----------
     instance : Instance
         Started.
-    socket : SharedSocket
-        Joined.
+    transport : Transport
+        Connected to the executor.
     """
 
-    def __init__(self, instance: Instance, socket: SharedSocket) -> None:
+    def __init__(self, instance: Instance, transport: Transport) -> None:
         self.instance = instance
         self.active_jobs: set[JobId] = set()
         self.peer_numbers = itertools.count(1)
-        self._socket = socket
+        self._transport = transport
         self.subscriptions: dict[int, Subscription] = {}
         self._requests = RequestThread(self)
         self._end: BlockEnd | None = None
 
     def send(self, records: list[protocol.Record]) -> None:
         """Send records to the executor; from any thread."""
-        self._socket.send(protocol.pack(records))
+        self._transport.send(records)
 
     def end(self, why: str, status: int) -> None:
         """End the block soon; from any thread. The first reason counts."""
         if self._end is None:
             self._end = BlockEnd(why, status)
-            self._socket.wake()
+            self._transport.wake()
 
     def run(self) -> BlockEnd:
         """Relay until there is a reason to end, and return it."""
         self._requests.start()
         while self._end is None:
             # Asked first and acted on last: by then all that was sent before the end is received.
-            ended = self._socket.disconnected()
+            ended = self._transport.ended()
             try:
-                while packets := self._socket.receive():
-                    for _sender, frames in packets:
-                        for record in protocol.unpack(frames):
-                            self._receive(*record)
+                while records := self._transport.receive():
+                    for record in records:
+                        self._receive(*record)
             except Exception as error:
                 self.end(_describe(error), 1)
             if ended:
                 self.end("the connection to the executor ended: it has ended, or was silent for too long", 1)
             if self._end is None:
-                self._socket.wait()
+                self._transport.wait()
         return self._end
 
     def _receive(self, kind: int, end: int, what: int, body: bytes) -> None:
@@ -122,7 +157,7 @@ class BlockRelay:
         """Tell the executor, cancel the jobs, and end the threads."""
         if why.status:
             self.send([(protocol.BYE, 0, 0, str(why).encode())])
-        self._socket.close(linger=1.0)
+        self._transport.close(linger=1.0)
         if self.active_jobs:
             self._requests.queue.put((0, "cancel", [list(self.active_jobs), f"the block ends: {why}"]))
         self._requests.queue.put(None)

@@ -94,6 +94,13 @@ def pack(records: Iterable[Record]) -> list[bytes | memoryview]:
     return [b"".join(head), *pieces]
 
 
+def pack_message(records: Iterable[Record]) -> bytes:
+    """Return records as one message of the channel, which `protocol.frames.decode` takes apart."""
+    return b"".join(
+        part for kind, end, what, body in records for part in (HEADER.pack(kind, end, what, len(body)), body)
+    )
+
+
 def unpack(frames: Sequence[bytes]) -> list[Record]:
     """Return the records of a packet.
 

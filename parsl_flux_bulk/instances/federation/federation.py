@@ -110,7 +110,7 @@ class FederationConnection:
         answers: list[JobId | Refusal] = [Refusal("")] * len(requests)
         placed: dict[Member, list[tuple[int, JobRequest, Demand]]] = {}
         for index, request in enumerate(requests):
-            demand = request.jobspec.demand
+            demand = self._registry.policy.demand(request.jobspec)
             member = self._registry.place(demand)
             if isinstance(member, Member):
                 placed.setdefault(member, []).append((index, self._localize(request, member), demand))

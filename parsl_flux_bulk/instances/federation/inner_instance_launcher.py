@@ -36,6 +36,7 @@ from parsl_flux_bulk.instances.base import (
     PeerMessage,
     Refusal,
 )
+from parsl_flux_bulk.instances.events import MemberInstance
 from parsl_flux_bulk.instances.federation.members import Member
 from parsl_flux_bulk.instances.federation.registry import MemberRegistry
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
@@ -77,8 +78,8 @@ class InnerState(State):
 
 
 @dataclass(slots=True)
-class _Inner(Stateful):
-    """An inner instance."""
+class Inner(Stateful):
+    """A member, from the submission of its job to its end."""
 
     job_id: JobId
     name: str
@@ -87,48 +88,42 @@ class _Inner(Stateful):
     member: Member | None = None
 
 
-class InstanceLauncher(threading.Thread):
-    """Starts and ends inner instances.
+class Launcher(threading.Thread):
+    """Starts and ends members of a federation that are jobs of the outer instance.
+
+    Subclasses say what these jobs are, how each joins the federation, and how one is told to end.
 
     Parameters
     ----------
     outer : FluxInstance
         Started.
-    shares : list of (int, int)
-        Nodes, and cores on each, of the instances to start.
     add : callable
         Adds a ready instance to the federation by its name.
     registry : MemberRegistry
         From which ended ones are removed.
-    attach : callable
-        Returns the instance at a URI on a host, started.
     """
 
+    NOUN = "inner instance"
+    """What a member is called in the log."""
+
     def __init__(
-        self,
-        outer: FluxInstance,
-        shares: Sequence[tuple[int, int]],
-        add: Callable[[str, Instance], Member],
-        registry: MemberRegistry,
-        attach: Callable[[str, str], Instance],
+        self, outer: FluxInstance, add: Callable[[str, MemberInstance], Member], registry: MemberRegistry
     ) -> None:
         super().__init__(name="flux-bulk-nested", daemon=True)
         self._outer = outer
-        self._shares = shares
         self._add = add
         self._registry = registry
-        self._attach = attach
         self._completion: Completion | None = None
         self._settled = threading.Event()
         self._calls: deque[Callable[[Completion], None]] = deque()
-        self._inner: dict[int, _Inner] = {}
+        self._inner: dict[int, Inner] = {}
         self._stopping = False
 
     def start(self) -> None:
         """Start the thread, and wait up to `START_TIMEOUT` until each instance is ready or has failed."""
         super().start()
         if not self._settled.wait(START_TIMEOUT):
-            logger.warning("inner instances late timeout=%gs: continuing without them", START_TIMEOUT)
+            logger.warning("%ss late timeout=%gs: continuing without them", self.NOUN, START_TIMEOUT)
 
     def cancel_late(self) -> None:
         """Cancel those that are not ready; returns at once."""
@@ -164,18 +159,14 @@ class InstanceLauncher(threading.Thread):
                 self._completion = None
                 completion.close()
         except InstanceLost as error:
-            logger.error("inner instances lost: %s", error)
+            logger.error("%ss lost: %s", self.NOUN, error)
         except Exception:
             logger.exception("thread failed name=%s", self.name)
         finally:
             self._settled.set()
 
     def _submit(self, completion: Completion) -> None:
-        environment = completion.channel().environment
-        requests = [
-            JobRequest(_jobspec(nodes, cores, token, environment))
-            for token, (nodes, cores) in enumerate(self._shares)
-        ]
+        requests = [JobRequest(jobspec) for jobspec in self._jobspecs(completion)]
         # Not guarded: inner instances notice the end of this process, and then have time to end their jobs.
         connection = self._outer.connect(guarded=False)
         try:
@@ -184,25 +175,115 @@ class InstanceLauncher(threading.Thread):
             connection.close()
         for token, answer in enumerate(answers):
             if isinstance(answer, Refusal):
-                logger.warning("inner instance refused: %s", answer.reason)
+                logger.warning("%s refused: %s", self.NOUN, answer.reason)
             else:
-                self._inner[token] = _Inner(answer, self._outer.job_name(answer))
+                self._inner[token] = Inner(answer, self._outer.job_name(answer))
                 completion.watch(answer)
 
     def _step(self, completion: Completion, timeout: float | None) -> None:
         while self._calls:
             self._calls.popleft()(completion)
+        if not self._in_state(InnerState.SUBMITTED):
+            self._settled.set()
         for event in completion.poll(timeout):
             if isinstance(event, PeerMessage):
-                self._on_hello(completion, event)
+                self._on_message(completion, event)
             elif isinstance(event, PeerLost):
                 self._on_peer_lost(event.peer)
             elif isinstance(event, JobEnded):
                 self._on_ended(event)
-        if not self._in_state(InnerState.SUBMITTED):
-            self._settled.set()
 
-    def _on_hello(self, completion: Completion, message: PeerMessage) -> None:
+    # -- for subclasses ---------------------------------------------------------------------------
+
+    def _jobspecs(self, completion: Completion) -> list[Jobspec]:
+        """Return the jobs to submit; a job's token is its index."""
+        raise NotImplementedError
+
+    def _on_message(self, completion: Completion, message: PeerMessage) -> None:
+        """Take a message of a member's program; the first is a HELLO with the token."""
+        raise NotImplementedError
+
+    def _on_peer_lost(self, peer: PeerId) -> None:
+        """Note that a member's program has ended."""
+        raise NotImplementedError
+
+    def _tell_to_end(self, completion: Completion, inner: Inner) -> None:
+        """Send a member's program the message after which it ends."""
+        raise NotImplementedError
+
+    # -- members ----------------------------------------------------------------------------------
+
+    def _on_ended(self, event: JobEnded) -> None:
+        token = next(token for token, inner in self._inner.items() if inner.job_id == event.job_id)
+        inner = self._inner.pop(token)
+        result = event.result
+        why = result.stderr or result.note or result.status.value
+        if not result.ok and inner.state is not InnerState.CANCELED:
+            logger.warning("%s ended job=%s: %s", self.NOUN, inner.name, why)
+        if inner.member is not None:
+            # Not by its connection alone: a broken one to another node may stay silent.
+            self._registry.remove(inner.member, why)
+
+    def _end_all(self, completion: Completion) -> None:
+        for inner in self._in_state(InnerState.READY):
+            self._retire(completion, inner.name)
+        deadline = time.monotonic() + STOP_TIMEOUT
+        while self._inner and (left := deadline - time.monotonic()) > 0:
+            self._step(completion, left)
+        self._cancel(self._in_state(InnerState.SUBMITTED, InnerState.RETIRING))
+
+    def _in_state(self, *states: InnerState) -> list[Inner]:
+        return [inner for inner in self._inner.values() if inner.state in states]
+
+    def _retire(self, completion: Completion, name: str) -> None:
+        for inner in self._in_state(InnerState.READY):
+            if inner.name == name:
+                inner.move_to(InnerState.RETIRING)
+                self._tell_to_end(completion, inner)
+
+    def _cancel(self, inner: Iterable[Inner]) -> None:
+        job_ids = []
+        for each in inner:
+            each.move_to(InnerState.CANCELED)
+            job_ids.append(each.job_id)
+        if job_ids:
+            connection = self._outer.connect()
+            connection.cancel(job_ids, "it is not needed any more")
+            connection.close()
+
+
+class InstanceLauncher(Launcher):
+    """Starts and ends inner instances.
+
+    Parameters
+    ----------
+    outer, add, registry
+        See :class:`Launcher`.
+    shares : list of (int, int)
+        Nodes, and cores on each, of the instances to start.
+    attach : callable
+        Returns the instance at a URI on a host, started.
+    """
+
+    def __init__(
+        self,
+        outer: FluxInstance,
+        add: Callable[[str, MemberInstance], Member],
+        registry: MemberRegistry,
+        shares: Sequence[tuple[int, int]],
+        attach: Callable[[str, str], Instance],
+    ) -> None:
+        super().__init__(outer, add, registry)
+        self._shares = shares
+        self._attach = attach
+
+    def _jobspecs(self, completion: Completion) -> list[Jobspec]:
+        environment = completion.channel().environment
+        return [
+            _jobspec(nodes, cores, token, environment) for token, (nodes, cores) in enumerate(self._shares)
+        ]
+
+    def _on_message(self, completion: Completion, message: PeerMessage) -> None:
         for _, _, token, payload in frames.decode(message.body):
             inner = self._inner.get(token)
             if inner is None or inner.state is not InnerState.SUBMITTED:
@@ -222,43 +303,8 @@ class InstanceLauncher(threading.Thread):
             if inner.peer == peer and inner.member is not None:
                 self._registry.drain(inner.member)
 
-    def _on_ended(self, event: JobEnded) -> None:
-        token = next(token for token, inner in self._inner.items() if inner.job_id == event.job_id)
-        inner = self._inner.pop(token)
-        result = event.result
-        why = result.stderr or result.note or result.status.value
-        if not result.ok and inner.state is not InnerState.CANCELED:
-            logger.warning("inner instance ended job=%s: %s", inner.name, why)
-        if inner.member is not None:
-            # Not by its connection alone: a broken one to another node may stay silent.
-            self._registry.remove(inner.member, why)
-
-    def _end_all(self, completion: Completion) -> None:
-        for inner in self._in_state(InnerState.READY):
-            self._retire(completion, inner.name)
-        deadline = time.monotonic() + STOP_TIMEOUT
-        while self._inner and (left := deadline - time.monotonic()) > 0:
-            self._step(completion, left)
-        self._cancel(self._in_state(InnerState.SUBMITTED, InnerState.RETIRING))
-
-    def _in_state(self, *states: InnerState) -> list[_Inner]:
-        return [inner for inner in self._inner.values() if inner.state in states]
-
-    def _retire(self, completion: Completion, name: str) -> None:
-        for inner in self._in_state(InnerState.READY):
-            if inner.name == name:
-                inner.move_to(InnerState.RETIRING)
-                completion.send(inner.peer, frames.encode(frames.RETIRE))
-
-    def _cancel(self, inner: Iterable[_Inner]) -> None:
-        job_ids = []
-        for each in inner:
-            each.move_to(InnerState.CANCELED)
-            job_ids.append(each.job_id)
-        if job_ids:
-            connection = self._outer.connect()
-            connection.cancel(job_ids, "it is not needed any more")
-            connection.close()
+    def _tell_to_end(self, completion: Completion, inner: Inner) -> None:
+        completion.send(inner.peer, frames.encode(frames.RETIRE))
 
 
 def attach(uri: str, host: str) -> Instance:

@@ -20,58 +20,54 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from parsl_flux_bulk.instances.base import Capacity, Instance, JobId
+from parsl_flux_bulk.instances.events import MemberInstance
 from parsl_flux_bulk.instances.federation.completion import FederationCompletion
 from parsl_flux_bulk.instances.federation.federation import Federation, FederationConnection
-from parsl_flux_bulk.instances.federation.inner_instance_launcher import InstanceLauncher, attach
+from parsl_flux_bulk.instances.federation.inner_instance_launcher import InstanceLauncher, Launcher, attach
 from parsl_flux_bulk.instances.federation.members import Member, own_id
 from parsl_flux_bulk.instances.federation.placement import NestedPlacement, divide
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
-
-JOBS_PER_INSTANCE = 100
-"""Small jobs that justify one more inner instance, whose start takes a core for about 1 s."""
-
-MOST_INSTANCES = 16
-"""Inner instances started by default at most: each takes some 60 MB of memory."""
 
 LIMIT = 100
 """Inner instances at most: there are 127 ranges of job ids."""
 
 
-class InnerInstances:
-    """A Flux instance with inner instances for the small jobs.
+class NestedInstances:
+    """A Flux instance, and members that are jobs in it and run the small jobs.
 
     Parameters
     ----------
     outer : FluxInstance
-    most : int
-        Inner instances to start; fewer where there are fewer cores.
-    attach : callable
-        Returns the inner instance that reported a URI and a host.
+    policy : NestedPlacement
+        For the outer instance; calls `dissolve`.
     """
 
     def __init__(
-        self, outer: FluxInstance, most: int, attach: Callable[[str, str], Instance] = attach
-    ) -> None:
+        self, outer: FluxInstance, policy: Callable[[Instance, Callable[[], None]], NestedPlacement]
+    ):
         self._outer = outer
-        self._most = most
-        self._attach = attach
-        self._policy = NestedPlacement(outer, self._dissolve)
+        self._policy = policy(outer, self._dissolve)
         self._federation = Federation(self._policy, on_drained=self._end_drained)
-        self._launcher: InstanceLauncher | None = None
+        self._launcher: Launcher | None = None
+
+    def _new_launcher(self, capacity: Capacity) -> Launcher | None:
+        """Return what starts the members; None to start none."""
+        raise NotImplementedError
+
+    def _describe(self, members: int) -> str:
+        """Return what to say of so many members."""
+        raise NotImplementedError
 
     @property
     def description(self) -> str:
         inner = len(self._inner_members())
-        return self._outer.description + (f", with {inner} inner instances" if inner else "")
+        return self._outer.description + (f", {self._describe(inner)}" if inner else "")
 
     def start(self) -> None:
         self._outer.start()
         capacity = self._federation.add("outer", self._outer).capacity
-        shares = divide(capacity, self._most)
-        if len(shares) > 1:
-            self._launcher = InstanceLauncher(
-                self._outer, shares, self._add, self._federation.registry, self._attach
-            )
+        self._launcher = self._new_launcher(capacity)
+        if self._launcher is not None:
             self._launcher.start()
 
     def connect(self) -> FederationConnection:
@@ -85,11 +81,10 @@ class InnerInstances:
         return self._federation.registry.capacity()
 
     def job_name(self, job_id: JobId) -> str:
-        # All members are Flux and format ids alike; a removed member's jobs still have names.
-        return self._outer.job_name(own_id(job_id))
+        return self._federation.job_name(job_id)
 
     def close(self) -> None:
-        # Inner instances are jobs of the outer one, which must outlive them.
+        # Members are jobs of the outer instance, which must outlive them.
         for member in self._inner_members():
             self._federation.registry.remove(member, "shutdown")
         if self._launcher is not None:
@@ -100,7 +95,7 @@ class InnerInstances:
     def _inner_members(self) -> list[Member]:
         return [member for member in self._federation.registry.members if not self._policy.is_outer(member)]
 
-    def _add(self, name: str, instance: Instance) -> Member:
+    def _add(self, name: str, instance: MemberInstance) -> Member:
         member = self._federation.add(name, instance)
         with self._federation.registry.lock:
             if self._policy.dissolved:  # while the instance started
@@ -118,6 +113,39 @@ class InnerInstances:
             self._launcher.retire(member.name)
 
 
+class InnerInstances(NestedInstances):
+    """A Flux instance with inner instances for the small jobs.
+
+    Parameters
+    ----------
+    outer : FluxInstance
+    most : int
+        Inner instances to start; fewer where there are fewer cores.
+    attach : callable
+        Returns the inner instance that reported a URI and a host.
+    """
+
+    def __init__(
+        self, outer: FluxInstance, most: int, attach: Callable[[str, str], Instance] = attach
+    ) -> None:
+        super().__init__(outer, NestedPlacement)
+        self._most = most
+        self._attach = attach
+
+    def _new_launcher(self, capacity: Capacity) -> Launcher | None:
+        shares = divide(capacity, self._most)
+        if len(shares) < 2:
+            return None
+        return InstanceLauncher(self._outer, self._add, self._federation.registry, shares, self._attach)
+
+    def _describe(self, members: int) -> str:
+        return f"with {members} inner instances"
+
+    def job_name(self, job_id: JobId) -> str:
+        # All members are Flux and format ids alike; a removed member's jobs still have names.
+        return self._outer.job_name(own_id(job_id))
+
+
 def nest(instance: Instance, instances: int) -> Instance:
     """Return an instance with so many inner ones; the instance itself for 1.
 
@@ -133,13 +161,3 @@ def nest(instance: Instance, instances: int) -> Instance:
     if not isinstance(instance, FluxInstance):
         raise ValueError(f"instances={instances} needs Flux: only a Flux instance can have others inside it")
     return InnerInstances(instance, instances)
-
-
-def automatic(instance: Instance, jobs: int) -> int:
-    """Return how many inner instances so many small jobs justify; 0 or 1 means none.
-
-    Only for an owned instance: users look for their jobs in an instance that they attached to.
-    """
-    if isinstance(instance, FluxInstance) and instance.owned:
-        return min(jobs // JOBS_PER_INSTANCE, MOST_INSTANCES)
-    return 0

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from parsl_flux_bulk.errors import InstanceLost
 from parsl_flux_bulk.instances.base import Capacity, Instance, Refusal
 from parsl_flux_bulk.instances.federation.members import Member
-from parsl_flux_bulk.jobspec.jobspec import Demand
+from parsl_flux_bulk.jobspec.jobspec import Demand, Jobspec
 
 
 class Placement:
@@ -25,6 +25,10 @@ class Placement:
         """Add up the resources of READY members."""
         sizes = [member.capacity for member in members]
         return Capacity(*(sum(getattr(size, name) for size in sizes) for name in ("nodes", "cores", "gpus")))
+
+    def demand(self, jobspec: Jobspec) -> Demand:
+        """Return what a job needs of a member."""
+        return jobspec.demand
 
     def candidates(self, fitting: list[Member], demand: Demand) -> list[Member]:
         """Restrict the choice between the members that can run a job; return at least one of them."""

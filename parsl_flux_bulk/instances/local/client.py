@@ -70,6 +70,8 @@ class LocalInstance:
         variable is left alone.
     oversubscribe : bool
         Allow more `cores` than the machine has; several then share one.
+    first_id : int
+        Id of the first job.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class LocalInstance:
         *,
         gpus: int = 0,
         oversubscribe: bool = False,
+        first_id: int = 1,
     ) -> None:
         usable = physical_cores()
         if cores is not None and (cores < 1 or (cores > len(usable) and not oversubscribe)):
@@ -90,6 +93,7 @@ class LocalInstance:
             raise ValueError(f"gpus={gpus}: give 0 or more")
         self._cores = [usable[number % len(usable)] for number in range(cores or len(usable))]
         self._gpus = gpus
+        self._first_id = first_id
         self._working_dir = working_dir
         self._server: ServerProcess | None = None
         self._channels = itertools.count()
@@ -114,7 +118,7 @@ class LocalInstance:
             if self._server is None:
                 working_dir = os.path.abspath(self._working_dir or os.getcwd())
                 machine = Machine(socket.gethostname(), len(self._cores), self._gpus, working_dir)
-                self._server = ServerProcess(machine, self._cores, gpu_names(self._gpus))
+                self._server = ServerProcess(machine, self._cores, gpu_names(self._gpus), self._first_id)
 
     def connect(self) -> LocalConnection:
         """Open a connection."""

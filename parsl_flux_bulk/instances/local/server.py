@@ -58,7 +58,8 @@ class Server:
         self._running: dict[int, LocalJob] = {}
         self._jobs_of: dict[int, LocalJob] = {}  # a task's pid -> its job
         self._strays: dict[int, int | None] = {}  # an adopted process -> its job, if it can be told
-        self._last_id = 0
+        self._first_id: int = configuration["first_id"]
+        self._last_id = self._first_id - 1
         self._timers: list[tuple[float, int, int, Callable[[], None]]] = []  # when, serial, job, what
         self._serial = 0
         self._watchers: dict[int, list[Client]] = {}
@@ -143,7 +144,7 @@ class Server:
 
     def missing_output(self, job_id: int) -> str:
         """Return why the output of a job is not there; "" for a job that printed nothing."""
-        if not 0 < job_id <= self._last_id:
+        if not self._first_id <= job_id <= self._last_id:
             return f"the embedded instance has no job {job_id}, and no output of it"
         return self._output.missing(job_id)
 

@@ -37,6 +37,8 @@ class ServerProcess:
         The CPUs of each core.
     gpus : list of str or None
         As ``CUDA_VISIBLE_DEVICES`` names them; None leaves that variable of jobs alone.
+    first_id : int
+        Id of the first job.
 
     Attributes
     ----------
@@ -49,7 +51,9 @@ class ServerProcess:
         The server did not start; says why.
     """
 
-    def __init__(self, machine: Machine, cores: list[tuple[int, ...]], gpus: list[str] | None) -> None:
+    def __init__(
+        self, machine: Machine, cores: list[tuple[int, ...]], gpus: list[str] | None, first_id: int
+    ) -> None:
         self.machine = machine
         self.directory = _private_directory()
         self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
@@ -58,7 +62,7 @@ class ServerProcess:
         self._lock = threading.Lock()
         try:
             self._process = self._start(theirs)
-            self._configure(cores, gpus)
+            self._configure({"cores": cores, "gpus": gpus, "first_id": first_id})
         except BaseException:
             shutil.rmtree(self.directory, ignore_errors=True)
             self._control.close()
@@ -82,8 +86,8 @@ class ServerProcess:
         except OSError as error:
             raise InstanceUnavailable(f"cannot start the embedded instance's server: {error}") from error
 
-    def _configure(self, cores: list[tuple[int, ...]], gpus: list[str] | None) -> None:
-        configuration = {"cores": cores, "gpus": gpus, "directory": self.directory, "owner": os.getpid()}
+    def _configure(self, configuration: dict[str, object]) -> None:
+        configuration |= {"directory": self.directory, "owner": os.getpid()}
         self._control.settimeout(START_BOUND)
         try:
             self._control.send(json.dumps(configuration).encode())

@@ -22,9 +22,8 @@ from parsl_flux_bulk.instances.base import (
     Refusal,
 )
 from parsl_flux_bulk.instances.federation.inner_instance_launcher import InstanceLauncher
-from parsl_flux_bulk.instances.federation.inner_instances import InnerInstances, automatic, nest
+from parsl_flux_bulk.instances.federation.inner_instances import InnerInstances, nest
 from parsl_flux_bulk.instances.federation.placement import divide
-from parsl_flux_bulk.instances.flux.instance import FluxInstance
 from parsl_flux_bulk.instances.local.client import LocalInstance
 from parsl_flux_bulk.protocol import frames
 
@@ -49,13 +48,6 @@ RETIRE = frames.encode(frames.RETIRE)
 )
 def test_shares(nodes: int, cores: int, most: int, shares: list[tuple[int, int]]) -> None:
     assert divide(Capacity(nodes, nodes * cores, 0), most) == shares
-
-
-def test_how_many_are_worth_while() -> None:
-    own = FluxInstance.own()
-    assert [automatic(own, jobs) for jobs in (1, 199, 200, 1025, 10**6)] == [0, 1, 2, 10, 16]
-    assert automatic(FluxInstance.attach("local:///x"), 10**6) == 0
-    assert automatic(LocalInstance(), 10**6) == 0
 
 
 def test_only_flux_has_instances_inside() -> None:

@@ -1,0 +1,93 @@
+"""Packed jobs in a Flux instance: hundreds a second instead of some twenty.
+
+::
+
+    PackedJobs ──> Federation, with PackedPlacement: the outer instance, and a member for each node job
+         └──> NodeJobLauncher, a thread: one job on each node, whose program runs an embedded instance
+
+A Flux job costs its broker and shell some 40 ms of CPU. A packed job costs a process on its node.
+
+A job is packed if a node job has room for it and it asks for nothing that only Flux gives. The first job
+that is not packed dissolves the node jobs: they get no more jobs, end when they are empty, and all later jobs
+go to the outer instance in the order of their submission. So no job waits for ever.
+"""
+
+from __future__ import annotations
+
+from parsl_flux_bulk.blocks.packed.node_job_launcher import NodeJobLauncher
+from parsl_flux_bulk.instances.base import Capacity, Instance
+from parsl_flux_bulk.instances.federation.inner_instances import NestedInstances
+from parsl_flux_bulk.instances.federation.members import Member
+from parsl_flux_bulk.instances.federation.placement import NestedPlacement
+from parsl_flux_bulk.instances.flux.instance import FluxInstance
+from parsl_flux_bulk.jobspec.jobspec import Demand, Jobspec
+
+PACKED_FROM = 100
+"""Number of jobs from which they are packed by default, in an instance that starts for the run."""
+
+_OPTIONS = frozenset(
+    [
+        "cpu-affinity",
+        "env-expand",
+        "exit-on-error",
+        "exit-timeout",
+        "gpu-affinity",
+        "input",
+        "mpi",
+        "output",
+        "per-resource",
+        "pmi",
+        "rlimit",
+        "signal",
+    ]
+)
+"""Shell options that an embedded instance applies as Flux does, or that mean nothing to a single task."""
+
+
+class PackedPlacement(NestedPlacement):
+    """The policy for node jobs; see the module."""
+
+    def label(self, member: Member) -> str:
+        return "outer instance" if self.is_outer(member) else f"node job {member.name}"
+
+    def demand(self, jobspec: Jobspec) -> Demand:
+        demand = jobspec.demand
+        return demand if is_packable(jobspec, demand) else demand._replace(particular=True)
+
+
+def is_packable(jobspec: Jobspec, demand: Demand) -> bool:
+    """Tell whether a job needs nothing that only Flux gives. Several tasks may need PMI."""
+    tasks, options = jobspec.data["tasks"], jobspec.system.get("shell", {}).get("options", {})
+    if demand.exclusive or len(tasks) > 1 or not _OPTIONS.issuperset(options):
+        return False
+    if any(str(options.get(key)).startswith("map:") for key in ("cpu-affinity", "gpu-affinity")):
+        return False
+    totals, _ = jobspec.count_resources()
+    single = totals["slot"] == 1 and tasks[0]["count"].get("total", 1) == 1 and "per-resource" not in options
+    return single or "none" in (options.get("mpi"), options.get("pmi")) or options.get("pmi") == "off"
+
+
+class PackedJobs(NestedInstances):
+    """A Flux instance with a node job on each node that has free cores."""
+
+    def __init__(self, outer: FluxInstance) -> None:
+        super().__init__(outer, PackedPlacement)
+
+    def _new_launcher(self, capacity: Capacity) -> NodeJobLauncher:
+        return NodeJobLauncher(self._outer, self._add, self._federation.registry)
+
+    def _describe(self, members: int) -> str:
+        return f"jobs packed into {members} node job(s)"
+
+
+def pack(instance: Instance) -> Instance:
+    """Return a Flux instance with packed jobs; any other instance itself."""
+    return PackedJobs(instance) if isinstance(instance, FluxInstance) else instance
+
+
+def packs_by_default(instance: Instance, jobs: int) -> bool:
+    """Tell whether to pack so many jobs, unless the user says otherwise.
+
+    Only in an owned instance: users look for their jobs in an instance that they attached to.
+    """
+    return isinstance(instance, FluxInstance) and instance.owned and jobs >= PACKED_FROM

@@ -1,0 +1,230 @@
+"""Packed jobs: inside one Flux job on each node, real ones: what runs where, and what becomes of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import helpers
+import pytest
+
+import parsl_flux_bulk
+from parsl_flux_bulk import BulkSubmitter
+from parsl_flux_bulk.blocks.packed import packed_jobs
+from parsl_flux_bulk.errors import BlockLost, JobCanceled, JobFailed, JobTimeout
+
+pytestmark = pytest.mark.flux
+
+BOUND = 60.0
+CORES = len(os.sched_getaffinity(0))
+IN_FLUX = "ƒ"
+"""How the name of a Flux job begins; those of packed jobs are decimal."""
+
+
+@pytest.fixture(autouse=True)
+def package_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(parsl_flux_bulk.__file__).parent.parent))
+    monkeypatch.chdir(tmp_path)
+
+
+def bulksubmit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "parsl_flux_bulk", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+        env={**os.environ, **environment},
+    )
+
+
+def jobs_of(uri: str) -> list[str]:
+    """Names of the active jobs of an instance."""
+    return helpers.flux(uri, "jobs", "-no", "{name}").split()
+
+
+def node_jobs(uri: str) -> list[int]:
+    """Process ids of the programs of node jobs."""
+    outer = int(helpers.flux(uri, "getattr", "broker.pid"))
+    return [pid for pid in helpers.descendants(outer) if "node_job.py" in helpers.command_of(pid)]
+
+
+def test_every_job_runs_once_and_inside(flux_uri: str, tmp_path: Path) -> None:
+    with BulkSubmitter(flux_uri, packed=True) as bulk:
+        futures = [bulk.submit_command(["sh", "-c", f"echo {n} >> {tmp_path}/ran"]) for n in range(40)]
+        for future in futures:
+            assert future.result(BOUND).ok
+        inside = jobs_of(flux_uri)
+    assert sorted(map(int, (tmp_path / "ran").read_text().split())) == list(range(40))
+    assert not any(future.job_name.startswith(IN_FLUX) for future in futures)
+    assert inside == ["bulksubmit"]
+    assert jobs_of(flux_uri) == []
+
+
+def test_each_has_its_own_core_and_what_its_jobspec_says(flux_uri: str, tmp_path: Path) -> None:
+    with BulkSubmitter(flux_uri, packed=True) as bulk:
+        narrow = [bulk.submit_command(["sh", "-c", "nproc; sleep 0.1"]) for _ in range(2 * CORES)]
+        wide = bulk.submit_command(["nproc"], cores_per_task=CORES)
+        there = bulk.submit_command(
+            ["sh", "-c", "pwd; echo $COLOR; echo no >&2"],
+            stdout="out-{{id}}",
+            stderr="err",
+            cwd=str(tmp_path),
+            environment={"COLOR": "blue"},
+        )
+        assert all(future.result(BOUND).ok for future in [*narrow, wide, there])
+        assert {future.stdout() for future in narrow} == {"1\n"}
+        assert wide.stdout() == f"{CORES}\n"
+        assert (tmp_path / f"out-{there.job_id}").read_text() == f"{tmp_path}\nblue\n"
+        assert (tmp_path / "err").read_text() == "no\n"
+
+
+def test_every_kind_of_end(flux_uri: str) -> None:
+    with BulkSubmitter(flux_uri, packed=True) as bulk:
+        badly = bulk.submit_command(["sh", "-c", "echo no >&2; exit 3"])
+        killed = bulk.submit_command(["sh", "-c", "kill -KILL $$"])
+        late = bulk.submit_command(["sleep", "600"], duration=0.2)
+        canceled = bulk.submit_command(["sleep", "600"])
+        with pytest.raises(JobFailed, match=r"exit status 3\n.*\n *no"):
+            badly.result(BOUND)
+        with pytest.raises(JobFailed, match="SIGKILL"):
+            killed.result(BOUND)
+        with pytest.raises(JobTimeout):
+            late.result(BOUND)
+        canceled.cancel()
+        with pytest.raises(JobCanceled):
+            canceled.result(BOUND)
+
+
+@pytest.mark.parametrize(
+    "resources",
+    [{"num_tasks": 2}, {"exclusive": True, "num_nodes": 1}, {"shell_options": {"pty": True}}],
+    ids=str,
+)
+def test_a_job_that_only_flux_can_run_runs_there_with_all_later_ones(
+    flux_uri: str, resources: dict[str, object]
+) -> None:
+    with BulkSubmitter(flux_uri, packed=True) as bulk:
+        small = [bulk.submit_command(["sleep", "0.1"]) for _ in range(4)]
+        special = bulk.submit_command(["true"], **resources)
+        later = bulk.submit_command(["true"])
+        assert all(future.result(BOUND).ok for future in [*small, special, later])
+        assert not any(future.job_name.startswith(IN_FLUX) for future in small)
+        assert special.job_name.startswith(IN_FLUX) and later.job_name.startswith(IN_FLUX)
+
+
+def test_beside_a_job_of_others(tmp_path: Path) -> None:
+    with helpers.flux_instance("-s2") as uri:
+        helpers.flux(uri, "submit", f"-c{CORES}", "-N1", "-n1", "sleep", "600")
+        with BulkSubmitter(uri, packed=True) as bulk:
+            futures = [bulk.submit_command(["true"]) for _ in range(20)]
+            assert all(future.result(BOUND).ok for future in futures)
+            assert not any(future.job_name.startswith(IN_FLUX) for future in futures)
+        assert jobs_of(uri) == ["sleep"]
+
+
+def test_when_nothing_is_free_jobs_wait_in_the_instance(flux_uri: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with BulkSubmitter(flux_uri) as others:
+        busy = others.submit_command(
+            ["sh", "-c", f"echo > {tmp_path}/started; cat {tmp_path}/fifo"], cores_per_task=CORES
+        )
+        helpers.wait_until((tmp_path / "started").exists, BOUND)
+        with BulkSubmitter(flux_uri, packed=True) as bulk:
+            futures = [bulk.submit_command(["true"]) for _ in range(3)]
+            (tmp_path / "fifo").write_text("")
+            assert all(future.result(BOUND).ok for future in [busy, *futures])
+            assert all(future.job_name.startswith(IN_FLUX) for future in futures)
+
+
+def test_nodes_share_evenly_and_no_two_jobs_have_the_same_id(tmp_path: Path) -> None:
+    count = 100 * CORES
+    with helpers.flux_instance("-s4") as uri, BulkSubmitter(uri, packed=True) as bulk:
+        futures = [bulk.submit_command(["true"], stdout=str(tmp_path / "{{id}}")) for _ in range(count)]
+        assert all(future.result(BOUND).ok for future in futures)
+    assert len(list(tmp_path.iterdir())) == count
+    nodes = Counter((future.job_id or 0) // 10**8 for future in futures)
+    assert len(nodes) == 4
+    assert min(nodes.values()) >= 0.9 * count / 4, nodes
+
+
+def test_a_node_job_that_dies_fails_its_jobs_only(tmp_path: Path) -> None:
+    with helpers.flux_instance("-s2") as uri, BulkSubmitter(uri, packed=True) as bulk:
+        os.mkfifo(tmp_path / "fifo")
+        held = [
+            bulk.submit_command(
+                ["sh", "-c", f"echo > {tmp_path}/started{n}; cat {tmp_path}/fifo"], cores_per_task=CORES
+            )
+            for n in range(2)
+        ]
+        helpers.wait_until(lambda: len(list(tmp_path.glob("started*"))) == 2, BOUND)
+        os.kill(node_jobs(uri)[0], signal.SIGKILL)
+        with pytest.raises(BlockLost, match="node job ƒ"):
+            next(bulk.as_completed(BOUND)).result()
+        later = [bulk.submit_command(["true"]) for _ in range(4)]
+        (tmp_path / "fifo").write_text("")
+        assert sum(future.exception(BOUND) is None for future in held) == 1
+        assert all(future.result(BOUND).ok for future in later)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["attached", "owned"])
+def test_nothing_is_left_when_the_script_is_killed(own: bool, flux_uri: str, tmp_path: Path) -> None:
+    where = "flux" if own else flux_uri
+    source = f"""
+    import os, time
+    from parsl_flux_bulk import BulkSubmitter
+    bulk = BulkSubmitter({where!r}, packed=True)
+    bulk.start()
+    bulk.submit_command(["sh", "-c", "echo > started; sleep 600"])
+    while not os.path.exists("started"):
+        time.sleep(0.05)
+    print("running", flush=True)
+    time.sleep(600)
+    """
+    with helpers.script(source, tmp_path) as user:
+        assert user.stdout is not None and user.stdout.readline() == "running\n"
+        if own:
+            all_of_it = helpers.descendants(user.pid)
+        else:
+            all_of_it = {p for pid in node_jobs(flux_uri) for p in (pid, *helpers.descendants(pid))}
+        assert "sleep 600" in [helpers.command_of(pid) for pid in all_of_it]
+        user.send_signal(signal.SIGKILL)
+        helpers.wait_gone(all_of_it, 30.0)
+        helpers.wait_until(lambda: jobs_of(flux_uri) == [], 30.0, "no job is left")
+
+
+@pytest.mark.parametrize(
+    ("options", "packed"),
+    [
+        (["--copies", "200"], True),
+        (["--copies", "20"], False),
+        (["--copies", "200", "--no-packed"], False),
+        (["--copies", "20", "--packed"], True),
+        (["--copies", "100", "-c2"], False),
+    ],
+    ids=str,
+)
+def test_the_command_packs_many_small_jobs(options: list[str], packed: bool) -> None:
+    run = bulksubmit("--verbose", *options, "--", "true", FLUX_URI="")
+    assert run.returncode == 0, run.stderr
+    assert ("packed into 1 node job" in run.stderr) == packed
+    assert f"Ran {options[1]} jobs" in run.stdout
+
+
+def test_the_command_packs_in_an_attached_instance_only_if_told(flux_uri: str) -> None:
+    run = bulksubmit("--verbose", "--copies", str(packed_jobs.PACKED_FROM), "--", "true", FLUX_URI=flux_uri)
+    assert run.returncode == 0, run.stderr
+    assert "packed into" not in run.stderr
+    assert "--packed" in run.stderr.splitlines()[-1]
+    run = bulksubmit("--verbose", "--packed", "--copies", "20", "--", "true", FLUX_URI=flux_uri)
+    assert run.returncode == 0, run.stderr
+    assert "packed into 1 node job" in run.stderr
+
+
+def test_packed_and_inner_instances_exclude_each_other(flux_uri: str) -> None:
+    run = bulksubmit("--packed", "--instances", "2", "--", "true", FLUX_URI=flux_uri)
+    assert run.returncode == 2
+    assert "exclude each other" in run.stderr
