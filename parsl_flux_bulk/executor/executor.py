@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import os
 import sys
 import threading
@@ -87,8 +88,9 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
         Parsl's data staging providers.
     remote_monitoring_radio : RadioConfig or None
         How tasks report to Parsl's monitoring. None means through files on the shared file system.
-    worker_idle_time : float
-        Seconds after which a worker without tasks ends. When other tasks wait for its cores, it ends at once.
+    worker_idle_time : float or None
+        Seconds after which a worker without tasks ends; None means never. When other tasks wait for its
+        cores, it ends at once.
     tasks_per_worker : int or None
         Tasks after which a worker process is replaced, for user code that leaks memory. None means never.
     max_workers : int or None
@@ -139,7 +141,7 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
         python: str | None = None,
         storage_access: list[Any] | None = None,
         remote_monitoring_radio: RadioConfig | None = None,
-        worker_idle_time: int | float = 3.0,
+        worker_idle_time: int | float | None = 3.0,
         tasks_per_worker: int | None = None,
         max_workers: int | None = None,
         initializer: Callable[..., object] | None = None,
@@ -173,7 +175,7 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
             )
         if bash_apps not in BASH_APPS:
             raise ValueError(f"bash_apps must be {' or '.join(map(repr, BASH_APPS))}, not {bash_apps!r}")
-        if worker_idle_time < 0:
+        if worker_idle_time is not None and not worker_idle_time >= 0:
             raise ValueError(
                 f"worker_idle_time is in seconds and must not be negative, not {worker_idle_time}"
             )
@@ -268,7 +270,7 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
             tasks_per_job=self.tasks_per_job,
             tasks_per_worker=1 if self.isolation == "task" else self.tasks_per_worker,
             max_workers=self.max_workers,
-            worker_idle_time=float(self.worker_idle_time),
+            worker_idle_time=math.inf if self.worker_idle_time is None else float(self.worker_idle_time),
         )
 
     def submit(

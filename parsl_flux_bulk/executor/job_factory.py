@@ -42,7 +42,7 @@ class WorkerSettings:
         Entries to add to a worker's module search path.
     tasks_per_job, tasks_per_worker, max_workers : int or None
     worker_idle_time : float
-        Seconds.
+        Seconds; may be infinite.
     """
 
     label: str

@@ -7,6 +7,7 @@ Other modules decide when. Each change here keeps four counts in step: the slots
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 from parsl_flux_bulk.instances.base import JobResult
@@ -314,7 +315,7 @@ class Lifecycle:
         job.idle_since = now
         if self.held or len(self.groups) > 1:
             self.changed = True
-        if job.idle_timer is None:
+        if job.idle_timer is None and self._idle_time < math.inf:
             # One timer for each job, however often its workers become busy and idle.
             job.idle_timer = self._timers.at(now + self._idle_time, lambda now: self._check_idle(job, now))
 

@@ -68,7 +68,7 @@ class Scheduler:
     tasks_per_job : int or None
         1 gives every task a job of its own.
     worker_idle_time : float
-        Seconds after which workers without tasks end.
+        Seconds after which workers without tasks end; infinite for never.
     max_active_jobs : int
         Jobs that the pipeline keeps inside the instance; twice as many task jobs are submitted.
     max_workers : int or None

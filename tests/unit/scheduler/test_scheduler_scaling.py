@@ -1,5 +1,7 @@
 """How many worker jobs there are, how soon, and when they end."""
 
+import math
+
 import pytest
 from world import (
     ALONE,
@@ -134,6 +136,19 @@ def test_idle_workers_retire_and_then_nothing_is_left_to_do():
     assert world.scheduler.deadline() is None
     assert world.cores_in_use() == 0
     assert all(model.state == "ended" for model in world.jobs.values())
+
+
+def test_workers_stay_for_ever_unless_others_need_their_cores():
+    world = Simulation(cores=2, worker_idle_time=math.inf)
+    world.submit(10)
+    world.run_all()
+    world.run(for_=1e6)
+    assert world.scheduler.deadline() is None
+    assert slots(world) == [2]
+    world.submit(1, TWO_RANKS)
+    start = world.now
+    world.run_all()
+    assert world.now - start < 0.1
 
 
 def test_a_worker_that_is_used_now_and_then_stays():
