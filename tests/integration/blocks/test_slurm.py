@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 
 import apps
@@ -18,6 +19,7 @@ from slurm_cluster import PARTITION, SlurmCluster
 
 import parsl_flux_bulk
 from parsl_flux_bulk import FluxBulkExecutor
+from parsl_flux_bulk.blocks.packed.node_job import IDS_OF_A_NODE
 
 pytestmark = [pytest.mark.slurm, pytest.mark.flux]
 
@@ -68,6 +70,24 @@ def test_bulksubmit_runs_jobspec_files_on_all_nodes(slurm: SlurmCluster, tmp_pat
     records = [json.loads(line) for line in (tmp_path / "records").read_text().splitlines()]
     assert [record["status"] for record in records] == ["completed"] * 1025
     assert set(out.split()[-1025:]) == {f"rank={rank}" for rank in range(3)}
+
+
+@pytest.mark.timeout(240)
+def test_bulksubmit_packs_jobs_on_all_nodes(slurm: SlurmCluster, tmp_path: Path) -> None:
+    steps = f"""
+        set -e
+        mkdir jobs
+        flux submit --dry-run -n1 sleep 0 > jobs/0.json
+        for i in $(seq 1 1024); do cp jobs/0.json jobs/$i.json; done
+        {sys.executable} -m parsl_flux_bulk --packed --json records jobs
+    """
+    out = allocate(slurm, *FLUX_START, "bash", "-c", steps)
+    assert "bulksubmit: Ran 1025 jobs in" in out
+    records = [json.loads(line) for line in (tmp_path / "records").read_text().splitlines()]
+    assert [record["status"] for record in records] == ["completed"] * 1025
+    # Each node job has a range of ids.
+    nodes = Counter(int(record["id"]) // IDS_OF_A_NODE for record in records)
+    assert len(nodes) == 3 and min(nodes.values()) >= 0.9 * 1025 / 3, nodes
 
 
 def test_a_cancelled_allocation_leaves_no_broker_behind(slurm: SlurmCluster, tmp_path: Path) -> None:
