@@ -245,7 +245,7 @@ BAD = [
     Bad({"cores-per-task": 2}, "cores-per-task", ("'cores_per_task' is",)),
     Bad({"wibble": 2}, "wibble", ("not a key here",)),
     Bad({"wibble": None}, "wibble", ("not a key here",)),
-    Bad({"priority": "high"}, "priority", ("a number", "smaller goes first")),
+    Bad({"priority": "high"}, "priority", ("must be a number", "smaller goes first")),
     Bad({"priority": float("nan")}, "priority", ("a number",)),
     Bad({"priority": 1, "urgency": 4}, "priority", ("'urgency'", "order")),
     Bad({"cores": 2, "memory": 100, "disk": 5}, "cores", ("'cores_per_task'",)),

@@ -69,10 +69,12 @@ def _boolean(value: object) -> bool:
 
 
 def _priority(value: object) -> float:
-    wanted = "must be a number, of which the smaller goes first"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or math.isnan(value):
-        raise ValueError(wanted)
-    return float(value)
+    try:
+        if isinstance(value, numbers.Real) and not isinstance(value, bool) and not math.isnan(value):
+            return float(value)
+    except OverflowError:
+        pass
+    raise ValueError("must be a number that a float can hold, of which the smaller goes first")
 
 
 def _text(value: object) -> str:

@@ -91,6 +91,11 @@ def test_equal_specifications_give_equal_and_hashable_resources():
         first.num_tasks = 5
 
 
+def test_a_priority_that_no_float_can_hold_is_refused():
+    with pytest.raises(InvalidResourceSpecification, match="a number that a float can hold"):
+        read({"priority": 10**400})
+
+
 def test_the_same_small_specification_is_read_once():
     assert read({}) is read(MappingProxyType({}))
     assert read({"cores_per_task": 2}) is read({"cores_per_task": 2})
