@@ -18,12 +18,16 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 import joblib
-from joblib.parallel import AutoBatchingMixin, ParallelBackendBase
+from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
 
 from parsl_flux_bulk.pool.executor import FluxPoolExecutor
 
+_in_worker = False
+
 
 def _call(batch: Callable[[], Any]) -> Any:
+    global _in_worker
+    _in_worker = True
     return batch()
 
 
@@ -81,6 +85,9 @@ class FluxBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         **_: Any,
     ) -> int:
         """Make the executor, and return the number of workers."""
+        if _in_worker and self._given is None:
+            # An executor of its own could wait for the cores of this worker for ever.
+            raise FallbackToBackend(SequentialBackend(nesting_level=self.nesting_level))
         self.parallel = parallel
         self._max_nbytes = max_nbytes if mmap_mode else None
         self._mmap_mode = mmap_mode or "r"
@@ -102,9 +109,11 @@ class FluxBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
     def effective_n_jobs(self, n_jobs: int | None) -> int:
         """Return the number of workers: -1 stands for those that fit the instance, -2 for one fewer."""
         if n_jobs == 0:
-            raise ValueError("n_jobs must not be 0: give a number of workers, or -1 for as many as fit")
+            raise ValueError("n_jobs == 0 in Parallel has no meaning: give a number, or -1 for all")
         if n_jobs is None or n_jobs > 0:
             return n_jobs or 1
+        if _in_worker:
+            return 1
         if self._executor is None:
             self._executor = self._new_executor(None)
         slots: Callable[[], int] = getattr(self._executor, "slots", joblib.cpu_count)

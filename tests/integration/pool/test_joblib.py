@@ -56,7 +56,15 @@ def test_calls_run_in_workers_in_order(flux_backend: FluxPoolExecutor) -> None:
     assert os.getpid() not in joblib.Parallel()(joblib.delayed(where_it_runs)(n) for n in range(4))
 
 
+def nested_in_flux(n: int) -> list[int]:
+    result: list[int] = joblib.Parallel(n_jobs=2, backend="flux")(joblib.delayed(pow)(n, k) for k in range(3))
+    return result
+
+
 def test_nested_calls(flux_backend: FluxPoolExecutor) -> None:
+    # Workers hold all cores: an inner executor would never get any.
+    outcome = joblib.Parallel()(joblib.delayed(nested_in_flux)(n) for n in range(3))
+    assert outcome == [[1, 0, 0], [1, 1, 1], [1, 2, 4]]
     assert joblib.Parallel()(joblib.delayed(nested)(n) for n in range(3)) == [[1, 0, 0], [1, 1, 1], [1, 2, 4]]
 
 
@@ -96,7 +104,7 @@ def test_the_backend_makes_an_executor_of_its_own(where: str, tmp_path: Path) ->
     with joblib.parallel_config("flux", inner_max_num_threads=1, n_jobs=2, **options):
         threads = joblib.Parallel()(joblib.delayed(os.getenv)(name) for name in ["OMP_NUM_THREADS"] * 3)
     assert threads == ["1"] * 3
-    with pytest.raises(ValueError, match="n_jobs must not be 0"):
+    with pytest.raises(ValueError, match="n_jobs == 0 in Parallel has no meaning"):
         parsl_flux_bulk.joblib.FluxBackend(**options).effective_n_jobs(0)
     gc.collect()  # frames of joblib and of pytest may have kept the backends, and so their executors
 
