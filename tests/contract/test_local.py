@@ -265,6 +265,22 @@ def test_scratch_directory_of_a_job(seam: Seam) -> None:
     assert not os.path.exists(path)
 
 
+def test_every_job_finds_its_scratch_directory_empty_and_private(seam: Seam) -> None:
+    look = "ls -A $FLUX_JOB_TMPDIR; stat -c '%a %n' $FLUX_JOB_TMPDIR"
+    paths = set()
+    for change in (
+        "true",
+        "chmod 777 $FLUX_JOB_TMPDIR",
+        "touch $FLUX_JOB_TMPDIR/file",
+        "rmdir $FLUX_JOB_TMPDIR",
+    ):
+        (line,) = output_of(seam, shell(f"{look}; {change}"))
+        mode, path = line.split()
+        assert mode == "700"
+        paths.add(path)
+    assert len(paths) == 4
+
+
 @pytest.mark.flux
 @pytest.mark.parametrize(
     "arguments",

@@ -25,6 +25,7 @@ from typing import Any
 from parsl_flux_bulk.instances.full_disk import OUTPUT_CUT, cut_off
 from parsl_flux_bulk.instances.local.job_plan import JobPlan
 from parsl_flux_bulk.instances.local.processes import job_tmpdir, kill_group
+from parsl_flux_bulk.instances.local.scratch import ScratchDirectories
 from parsl_flux_bulk.instances.local.stdio_files import JobFiles, LabeledPipe, render, spool_paths
 from parsl_flux_bulk.instances.local.task_pinning import cpus_of_task, gpu_variables
 from parsl_flux_bulk.protocol.states import State, Stateful
@@ -67,11 +68,11 @@ class LocalJob(Stateful):
     """
 
     __slots__ = (
-        "_directory", "_errors", "_exit_code", "_failure_code", "_labels", "_signal", "_written",
+        "_directory", "_errors", "_exit_code", "_failure_code", "_labels", "_scratch", "_signal", "_written",
         "cores", "exception", "gpus", "id", "note", "plan", "size", "state", "tasks",
     )  # fmt: skip
 
-    def __init__(self, job_id: int, plan: JobPlan, directory: str) -> None:
+    def __init__(self, job_id: int, plan: JobPlan, scratch: ScratchDirectories) -> None:
         self.id = job_id
         self.plan = plan
         self.state = JobState.WAITING
@@ -81,7 +82,8 @@ class LocalJob(Stateful):
         self.tasks: dict[int, int] = {}
         self.exception = ""
         self.note = ""
-        self._directory = directory
+        self._directory = scratch.directory
+        self._scratch = scratch
         self._exit_code = 0
         self._failure_code = 0
         self._signal = 0
@@ -113,7 +115,7 @@ class LocalJob(Stateful):
         """
         self.move_to(JobState.RUNNING)
         self.size = self.plan.ntasks or self.plan.tasks_per_core * len(cpus)
-        os.mkdir(job_tmpdir(self._directory, self.id), 0o700)
+        self._scratch.make(self.id)
         cwd = render(self.plan.cwd, self._template_values(0))
         _check_directory(cwd)
         files = JobFiles(self.plan, spool_paths(self._directory, self.id), cwd)
@@ -248,7 +250,7 @@ class LocalJob(Stateful):
         self._labels = []
         started = bool(self.cores)
         if started:
-            shutil.rmtree(job_tmpdir(self._directory, self.id), ignore_errors=True)
+            self._scratch.remove(self.id)
         if not self.exception and not self._exit_code:
             if not (lacking := lacking or cut_off(self._written)):
                 return None

@@ -33,6 +33,7 @@ from parsl_flux_bulk.instances.local.framed_socket import LONGEST_WAIT, FramedSo
 from parsl_flux_bulk.instances.local.job import JobState, LocalJob, StartFailed
 from parsl_flux_bulk.instances.local.job_plan import JobPlan
 from parsl_flux_bulk.instances.local.kept_output import KeptOutput, KeptResults, Result
+from parsl_flux_bulk.instances.local.scratch import ScratchDirectories
 from parsl_flux_bulk.protocol.wakeup import Wakeup
 
 KILL_GRACE = 5.0
@@ -65,6 +66,7 @@ class Server:
         self._watchers: dict[int, list[Client]] = {}
         self._results = KeptResults()
         self._output = KeptOutput(self._directory)
+        self._scratch = ScratchDirectories(self._directory)
         self._closing = False
         self.selector = selectors.DefaultSelector()
         self.reporting: set[Client] = set()
@@ -117,7 +119,7 @@ class Server:
         first = self._last_id + 1
         for plan in plans:
             self._last_id += 1
-            self._queue.add(LocalJob(self._last_id, JobPlan(**plan), self._directory))
+            self._queue.add(LocalJob(self._last_id, JobPlan(**plan), self._scratch))
         return list(range(first, self._last_id + 1))
 
     def cancel(self, job_ids: list[int], reason: str) -> None:
