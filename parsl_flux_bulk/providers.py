@@ -32,6 +32,7 @@ from parsl.providers.base import ExecutionProvider
 from parsl.providers.errors import ScriptPathError, SubmitException
 from parsl.utils import RepresentationMixin
 
+from parsl_flux_bulk.jobspec.duration import LONGEST, check_seconds
 from parsl_flux_bulk.jobspec.job_environment import base_environment
 
 logger = logging.getLogger(__name__)
@@ -158,6 +159,7 @@ class FluxProvider(ExecutionProvider, RepresentationMixin):
         if launcher is not None and not isinstance(launcher, Launcher):
             raise BadLauncher(launcher)
         _check_walltime(walltime)
+        check_seconds("cmd_timeout", cmd_timeout)
         _check_directives(scheduler_options)
         self.queue = queue
         self.bank = bank
@@ -369,7 +371,8 @@ def seconds_of(walltime: str | None) -> int | None:
 
 
 def _check_walltime(walltime: str) -> None:
-    if not re.fullmatch(r"\d+:[0-5]?\d:[0-5]?\d", walltime) or not seconds_of(walltime):
+    well_formed = re.fullmatch(r"\d+:[0-5]?\d:[0-5]?\d", walltime)
+    if not well_formed or not 0 < (seconds_of(walltime) or 0) <= LONGEST:
         raise ValueError(
             f"walltime must be HH:MM:SS, such as '01:30:00', and more than zero, not {walltime!r}"
         )

@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+BAD_NUMBERS: list[Any] = [-1, -0.5, float("nan"), float("inf"), -float("inf"), 1e10, 10**400]
+BAD_SECONDS: list[Any] = ["soon", [1], *BAD_NUMBERS]
+"""What no parameter that is a number of seconds may be."""
+
 
 @dataclass(frozen=True)
 class Good:

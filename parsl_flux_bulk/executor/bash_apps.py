@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import math
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from parsl_flux_bulk import jobspec
 from parsl_flux_bulk.errors import TaskCrashed, add_note
 from parsl_flux_bulk.executor.serialize_calls import unwrap
 from parsl_flux_bulk.instances.base import JobResult, JobStatus
+from parsl_flux_bulk.jobspec.duration import LONGEST, check_seconds
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.pipeline.exit_status_to_error import STDERR_HEADING, job_error
 from parsl_flux_bulk.scheduler.task import Command
@@ -58,6 +58,13 @@ def recognize(function: Callable[..., Any]) -> Callable[..., Any] | None:
         app: Callable[..., Any] = inner.args[0]
         return app
     return None
+
+
+def check_walltime(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise ValueError if the walltime of a bash app is not a usable number of seconds."""
+    walltime = kwargs.get("walltime")
+    if walltime is not None and recognize(function) is not None:
+        check_seconds("walltime", walltime)
 
 
 def without_parsl(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -139,17 +146,12 @@ def _limit(name: str, walltime: Any, resources: Resources) -> tuple[float | None
     """Return the walltime if it is what ends the job, and the resources with the duration that it implies."""
     if walltime is None:
         return None, resources
-    try:
-        seconds = float(walltime + 0.0)
-        if math.isnan(seconds):
-            raise ValueError("walltime must be a number of seconds, not nan")
-    except Exception as error:
-        raise bash_runner.app_exception(name, error) from error
+    seconds = float(walltime)
     if seconds <= 0:
         raise bash_runner.app_timeout(name, walltime)
-    if math.isinf(seconds) or 0 < resources.duration < seconds:
+    if 0 < resources.duration < seconds:
         return None, resources
-    return walltime, replace(resources, duration=seconds + START_ALLOWANCE)
+    return walltime, replace(resources, duration=min(seconds + START_ALLOWANCE, LONGEST))
 
 
 def _create(which: str, spec: Any, directory: str, header: str = "") -> str | None:

@@ -27,7 +27,7 @@ from parsl.utils import RepresentationMixin
 
 from parsl_flux_bulk.blocks.manager import Blocks
 from parsl_flux_bulk.errors import ExecutorClosed, InitializerFailed
-from parsl_flux_bulk.executor.bash_apps import recognize, render, without_parsl
+from parsl_flux_bulk.executor.bash_apps import check_walltime, recognize, render, without_parsl
 from parsl_flux_bulk.executor.block_scaling import BlockScaling
 from parsl_flux_bulk.executor.job_factory import WorkerSettings
 from parsl_flux_bulk.executor.runtime import StatusReport, TaskPipeline, TaskRuntime
@@ -35,6 +35,7 @@ from parsl_flux_bulk.executor.serialize_calls import FunctionTable, own_sys_path
 from parsl_flux_bulk.executor.submission_queue import SubmissionQueue, TaskFuture
 from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.instances.federation.federation import Federation
+from parsl_flux_bulk.jobspec.duration import check_seconds
 from parsl_flux_bulk.jobspec.job_environment import base_environment, soft_limits
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.pipeline.callbacks import CallbackFuture
@@ -175,10 +176,8 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
             )
         if bash_apps not in BASH_APPS:
             raise ValueError(f"bash_apps must be {' or '.join(map(repr, BASH_APPS))}, not {bash_apps!r}")
-        if worker_idle_time is not None and not worker_idle_time >= 0:
-            raise ValueError(
-                f"worker_idle_time is in seconds and must not be negative, not {worker_idle_time}"
-            )
+        if worker_idle_time is not None:
+            check_seconds("worker_idle_time", worker_idle_time)
         self.label = label
         self.instance = instance
         self.tasks_per_job = tasks_per_job
@@ -306,6 +305,7 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
                 "submit(function, {}, *args), or use FluxPoolExecutor, whose submit takes the arguments alone"
             )
         resources = Resources.from_specification(resource_specification)
+        check_walltime(func, kwargs)
         if self.bash_apps == "native" and (resources.shape is None or self.tasks_per_job == 1):
             app = recognize(func)
             if app is not None:

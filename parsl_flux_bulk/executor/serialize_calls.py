@@ -9,7 +9,6 @@ walltime; the walltime travels with the call, and :mod:`parsl_flux_bulk.worker.w
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import site
 import sys
@@ -28,6 +27,7 @@ from parsl.serialize.errors import SerializationError
 
 from parsl_flux_bulk.errors import NotSerializable
 from parsl_flux_bulk.executor.not_serializable import culprit
+from parsl_flux_bulk.jobspec.duration import check_seconds
 from parsl_flux_bulk.protocol import serialize
 from parsl_flux_bulk.scheduler.task import Function
 
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 _TIMEOUT_CODE: CodeType = timeout(lambda: None, 1).__code__
 
 _SECONDS = _TIMEOUT_CODE.co_freevars.index("seconds")
-
-_ENDLESS = 1e9
-"""Seconds from which on a walltime is no limit; timers overflow at some hundred years."""
 
 _WRAP_ERROR_CODE = wrap_error(lambda: None).__code__
 
@@ -67,20 +64,13 @@ def walltime_of(function: Callable[..., Any]) -> float | None:
 
     Raises
     ------
-    TypeError, ValueError
-        The walltime is not a number.
+    ValueError
+        The walltime is not a usable number.
     """
     if getattr(function, "__code__", None) is not _TIMEOUT_CODE:
         return None
     wrapper: Any = function
-    walltime = wrapper.__closure__[_SECONDS].cell_contents
-    try:
-        seconds = float(walltime + 0.0)
-    except TypeError as error:
-        raise TypeError(f"walltime must be a number of seconds, not {walltime!r}") from error
-    if math.isnan(seconds):
-        raise ValueError("walltime must be a number of seconds, not nan")
-    return seconds if seconds < _ENDLESS else None
+    return check_seconds("walltime", wrapper.__closure__[_SECONDS].cell_contents)
 
 
 class FunctionTable:

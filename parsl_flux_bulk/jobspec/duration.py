@@ -11,6 +11,7 @@ import datetime
 import math
 import operator
 import re
+from typing import Any
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
 _DURATION = re.compile(r"([0-9]+\.?[0-9]*(?:[eE][+-]?[0-9]+)?|\.[0-9]+(?:[eE][+-]?[0-9]+)?)(ms|s|m|h|d|)")
@@ -57,6 +58,19 @@ def parse_duration(value: object) -> float:
         raise ValueError("must not be negative; 0 is no limit")
     if seconds > LONGEST:
         raise ValueError(f"must be at most {LONGEST:g} seconds (31 years); 0 is no limit")
+    return seconds
+
+
+def check_seconds(name: str, value: Any) -> float:
+    """Return the value of a parameter in seconds; raise ValueError unless it is a number of seconds."""
+    try:
+        seconds = float(value + 0.0)  # which takes no string
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not 0 <= seconds <= LONGEST:
+        raise ValueError(
+            f"{name} must be a number of seconds, from 0 to {LONGEST:g} (31 years), not {value!r}"
+        )
     return seconds
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from parsl.launchers import SimpleLauncher
 from parsl.providers.errors import ScriptPathError, SubmitException
+from specifications import BAD_NUMBERS
 
 from parsl_flux_bulk.providers import FluxLauncher, FluxProvider, OncePerBlock, seconds_of
 
@@ -111,7 +112,9 @@ def test_a_walltime_is_read_as_batch_systems_write_it(walltime: str | None, seco
     assert seconds_of(walltime) == seconds
 
 
-@pytest.mark.parametrize("walltime", ["10", "00:00:00", "1:2", "01:60:00", "one hour"])
+@pytest.mark.parametrize(
+    "walltime", ["10", "00:00:00", "1:2", "01:60:00", "one hour", "-1:00:00", "999999:00:00"]
+)
 def test_a_bad_walltime_is_an_error_that_says_the_right_form(walltime: str) -> None:
     with pytest.raises(ValueError, match=r"must be HH:MM:SS, such as '01:30:00'"):
         FluxProvider(walltime=walltime)
@@ -129,6 +132,12 @@ def test_a_bad_walltime_is_an_error_that_says_the_right_form(walltime: str) -> N
 def test_arguments_that_cannot_be_right(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         FluxProvider(**options)
+
+
+@pytest.mark.parametrize("seconds", BAD_NUMBERS)
+def test_a_timeout_that_is_no_number_of_seconds(seconds: Any) -> None:
+    with pytest.raises(ValueError, match=r"cmd_timeout must be a number of seconds, from 0 to .*, not "):
+        FluxProvider(cmd_timeout=seconds)
 
 
 def test_without_a_flux_command_the_error_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from commands import attribute_error, command, forgetful, formatted, of_inputs, 
 from helpers import run_documentation, script, wait_gone, wait_until
 from parsl.config import Config
 from parsl.data_provider.files import File
+from specifications import BAD_SECONDS
 
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.errors import JobCanceled, JobRefused, JobTimeout
@@ -283,12 +284,13 @@ def test_a_walltime_of_next_to_nothing(run, walltime):
 
 def test_a_walltime_that_is_enough(run):
     assert run("sleep 0.1", walltime=20) == 0
-    assert run("true", walltime=float("inf")) == 0
+    assert run("true", walltime=1e9) == 0
 
 
-def test_a_walltime_that_is_no_number(run):
-    with pytest.raises(pe.AppException):
-        run("true", walltime="soon")
+@pytest.mark.parametrize("walltime", BAD_SECONDS)
+def test_a_walltime_that_is_no_number(run, walltime):
+    with pytest.raises(ValueError, match=r"walltime must be a number of seconds, from 0 to .*, not "):
+        run("true", walltime=walltime)
 
 
 def test_what_an_earlier_command_left_running_is_not_ended_by_a_walltime(executor, run, tmp_path):

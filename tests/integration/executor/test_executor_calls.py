@@ -330,8 +330,8 @@ def test_idle_workers_leave(where: str, new_executor: NewExecutor) -> None:
         ({"tasks_per_worker": -1}, "tasks_per_worker must be at least 1, or None, not -1"),
         ({"isolation": "thread"}, "isolation must be 'worker' or 'task', not 'thread'"),
         ({"isolation": "task", "tasks_per_worker": 5}, "must be None, not 5"),
-        ({"worker_idle_time": -0.5}, "must not be negative, not -0.5"),
-        ({"worker_idle_time": float("nan")}, "must not be negative, not nan"),
+        ({"worker_idle_time": -0.5}, "worker_idle_time must be a number of seconds, from 0"),
+        ({"worker_idle_time": float("nan")}, "worker_idle_time must be a number of seconds, from 0"),
     ],
 )
 def test_numbers_out_of_range_are_refused(options: dict[str, Any], words: str) -> None:

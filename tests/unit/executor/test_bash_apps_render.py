@@ -61,8 +61,6 @@ def test_nothing_else_is(function):
         (0.25, 0, 0.25),
         (2, 1, 1),
         (2, 3, 2),
-        (float("inf"), 0, 0),
-        (float("inf"), 3, 3),
     ],
 )
 def test_the_shorter_of_walltime_and_duration_is_the_jobs(tmp_path, walltime, duration, limit):

@@ -19,6 +19,7 @@ from parsl.app.python import timeout
 from parsl.serialize import facade
 from parsl.serialize.base import SerializerBase
 from parsl.serialize.errors import SerializationError
+from specifications import BAD_SECONDS
 
 from parsl_flux_bulk.errors import NotSerializable
 from parsl_flux_bulk.executor.serialize_calls import (
@@ -61,12 +62,11 @@ def test_parsls_walltime_is_found_and_the_function_is_sent_once() -> None:
 
 def test_without_a_walltime_there_is_none() -> None:
     assert walltime_of(wrap_error(plain)) is walltime_of(plain) is walltime_of(len) is None
-    assert walltime_of(timeout(plain, float("inf"))) is None
 
 
-@pytest.mark.parametrize("seconds", ["soon", float("nan"), [1]])
+@pytest.mark.parametrize("seconds", BAD_SECONDS)
 def test_a_walltime_that_is_no_number_is_an_error(seconds: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match="walltime must be a number of seconds, not"):
+    with pytest.raises(ValueError, match=r"walltime must be a number of seconds, from 0 to .*, not "):
         walltime_of(timeout(plain, seconds))
 
 
