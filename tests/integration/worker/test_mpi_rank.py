@@ -93,6 +93,23 @@ def test_a_rank_whose_executor_dies_ends_with_what_it_started(end, tmp_path):
     helpers.wait_gone([int(note.read_text())], 5)
 
 
+def test_a_rank_and_what_it_started_end_with_its_parent(end, tmp_path):
+    # As flux-shell, which makes a rank the leader of a process group; ranks go on without it.
+    process = subprocess.Popen(
+        ["bash", "-c", f"set -m; {sys.executable} {WORKER} & wait"],
+        env={**end.environment, "PYTHONPATH": str(helpers.PROJECT), "PARSL_FLUX_BULK_MODE": "task"},
+    )
+    end.processes.append(process)
+    peer = end.accept()
+    note = tmp_path / "pid"
+    peer.send(task(calls.start_another, str(note)))
+    helpers.wait_until(lambda: note.exists() and note.read_text().endswith("\n"))
+    processes = [*helpers.descendants(process.pid), int(note.read_text())]
+    process.kill()
+
+    helpers.wait_gone(processes, 5)
+
+
 @pytest.mark.flux
 def test_a_rank_under_flux_loses_no_long_outcome_at_its_end(flux_uri, tmp_path, monkeypatch):
     service = Service(flux_uri, tmp_path, task(bytes, 50_000_000))
