@@ -163,9 +163,11 @@ class Report:
 
     def finish(self) -> None:
         """Print the totals and the failures."""
-        self._progress.finish()
         seconds = self._seconds()
         ran = self.ended - self.canceled
+        if 0 < ran < self.submitted:  # stopped: the bar must not promise an end
+            self._progress.update(ran, self.submitted, seconds)
+        self._progress.finish()
         summary = f"Ran {ran} jobs in {seconds:.1f}s. {ran / seconds:.1f} job/s"
         self.say(summary)
         if self.retried:

@@ -51,6 +51,7 @@ def test_max_fails_cancels_the_rest(where: Where) -> None:
     )
     assert run.returncode == 1
     assert "bulksubmit: --max-fails 2: canceling 6 jobs\n" in run.stdout
+    assert " left)" not in run.stdout
     assert "bulksubmit: 2 of 8 jobs failed:" in run.stderr
     assert "bulksubmit: --max-fails 2: canceled 6 outstanding jobs, of which " in run.stderr
     statuses = sorted(str(record["status"]) for record in all_records("records"))
@@ -89,9 +90,9 @@ def test_retries(where: Where) -> None:
         ("timeout", "exec sleep 60", 2), ("exit,lost", "exec sleep 60", 1),
     ],
 )  # fmt: skip
-def test_what_is_retried(what: str, shell: str, tries: int) -> None:
+def test_what_is_retried(where: Where, what: str, shell: str, tries: int) -> None:
     options = ["--retries=1", f"--retry-on={what}", "--duration=0.5s"]
-    run = bulksubmit("--local", *options, "--", "sh", "-c", f"echo x >> tries; {shell}")
+    run = bulksubmit(*where, *options, "--", "sh", "-c", f"echo x >> tries; {shell}")
     assert run.returncode == 1
     assert Path("tries").read_text() == "x\n" * tries
 
