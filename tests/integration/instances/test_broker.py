@@ -13,6 +13,7 @@ import helpers
 import pytest
 
 from parsl_flux_bulk.errors import InstanceUnavailable
+from parsl_flux_bulk.instances.flux import instance as flux_instance
 from parsl_flux_bulk.instances.flux import own_broker
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
 
@@ -78,6 +79,19 @@ def test_a_frozen_broker_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - began < 20
     helpers.wait_gone([pid], 20)
     assert not directory.exists()
+
+
+@pytest.mark.flux
+def test_attaching_to_a_frozen_broker_fails_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flux_instance, "ANSWER_TIMEOUT", 1.0)
+    with helpers.flux_instance() as uri:
+        pid = int(helpers.flux(uri, "getattr", "broker.pid"))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(InstanceUnavailable, match=f"at {uri} did not answer within 1 s"):
+                FluxInstance.attach(uri).start()
+        finally:
+            os.kill(pid, signal.SIGCONT)
 
 
 def _brokers() -> set[int]:
