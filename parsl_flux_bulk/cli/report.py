@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 import time
+from dataclasses import replace
 from typing import Any, TextIO, cast
 
 from parsl_flux_bulk.bulk.submitter import JobFuture
@@ -127,7 +128,7 @@ class Report:
         Parameters
         ----------
         interrupted : bool
-            Whether a signal had ended the run: canceled jobs then are neither failures nor progress.
+            Whether the run had been ended, and its jobs canceled: these are neither failures nor progress.
         """
         self.ended += 1
         self._settled += 1
@@ -136,7 +137,9 @@ class Report:
             if self._total is None or not self._submitting:
                 self.say(self._first)
                 self._first = ""
-        if interrupted and result.status is JobStatus.CANCELED:
+        if interrupted and result.cause in (EndCause.CANCELED, EndCause.EXECUTION):
+            # Flux says of a job that was canceled as it started that its start failed.
+            result = replace(result, status=JobStatus.CANCELED)
             self.canceled += 1
             self.canceled_running += result.started
         elif not result.ok:
