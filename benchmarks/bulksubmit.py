@@ -1,11 +1,10 @@
-"""Compare ways to run many short jobs: bulksubmit, a plain script, xargs and HyperQueue.
+"""Compare ways to run many short jobs: bulksubmit, a plain script and xargs.
 
     python benchmarks/bulksubmit.py [--jobs N] [--runs N] [--kinds KIND ...] [--max-active N] [--json FILE]
 
 ``flux submit --dry-run`` writes N jobspecs of ``sleep 0`` (default: 1025). The kinds alternate, and each run
 uses a fresh Flux instance on this machine: an instance slows down with the number of its ended jobs. The time
-of the whole command is measured. "own Flux" includes the start and the end of the instance; HyperQueue's
-server and worker (``pip install hyperqueue``) are started before.
+of the whole command is measured; "own Flux" includes the start and the end of the instance.
 
 The exit status is 1 if a ratio misses its target.
 """
@@ -13,16 +12,13 @@ The exit status is 1 if a ratio misses its target.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from flux_instance import flux_instance, flux_missing
@@ -38,13 +34,11 @@ INNER = "bulksubmit --instances 2"
 OWN = "bulksubmit, own Flux"
 LOCAL = "bulksubmit --local"
 XARGS = "xargs -P"
-HYPERQUEUE = "HyperQueue"
-KINDS = (PLAIN, ATTACHED, PACKED, INNER, OWN, LOCAL, XARGS, HYPERQUEUE)
+KINDS = (PLAIN, ATTACHED, PACKED, INNER, OWN, LOCAL, XARGS)
 
 TARGETS = (
     (PACKED, PLAIN, 15.0),
     (PACKED, XARGS, 0.6),
-    (PACKED, HYPERQUEUE, 1.5),
     (OWN, PLAIN, 8.0),
     (LOCAL, XARGS, 0.7),
 )
@@ -66,26 +60,8 @@ def run(kind: str, directory: Path, jobs: int) -> float:
     """Run all jobs once; return the rate in jobs/s of the whole command."""
     if kind in (OWN, LOCAL, XARGS):
         return timed(kind, directory, jobs, "")
-    if kind == HYPERQUEUE:
-        with hyperqueue():
-            return timed(kind, directory, jobs, "")
     with flux_instance() as uri:
         return timed(kind, directory, jobs, uri)
-
-
-@contextlib.contextmanager
-def hyperqueue() -> Iterator[None]:
-    """A HyperQueue server and worker on this machine."""
-    server = subprocess.Popen(["hq", "server", "start"], stdout=subprocess.DEVNULL)
-    try:
-        subprocess.run(["hq", "server", "wait"], check=True, stdout=subprocess.DEVNULL)
-        worker = subprocess.Popen(["hq", "worker", "start"], stdout=subprocess.DEVNULL)
-        subprocess.run(["hq", "worker", "wait", "1"], check=True, stdout=subprocess.DEVNULL)
-        yield
-    finally:
-        subprocess.run(["hq", "server", "stop"], stdout=subprocess.DEVNULL)
-        worker.wait(LIMIT)
-        server.wait(LIMIT)
 
 
 def command_of(kind: str, directory: Path, jobs: int) -> list[str]:
@@ -95,9 +71,6 @@ def command_of(kind: str, directory: Path, jobs: int) -> list[str]:
     if kind == XARGS:
         cores = len(os.sched_getaffinity(0))
         return ["sh", "-c", f"yes 0 | head -n {jobs} | xargs -P{cores} -n1 sleep"]
-    if kind == HYPERQUEUE:
-        array = ["--array", f"1-{jobs}", "--stdout=none", "--stderr=none"]
-        return ["hq", "submit", "--wait", *array, "sleep", "0"]
     options = [] if kind == OWN else kind.split()[1:]
     return [sys.executable, "-m", "parsl_flux_bulk", str(directory), *options]
 
@@ -112,7 +85,7 @@ def timed(kind: str, directory: Path, jobs: int, uri: str) -> float:
     seconds = time.perf_counter() - began
     if done.returncode:
         raise RuntimeError(f"{kind} ended with {done.returncode}: {(done.stderr or done.stdout)[-500:]}")
-    success = {PLAIN: " 0\n", XARGS: "", HYPERQUEUE: ""}.get(kind, f" Ran {jobs} jobs in ")
+    success = {PLAIN: " 0\n", XARGS: ""}.get(kind, f" Ran {jobs} jobs in ")
     if success not in done.stdout:
         raise RuntimeError(f"{kind} did not run {jobs} jobs; the end of its output: {done.stdout[-200:]}")
     return jobs / seconds
@@ -132,8 +105,7 @@ def main() -> int:
     if why := flux_missing():
         print(f"bulksubmit cannot be measured here: {why}", file=sys.stderr)
         return 2
-    kinds = [kind for kind in options.kinds if kind != HYPERQUEUE or shutil.which("hq")]
-    kinds += [f"{ATTACHED} --max-active {number}" for number in options.max_active]
+    kinds = [*options.kinds, *(f"{ATTACHED} --max-active {number}" for number in options.max_active)]
     rates: dict[str, list[float]] = {kind: [] for kind in kinds}
     with tempfile.TemporaryDirectory(prefix="jobspecs-") as directory:
         make_jobspecs(Path(directory), options.jobs)

@@ -13,7 +13,6 @@ import os
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -45,24 +44,27 @@ SURVEY_TIMEOUT = 10.0
 _PROGRAM = str(Path(__file__).resolve().parent / "node_job.py")
 
 
-class _Link:
+class Link:
     """The connection to the program of a node job."""
 
     def __init__(self, peer: PeerId, call: Callable[[Callable[[Completion], None]], None]) -> None:
         self._peer = peer
         self._call = call
-        self._unsent: deque[protocol.Record] = deque()
+        self._lock = threading.Lock()
+        self._unsent: list[protocol.Record] = []
 
     def send(self, records: list[protocol.Record]) -> bool:
         """Send records soon, together with those of other threads; from any thread."""
-        idle = not self._unsent
-        self._unsent.extend(records)
+        with self._lock:
+            idle = not self._unsent
+            self._unsent += records
         if idle:
             self._call(self._flush)
         return True
 
     def _flush(self, completion: Completion) -> None:
-        records = [self._unsent.popleft() for _ in range(len(self._unsent))]
+        with self._lock:
+            records, self._unsent = self._unsent, []
         if records:
             completion.send(self._peer, protocol.pack_message(records))
 
@@ -108,7 +110,7 @@ class NodeJobLauncher(Launcher):
             protocol=protocol.PROTOCOL, block_id=inner.name, host=about["host"], pid=about["pid"],
             description="", name_of_zero="0", seconds_left=None, environment={},
         )  # fmt: skip
-        relayed = self._links[peer] = RelayedInstance(hello, -1, _Link(peer, self._call).send)
+        relayed = self._links[peer] = RelayedInstance(hello, -1, Link(peer, self._call).send)
         relayed.description = f"embedded instance on {hello.host}"
         # In a thread of its own, because it waits for replies, which this thread receives.
         threading.Thread(target=self._join, args=(inner, relayed), name="node-job-joins", daemon=True).start()
