@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from typing import Any, TextIO, cast
 
+from parsl_flux_bulk.blocks.packed.packed_jobs import PACKED_FROM
 from parsl_flux_bulk.bulk.submitter import JobFuture
 from parsl_flux_bulk.cli.failures import STDERR_LINES, Failures
 from parsl_flux_bulk.cli.item import Item
@@ -17,7 +18,6 @@ from parsl_flux_bulk.instances.base import EndCause, JobResult, JobStatus
 from parsl_flux_bulk.pipeline.exit_status_to_error import describe
 from parsl_flux_bulk.protocol.stderr_tail import last_lines
 
-MANY_JOBS = 100
 SHORT_JOBS_RATE = 5.0
 """Jobs/s above which jobs count as short: a Flux instance starts some 20 to 40 a second."""
 
@@ -187,7 +187,7 @@ class Report:
     @property
     def ran_short_jobs(self) -> bool:
         """Whether the jobs were many, and so short that starting them may have taken most of the time."""
-        return self.ended >= MANY_JOBS and self.ended / self._seconds() > SHORT_JOBS_RATE
+        return self.ended >= PACKED_FROM and self.ended / self._seconds() > SHORT_JOBS_RATE
 
     def _failed(self, job: str, why: str, stderr: str = "") -> None:
         self._failures.add(printable(job), why, stderr)

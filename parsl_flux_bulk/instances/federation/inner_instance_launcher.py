@@ -6,7 +6,7 @@
                                                    │
                         attach, Federation.add <───┘
 
-The state of an inner instance (any other transition raises IllegalTransition)::
+The state of an inner instance or a node job (any other transition raises IllegalTransition)::
 
     SUBMITTED ──> READY ──> RETIRING      RETIRING: it was told to end
         └───────────┴──────────┴──> CANCELED      and from any state it leaves the table when its job ends
