@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import typeguard
 from parsl.dataflow.dflow import DataFlowKernelLoader
-from parsl.dataflow.futures import AppFuture
 from parsl.errors import NoDataFlowKernelError
 from parsl.executors.status_handling import BlockProviderExecutor
 from parsl.jobs.states import JobStatus
@@ -29,34 +28,30 @@ from parsl_flux_bulk.blocks.manager import Blocks
 from parsl_flux_bulk.errors import ExecutorClosed, InitializerFailed
 from parsl_flux_bulk.executor.bash_apps import check_walltime, recognize, render, without_parsl
 from parsl_flux_bulk.executor.block_scaling import BlockScaling
+from parsl_flux_bulk.executor.inspection import Inspection
 from parsl_flux_bulk.executor.job_factory import WorkerSettings
-from parsl_flux_bulk.executor.runtime import StatusReport, TaskPipeline, TaskRuntime
+from parsl_flux_bulk.executor.runtime import TaskPipeline, TaskRuntime
 from parsl_flux_bulk.executor.serialize_calls import FunctionTable, own_sys_path, serialize_call, walltime_of
-from parsl_flux_bulk.executor.submission_queue import SubmissionQueue, TaskFuture
+from parsl_flux_bulk.executor.submission_queue import SubmissionQueue
+from parsl_flux_bulk.executor.validate_arguments import validate_arguments
 from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.instances.federation.federation import Federation
-from parsl_flux_bulk.jobspec.duration import check_seconds
 from parsl_flux_bulk.jobspec.job_environment import base_environment, soft_limits
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.pipeline.callbacks import CallbackFuture
 from parsl_flux_bulk.pipeline.pipeline import Pipeline
 from parsl_flux_bulk.protocol.serialize import with_walltime
-from parsl_flux_bulk.scheduler.story import Record
 from parsl_flux_bulk.scheduler.task import CallTask, CommandTask, Task
 
 logger = logging.getLogger(__name__)
 
 Self = TypeVar("Self", bound="FluxBulkExecutor")
 
-BASH_APPS = ("native", "python")
-
-ISOLATION = ("worker", "task")
-
 SHUTDOWN_GRACE = 2.0
 """Seconds that workers get at shutdown to end by themselves before their jobs are canceled."""
 
 
-class FluxBulkExecutor(BlockScaling, RepresentationMixin):
+class FluxBulkExecutor(BlockScaling, Inspection, RepresentationMixin):
     """Run Parsl apps through Flux: many small tasks, and large MPI or GPU tasks.
 
     By default, invocations whose ``parsl_resource_specification`` has no keys but ``cores_per_task`` and
@@ -156,28 +151,17 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
         block_error_handler: bool | Callable[[BlockProviderExecutor, dict[str, JobStatus]], None] = True,
     ) -> None:
         super().__init__(provider=provider, block_error_handler=block_error_handler)
-        if provider is not None and instance not in (None, "local"):
-            raise ValueError(f"with a provider, instance must be None or 'local', not {instance!r}")
-        if tasks_per_job not in (None, 1):
-            raise ValueError(f"tasks_per_job must be 1 or None, not {tasks_per_job}")
-        for name, value in (
-            ("max_active_jobs", max_active_jobs),
-            ("max_workers", max_workers),
-            ("tasks_per_worker", tasks_per_worker),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, or None, not {value}")
-        if isolation not in ISOLATION:
-            raise ValueError(f"isolation must be {' or '.join(map(repr, ISOLATION))}, not {isolation!r}")
-        if isolation == "task" and tasks_per_worker not in (None, 1):
-            raise ValueError(
-                "with isolation='task' a worker runs one task, so tasks_per_worker must be None, "
-                f"not {tasks_per_worker}"
-            )
-        if bash_apps not in BASH_APPS:
-            raise ValueError(f"bash_apps must be {' or '.join(map(repr, BASH_APPS))}, not {bash_apps!r}")
-        if worker_idle_time is not None:
-            check_seconds("worker_idle_time", worker_idle_time)
+        validate_arguments(
+            instance=instance,
+            provider=provider,
+            tasks_per_job=tasks_per_job,
+            max_active_jobs=max_active_jobs,
+            max_workers=max_workers,
+            tasks_per_worker=tasks_per_worker,
+            isolation=isolation,
+            bash_apps=bash_apps,
+            worker_idle_time=worker_idle_time,
+        )
         self.label = label
         self.instance = instance
         self.tasks_per_job = tasks_per_job
@@ -380,52 +364,6 @@ class FluxBulkExecutor(BlockScaling, RepresentationMixin):
                 os.rmdir(self._output)
         self._end_blocks()
         super().shutdown()
-
-    @property
-    def queue(self) -> SubmissionQueue | None:
-        """The tasks that have not ended; None before `start` and after `shutdown`."""
-        return self._queue
-
-    # -- inspection ---------------------------------------------------------------------------------
-
-    def status_report(self) -> StatusReport | None:
-        """Return counts of tasks by state, workers and cores by shape, and jobs; None until started."""
-        queue, pipeline = self._queue, self._pipeline
-        if queue is None or pipeline is None or queue.scheduler is None:
-            return None
-        return StatusReport.of(queue.scheduler, pipeline)
-
-    def story(self, future: Future[Any]) -> list[Record]:
-        """Return what the scheduler decided about a task, and why: which task waits for what, for example.
-
-        ::
-
-            >>> print(*executor.story(app_future), sep="\\n")
-            4711.204 submit job=1 cores=1 gpus=0: 2 cores, 0 GPUs
-            4711.290 connect job=1 cores=1 gpus=0: manager 0 on node7
-            4713.841 now task=12: one of 3 tasks that wait for a worker: 2 are busy, 0 idle, 0 starting
-
-        Times are seconds of ``time.monotonic()``. The last record of a task that has not ended says where
-        the task is. Only the latest decisions are kept, some thousands. Any thread may call this method.
-
-        Parameters
-        ----------
-        future : Future
-            Of an app, or of `submit`.
-
-        Raises
-        ------
-        ValueError
-            If the task was not submitted to this kind of executor, or not yet.
-        """
-        if isinstance(future, AppFuture):
-            future = future.task_record["exec_fu"] or future
-        if not isinstance(future, TaskFuture):
-            raise ValueError(
-                f"no story of {future!r}: expected the future of a task that was submitted to a "
-                "FluxBulkExecutor; an app's task is submitted when its dependencies have ended"
-            )
-        return future.story()
 
 
 def _fail_if_not_initialized(queue: SubmissionQueue, future: Future[Any]) -> None:
