@@ -38,6 +38,13 @@ def test_the_installed_command_has_the_version_of_the_package() -> None:
     assert importlib.metadata.version(DISTRIBUTION) == parsl_flux_bulk.__version__
 
 
+@installed
+def test_the_description_has_no_relative_links() -> None:
+    description = importlib.metadata.metadata(DISTRIBUTION).get_payload()
+    assert isinstance(description, str) and "docs/bulksubmit.md" in description
+    assert not re.findall(r"\]\((?!https?:)[^)]*\)", description)
+
+
 def test_ci_runs_the_command_of_the_readme() -> None:
     readme = (helpers.PROJECT / "README.md").read_text()
     command = next(line for line in readme.splitlines() if line.endswith("/tox"))
