@@ -1,4 +1,4 @@
 """The commands: arguments, inputs, one module a command, report, progress.
 
-May import every other package but `executor`.
+`bulksubmit` does without Parsl. May import every other package but `executor`.
 """

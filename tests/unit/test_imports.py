@@ -22,6 +22,7 @@ FOLDERS = sorted({name.rpartition(".")[0] for name in USES} - {""})
 ORDER = [
     "__main__",
     "cli joblib",
+    "doctor",
     "pool",
     "executor bulk",
     "scheduler",
