@@ -40,8 +40,8 @@ from parsl_flux_bulk.instances.events import MemberInstance
 from parsl_flux_bulk.instances.federation.members import Member
 from parsl_flux_bulk.instances.federation.registry import MemberRegistry
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
+from parsl_flux_bulk.instances.flux.own_broker import broker_environment
 from parsl_flux_bulk.jobspec import Jobspec, build
-from parsl_flux_bulk.jobspec.job_environment import base_environment
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.protocol import frames, variables
 from parsl_flux_bulk.protocol.states import State, Stateful
@@ -335,7 +335,7 @@ def _jobspec(nodes: int, cores: int, token: int, channel: Mapping[str, str]) -> 
     return build(
         Resources.from_specification(request),
         ["sh", "-c", keep, "sh", "flux", "start", conf, sys.executable, _PROGRAM],
-        environment=base_environment(os.environ),
+        environment=broker_environment(),
         cwd=os.getcwd(),
         name="bulksubmit",
         shell_options={"mpi": "none"},

@@ -64,7 +64,9 @@ class Broker:
             *("sh", "-c", 'echo "$FLUX_URI"; exec cat >/dev/null'),
         ]
         with tempfile.TemporaryFile() as stderr:
-            self._lifeline = Lifeline(command, stdout=subprocess.PIPE, stderr=stderr, env=_environment())
+            self._lifeline = Lifeline(
+                command, stdout=subprocess.PIPE, stderr=stderr, env=broker_environment()
+            )
             process = self._lifeline.process
             try:
                 self._guard = SessionGuard(process.pid, STOP_TIMEOUT)
@@ -100,8 +102,8 @@ class Broker:
             self._guard.dismiss()
 
 
-def _environment() -> dict[str, str]:
-    """Return the environment of the broker, whose directory in TMPDIR must fit the path of a socket."""
+def broker_environment() -> dict[str, str]:
+    """Return the environment to start a broker with, whose directory in TMPDIR must fit a socket's path."""
     environment = base_environment(os.environ)
     directory = environment.get("TMPDIR", "/tmp")
     if len(os.fsencode(directory)) > TMPDIR_LIMIT or not os.access(directory, os.W_OK | os.X_OK):

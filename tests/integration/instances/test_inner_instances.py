@@ -206,3 +206,12 @@ def test_the_command_refuses_them_without_flux() -> None:
     assert (
         run.stderr == "bulksubmit: instances=2 needs Flux: only a Flux instance can have others inside it\n"
     )
+
+
+def test_a_TMPDIR_too_long_for_a_socket_is_not_used(flux_uri: str, tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    run = bulksubmit("--instances=2", "--copies=4", "--", "true", FLUX_URI=flux_uri, TMPDIR=str(long))
+    assert run.returncode == 0
+    assert "not used by the broker: missing, not writable, or too long" in run.stderr
+    assert "inner instance ended" not in run.stderr
