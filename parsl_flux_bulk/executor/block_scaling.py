@@ -23,6 +23,7 @@ from parsl_flux_bulk.errors import ExecutorClosed
 from parsl_flux_bulk.jobspec.resources import Resources, Shape
 from parsl_flux_bulk.protocol.stderr_tail import read_tail
 from parsl_flux_bulk.providers import seconds_of
+from parsl_flux_bulk.scheduler.worker_unit import worker_unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,6 +41,9 @@ _FAILURES = (JobState.FAILED, JobState.MISSING)
 
 class BlockScaling(BlockProviderExecutor):
     """Scale out and in, and report the status of the blocks."""
+
+    cores_per_worker: float
+    max_workers_per_node: int | None
 
     def __init__(
         self,
@@ -65,8 +69,8 @@ class BlockScaling(BlockProviderExecutor):
     def outstanding(self) -> int:
         """Return the slots that the tasks need that have not ended; Parsl compares them with those of blocks.
 
-        A slot is a core of a node, as in `workers_per_node`: a task of a whole node counts as all of its
-        cores, and one that needs half of its GPUs as half of them. Before the first block has shown its size,
+        A slot is a worker of a node, as in `workers_per_node`: a task of a whole node counts as all of them,
+        and one that needs half of its GPUs as half of them. Before the first block has shown its size,
         all tasks together count as one: one block is asked for.
         """
         queue = self._queue
@@ -75,7 +79,9 @@ class BlockScaling(BlockProviderExecutor):
         size = self._node_size
         if size is None:
             return min(1, queue.outstanding)
-        return math.ceil(sum(count * slots_of(need, *size) for need, count in queue.demand()) - 1e-9)
+        bound = self.max_workers_per_node
+        cores = sum(count * cores_of(need, *size, bound) for need, count in queue.demand())
+        return math.ceil(cores * self.workers_per_node / size[0] - 1e-9)
 
     @property
     def _node_size(self) -> tuple[int, int] | None:
@@ -86,9 +92,11 @@ class BlockScaling(BlockProviderExecutor):
 
     @property
     def workers_per_node(self) -> int:
-        """One-core workers that fit a node: by the blocks that joined, else by the provider, else 1."""
+        """Workers of `cores_per_worker` that fit a node: of a block that joined, else of the provider."""
         size = self._node_size
-        return size[0] if size is not None else 1
+        if size is None:
+            return 1
+        return worker_unit(Shape(self.cores_per_worker), *size, self.max_workers_per_node).fitting(*size)
 
     # -- what code for HighThroughputExecutor asks ---------------------------------------------------
 
@@ -127,10 +135,6 @@ class BlockScaling(BlockProviderExecutor):
         if self._blocks is None or not self._blocks.joined(block_id):
             raise ValueError(f"block {block_id!r} has not joined; those that have: {self.connected_blocks()}")
         self._blocks.hold(block_id)
-
-    def validate_resource_spec(self, resource_specification: dict[str, Any]) -> None:
-        """Raise InvalidResourceSpecification unless `submit` would take a resource specification."""
-        Resources.from_specification(resource_specification)
 
     # -- scaling -------------------------------------------------------------------------------------
 
@@ -289,17 +293,18 @@ class BlockScaling(BlockProviderExecutor):
         )
 
 
-def slots_of(need: Resources | Shape, cores: int, gpus: int) -> float:
-    """Return the slots that a task occupies: its share of a node of so many cores and GPUs, in cores.
+def cores_of(need: Resources | Shape, cores: int, gpus: int, bound: int | None = None) -> float:
+    """Return the cores that a task occupies: its share of a node of so many cores and GPUs.
 
     Tasks that leave a part of a node that no other of their kind fits count with that part.
     """
     if isinstance(need, Shape):
-        fitting = min(cores // need.cores, gpus // need.gpus if need.gpus and gpus else cores)
-        return cores / max(1, fitting)
+        # GPUs that no node is known to have do not count.
+        unit = worker_unit(need if gpus else Shape(need.cores), cores, gpus, bound)
+        return cores / max(1, unit.fitting(cores, gpus))
     if need.exclusive:
         return float(cores * (need.num_nodes or 1))
-    each = slots_of(Shape(need.cores_per_task, need.gpus_per_task), cores, gpus)
+    each = cores_of(Shape(need.cores_per_task, need.gpus_per_task), cores, gpus)
     return each * need.num_tasks
 
 

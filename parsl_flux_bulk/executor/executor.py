@@ -33,6 +33,7 @@ from parsl_flux_bulk.executor.job_factory import WorkerSettings
 from parsl_flux_bulk.executor.runtime import TaskPipeline, TaskRuntime
 from parsl_flux_bulk.executor.serialize_calls import FunctionTable, own_sys_path, serialize_call, walltime_of
 from parsl_flux_bulk.executor.submission_queue import SubmissionQueue
+from parsl_flux_bulk.executor.task_resources import TaskResources
 from parsl_flux_bulk.executor.validate_arguments import validate_arguments
 from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.instances.federation.federation import Federation
@@ -51,7 +52,7 @@ SHUTDOWN_GRACE = 2.0
 """Seconds that workers get at shutdown to end by themselves before their jobs are canceled."""
 
 
-class FluxBulkExecutor(BlockScaling, Inspection, RepresentationMixin):
+class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMixin):
     """Run Parsl apps through Flux: many small tasks, and large MPI or GPU tasks.
 
     By default, invocations whose ``parsl_resource_specification`` has no keys but ``cores_per_task`` and
@@ -91,6 +92,10 @@ class FluxBulkExecutor(BlockScaling, Inspection, RepresentationMixin):
         Tasks after which a worker process is replaced, for user code that leaks memory. None means never.
     max_workers : int or None
         Bound on the warm workers of one shape (cores and GPUs). None means as many as fit the instance.
+    max_workers_per_node : int or None
+        The same on one node, whose cores they divide among them. None means as many as fit.
+    cores_per_worker : float
+        Cores of a warm worker whose tasks name no ``cores_per_task``. With 0.5, two workers share a core.
     initializer : callable or None
         Called in each worker process before its first task, with `initargs`. If it raises, all tasks end with
         InitializerFailed.
@@ -140,6 +145,8 @@ class FluxBulkExecutor(BlockScaling, Inspection, RepresentationMixin):
         worker_idle_time: int | float | None = 3.0,
         tasks_per_worker: int | None = None,
         max_workers: int | None = None,
+        max_workers_per_node: int | None = None,
+        cores_per_worker: int | float = 1,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         isolation: str = "worker",
@@ -157,10 +164,13 @@ class FluxBulkExecutor(BlockScaling, Inspection, RepresentationMixin):
             tasks_per_job=tasks_per_job,
             max_active_jobs=max_active_jobs,
             max_workers=max_workers,
+            max_workers_per_node=max_workers_per_node,
+            cores_per_worker=cores_per_worker,
             tasks_per_worker=tasks_per_worker,
             isolation=isolation,
             bash_apps=bash_apps,
             worker_idle_time=worker_idle_time,
+            environment=environment or {},
         )
         self.label = label
         self.instance = instance
@@ -174,6 +184,8 @@ class FluxBulkExecutor(BlockScaling, Inspection, RepresentationMixin):
         self.worker_idle_time = worker_idle_time
         self.tasks_per_worker = tasks_per_worker
         self.max_workers = max_workers
+        self.max_workers_per_node = max_workers_per_node
+        self.cores_per_worker = cores_per_worker
         self.initializer = initializer
         self.initargs = initargs
         self.isolation = isolation
@@ -253,6 +265,7 @@ class FluxBulkExecutor(BlockScaling, Inspection, RepresentationMixin):
             tasks_per_job=self.tasks_per_job,
             tasks_per_worker=1 if self.isolation == "task" else self.tasks_per_worker,
             max_workers=self.max_workers,
+            max_workers_per_node=self.max_workers_per_node,
             worker_idle_time=math.inf if self.worker_idle_time is None else float(self.worker_idle_time),
         )
 
@@ -288,7 +301,7 @@ class FluxBulkExecutor(BlockScaling, Inspection, RepresentationMixin):
                 f"resource_specification must be a dictionary, not {resource_specification!r}: call "
                 "submit(function, {}, *args), or use FluxPoolExecutor, whose submit takes the arguments alone"
             )
-        resources = Resources.from_specification(resource_specification)
+        resources = self.resources_of(resource_specification)
         check_walltime(func, kwargs)
         if self.bash_apps == "native" and (resources.shape is None or self.tasks_per_job == 1):
             app = recognize(func)

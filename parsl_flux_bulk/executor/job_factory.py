@@ -40,7 +40,7 @@ class WorkerSettings:
         Soft limits of every job, as `jobspec.build` takes them.
     sys_path : tuple of str
         Entries to add to a worker's module search path.
-    tasks_per_job, tasks_per_worker, max_workers : int or None
+    tasks_per_job, tasks_per_worker, max_workers, max_workers_per_node : int or None
     worker_idle_time : float
         Seconds; may be infinite.
     """
@@ -55,6 +55,7 @@ class WorkerSettings:
     tasks_per_job: int | None = None
     tasks_per_worker: int | None = None
     max_workers: int | None = None
+    max_workers_per_node: int | None = None
     worker_idle_time: float = 3.0
 
     def setup(self) -> dict[str, Any]:
@@ -88,10 +89,14 @@ class JobFactory:
             The task's environment rules cannot be applied, or a string cannot be encoded.
         """
         if isinstance(job, WorkerJob):
-            resources = Resources(
-                num_tasks=job.slots, cores_per_task=job.shape.cores, gpus_per_task=job.shape.gpus
-            )
+            unit = job.unit
+            units = unit.units(job.slots)
+            resources = Resources(num_tasks=units, cores_per_task=unit.cores, gpus_per_task=unit.gpus)
             own = self._python_environment(job, resources, "manager")
+            if unit.workers > 1:
+                own[variables.SHARING] = str(unit.workers)
+                if job.slots < unit.workers:
+                    own[variables.SLOTS] = str(job.slots)
             own[variables.OUTPUT] = self._output_base(job)
             return self._request(job, resources, self._python, own, self._settings.label, per_node=True)
         task = job.task

@@ -129,6 +129,7 @@ class TaskRuntime(Runtime):
             worker_idle_time=settings.worker_idle_time,
             max_active_jobs=pipeline.max_active_jobs,
             max_workers=settings.max_workers,
+            max_workers_per_node=settings.max_workers_per_node,
         )
         self._scheduler.handle(CapacityChanged(capacity))
         self._handled_before = 0

@@ -19,10 +19,13 @@ from parsl_flux_bulk.jobspec.validate_resource_keys import READERS, VALID_KEYS, 
 
 
 class Shape(NamedTuple):
-    """The cores and GPUs of a worker; tasks of equal shape share workers."""
+    """The cores and GPUs of a worker; tasks of equal shape share workers.
 
-    cores: int = 1
-    gpus: int = 0
+    Workers with fractions share cores, or a GPU: four workers of ``gpus=0.25`` have one GPU.
+    """
+
+    cores: float = 1
+    gpus: float = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +38,8 @@ class Resources:
         Processes that the job starts (ranks).
     num_nodes : int or None
         Nodes to spread them over; None lets the scheduler choose.
-    cores_per_task, gpus_per_task : int
+    cores_per_task, gpus_per_task : float
+        Integers, except where `shape` is a worker's.
     exclusive : bool
         Whole nodes.
     duration : float
@@ -60,8 +64,8 @@ class Resources:
 
     num_tasks: int = 1
     num_nodes: int | None = None
-    cores_per_task: int = 1
-    gpus_per_task: int = 0
+    cores_per_task: float = 1
+    gpus_per_task: float = 0
     exclusive: bool = False
     duration: float = 0.0
     urgency: int = DEFAULT_URGENCY
@@ -106,12 +110,12 @@ class Resources:
     @property
     def cores(self) -> int | None:
         """Cores that the job occupies; None for whole nodes, whose size the instance knows."""
-        return None if self.exclusive else self._slots * self.cores_per_task
+        return None if self.exclusive else int(self._slots * self.cores_per_task)
 
     @property
     def gpus(self) -> int | None:
         """GPUs that the job occupies; None for whole nodes, whose size the instance knows."""
-        return None if self.exclusive else self._slots * self.gpus_per_task
+        return None if self.exclusive else int(self._slots * self.gpus_per_task)
 
     @property
     def _slots(self) -> int:
@@ -142,6 +146,8 @@ def _read(specification: Mapping[str, object]) -> Resources:
     shape = None
     if values.keys() <= {"cores_per_task", "gpus_per_task", "priority"}:
         shape = Shape(values.get("cores_per_task", 1), values.get("gpus_per_task", 0))
+    else:
+        _refuse_fractions(specification, values)
     if "priority" in values:
         if "urgency" in values:
             _refuse(specification, "priority", "must not be together with 'urgency': both order tasks")
@@ -152,6 +158,18 @@ def _read(specification: Mapping[str, object]) -> Resources:
         values["environment"], values["environment_rules"] = values["environment"]
     _settle_geometry(specification, values)
     return Resources(**values, shape=shape)
+
+
+def _refuse_fractions(specification: Mapping[str, object], values: Mapping[str, Any]) -> None:
+    for key in ("cores_per_task", "gpus_per_task"):
+        if isinstance(values.get(key), float):
+            others = values.keys() - {"cores_per_task", "gpus_per_task", "priority"}
+            _refuse(
+                specification,
+                key,
+                f"must be an integer beside {', '.join(sorted(map(repr, others)))}: a job of its own has "
+                "whole cores and GPUs. Only workers share them: leave the other keys out",
+            )
 
 
 def _urgency_of(priority: float) -> int:

@@ -46,6 +46,37 @@ def _integer(low: int, high: int = _MAX_INT) -> Callable[[object], int]:
     return read
 
 
+def _cores(value: object) -> int | float:
+    wanted = "must be an integer, 1 or more; or a fraction such as 0.5, for workers that share cores"
+    number = _number(value, wanted)
+    if not 0 < number <= _MAX_INT:
+        raise ValueError(wanted)
+    return number
+
+
+def _gpus(value: object) -> int | float:
+    wanted = (
+        "must be an integer, 0 or more; or a fraction below 1 such as 0.25, for four workers that share a GPU"
+    )
+    number = _number(value, wanted)
+    if not 0 <= number <= _MAX_INT or (isinstance(number, float) and number > 1):
+        raise ValueError(wanted)
+    return number
+
+
+def _number(value: object, wanted: str) -> int | float:
+    """Return an integer, or a float that is none."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        try:
+            return _integer(0)(value)
+        except ValueError:
+            raise ValueError(wanted) from None
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(wanted)
+    return int(number) if number.is_integer() else number
+
+
 def _count_or_digits(value: object) -> int:
     # MPIExecutor only puts these into a command line, so its users may have written strings.
     if isinstance(value, str) and value.isascii() and value.isdigit():
@@ -215,8 +246,8 @@ def _json(value: object) -> str:
 READERS: dict[str, Callable[[object], Any]] = {
     "num_tasks": _integer(1),
     "num_nodes": _integer(1),
-    "cores_per_task": _integer(1),
-    "gpus_per_task": _integer(0),
+    "cores_per_task": _cores,
+    "gpus_per_task": _gpus,
     "exclusive": _boolean,
     "duration": parse_duration,
     "urgency": _urgency,

@@ -205,7 +205,7 @@ class _Face(Executor):
         parsl.executors.errors.InvalidResourceSpecification
             Names the key, its value, and what would be right.
         """
-        return _WithResources(self, self._engine, Resources.from_specification(specification))
+        return _WithResources(self, self._engine, self._engine.executor.resources_of(specification))
 
 
 class _WithResources(_Face):
@@ -276,7 +276,7 @@ class FluxPoolExecutor(_Face):
             provider=provider,
             **options,
         )
-        super().__init__(_Engine(executor), Resources.from_specification({}))
+        super().__init__(_Engine(executor), executor.resources_of({}))
         weakref.finalize(self, self._engine.finish_later).atexit = False
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

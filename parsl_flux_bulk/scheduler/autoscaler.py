@@ -288,11 +288,12 @@ class Autoscaler:
         """Tell whether only jobs of other programs keep a group from its first worker."""
         allocations = self._allocations
         room, (cores, gpus) = allocations.room, allocations.others
+        unit = allocations.unit(group.shape)
         return (
             not group.slots
             and any(allocations.others)
-            and room.cores + cores >= group.shape.cores
-            and room.gpus + gpus >= group.shape.gpus
+            and room.cores + cores >= unit.cores
+            and room.gpus + gpus >= unit.gpus
         )
 
     def _shares(self) -> dict[WorkerGroup, float]:
@@ -300,7 +301,8 @@ class Autoscaler:
         allocations = self._allocations
         most = max(0, allocations.total.cores - allocations.task_cores - allocations.others[0])
         demands = {
-            group: float(min(group.outstanding, allocations.slots_in_total(group.shape)) * group.shape.cores)
+            group: min(group.outstanding, allocations.slots_in_total(group.shape))
+            * allocations.cores_each(group.shape)
             for group in self._lifecycle.groups.values()
         }
         total = sum(demands.values())
@@ -310,7 +312,8 @@ class Autoscaler:
 
     def _wanted(self, group: WorkerGroup, share: float) -> int:
         most = self._allocations.slots_in_total(group.shape)
-        return min(group.outstanding, most, max(1, int(share / group.shape.cores + 1e-9)))
+        fair = int(share / self._allocations.cores_each(group.shape) + 1e-9)
+        return min(group.outstanding, most, max(1, fair))
 
     def _is_worth_it(self, group: WorkerGroup, missing: int, now: float) -> bool:
         """Tell whether to start more workers now; if not, the next decision is scheduled."""
@@ -340,7 +343,7 @@ class Autoscaler:
             fitting = allocations.slots_that_fit(group.shape)
             if not allocations.possible(allocations.of_workers(group.shape, 1)):
                 fitting = 0 if group.slots else 1  # the instance reports the error
-            slots = min(slots, fitting)
+            slots = min(allocations.whole_units(group.shape, slots, group.slots), fitting)
             if slots < 1:
                 break
             self._story.proceeds(group)
@@ -349,7 +352,7 @@ class Autoscaler:
             group.short_since = None
             if group.slot_limit < NO_LIMIT and not group.workers:
                 break  # a job was refused before: one at a time
-        return missing
+        return max(0, missing)
 
     def _take_from_others(
         self, group: WorkerGroup, missing: int, shares: dict[WorkerGroup, float], now: float
@@ -358,14 +361,15 @@ class Autoscaler:
         starving = not group.slots
         if not starving and missing * 4 < group.slots + missing:
             return False
+        cores_each, unit = self._allocations.cores_each, self._allocations.unit(group.shape)
         surplus = {
-            other: other.slots * other.shape.cores - max(share, other.shape.cores)
+            other: other.slots * cores_each(other.shape) - max(share, cores_each(other.shape))
             for other, share in shares.items()
         }
         victims: list[WorkerJob] = []
         later: list[float] = []
         room = self._allocations.room
-        cores, gpus = group.shape.cores - room.cores, group.shape.gpus - room.gpus
+        cores, gpus = unit.cores - room.cores, unit.gpus - room.gpus
         others = [job for job in self._available() if job.group is not group]
         for job in sorted(others, key=lambda job: (job.busy > 0, -surplus[job.group], job.allocation)):
             if cores <= 0 and gpus <= 0:

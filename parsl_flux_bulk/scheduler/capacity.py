@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from parsl_flux_bulk.instances.base import Capacity
 from parsl_flux_bulk.jobspec.resources import Resources, Shape
+from parsl_flux_bulk.scheduler.worker_unit import WorkerUnit, worker_unit
 
 _UNKNOWN = Capacity(1, 1, 0)
 
@@ -38,6 +39,8 @@ class Allocations:
         The same; at least one node and one core.
     max_workers : int
         Bound on the workers of one shape.
+    max_workers_per_node : int or None
+        The same on one node.
     cores, gpus : int
         Held by all jobs.
     leaving_cores, leaving_gpus : int
@@ -49,6 +52,7 @@ class Allocations:
     capacity: Capacity | None = None
     total: Capacity = _UNKNOWN
     max_workers: int = sys.maxsize
+    max_workers_per_node: int | None = None
     cores: int = 0
     gpus: int = 0
     leaving_cores: int = 0
@@ -58,6 +62,7 @@ class Allocations:
     task_jobs: int = 0
     _others: dict[int, tuple[int, int]] = field(default_factory=dict)
     _nodes: dict[int, list[list[int]]] = field(default_factory=dict)
+    _units: dict[Shape, WorkerUnit] = field(default_factory=dict)
 
     # -- sizes -------------------------------------------------------------------------------------
 
@@ -65,6 +70,7 @@ class Allocations:
         """Note what the instance has."""
         self.capacity = capacity if capacity.cores else None
         self.total = Capacity(max(1, capacity.nodes), max(1, capacity.cores), capacity.gpus)
+        self._units.clear()
         self._others.clear()
         self._nodes.clear()
 
@@ -92,16 +98,41 @@ class Allocations:
 
     def of_workers(self, shape: Shape, slots: int) -> Allocation:
         """Return the allocation of a worker job."""
-        return Allocation(shape.cores * slots, shape.gpus * slots)
+        unit = self.unit(shape)
+        units = unit.units(slots)
+        return Allocation(unit.cores * units, unit.gpus * units)
+
+    def unit(self, shape: Shape) -> WorkerUnit:
+        """Return the unit of a shape on the nodes of the instance."""
+        unit = self._units.get(shape)
+        if unit is None:
+            total = self.total
+            unit = self._units[shape] = worker_unit(
+                shape, total.cores // total.nodes, total.gpus // total.nodes, self.max_workers_per_node
+            )
+        return unit
+
+    def cores_each(self, shape: Shape) -> float:
+        """Return the cores of the instance that a worker occupies."""
+        unit = self.unit(shape)
+        return unit.cores / unit.workers
 
     def slots_per_node(self, shape: Shape) -> int:
         """Return the number of workers that fit a node; 1 if none does: the instance reports the error."""
         total = self.total
-        return max(1, _slots(shape, total.cores // total.nodes, total.gpus // total.nodes))
+        unit = self.unit(shape)
+        return max(unit.workers, unit.fitting(total.cores // total.nodes, total.gpus // total.nodes))
 
     def slots_in_total(self, shape: Shape) -> int:
         """Return the number of workers that fit the instance; at least 1."""
-        return min(self.max_workers, max(1, _slots(shape, self.total.cores, self.total.gpus)))
+        return min(self.max_workers, max(1, self.unit(shape).fitting(self.total.cores, self.total.gpus)))
+
+    def whole_units(self, shape: Shape, slots: int, existing: int) -> int:
+        """Round a number of further workers to whole units: up, as far as `max_workers` allows."""
+        unit = self.unit(shape)
+        if slots < unit.workers:
+            return max(slots, min(unit.workers, self.max_workers - existing))
+        return slots - slots % unit.workers
 
     # -- what would fit ----------------------------------------------------------------------------
 
@@ -136,17 +167,18 @@ class Allocations:
     def slots_instead(self, allocation: Allocation, shape: Shape) -> int:
         """Return the number of workers for which there would be room without a job that has not started."""
         room = self.room
-        fitting = _slots(shape, room.cores + allocation.cores, room.gpus + allocation.gpus)
+        fitting = self.unit(shape).fitting(room.cores + allocation.cores, room.gpus + allocation.gpus)
         if any(self.others) and not self.leaving_cores and shape != Shape():
             # What is free may be spread over nodes none of which has room for such a worker.
             nodes = [list(node) for free in self._nodes.values() for node in free]
-            fitting = min(fitting, take_slots(nodes, shape, fitting))
+            fitting = min(fitting, take_slots(nodes, self.unit(shape), fitting))
         return max(0, fitting)
 
     def slots_in_reach(self, shape: Shape) -> int:
         """Return the number of workers that fit beside what others hold; at least 1."""
         cores, gpus = self.others
-        return min(self.max_workers, max(1, _slots(shape, self.total.cores - cores, self.total.gpus - gpus)))
+        fitting = self.unit(shape).fitting(self.total.cores - cores, self.total.gpus - gpus)
+        return min(self.max_workers, max(1, fitting))
 
     def free_nodes(self, occupied: int) -> int:
         """Return the number of empty nodes, if workers occupy so many."""
@@ -175,17 +207,13 @@ class Allocations:
         self.leaving_gpus += sign * allocation.gpus
 
 
-def take_slots(nodes: list[list[int]], shape: Shape, slots: int) -> int:
-    """Take slots of a shape from the free cores and GPUs of nodes, as many as fit; return how many."""
+def take_slots(nodes: list[list[int]], unit: WorkerUnit, slots: int) -> int:
+    """Take slots from the free cores and GPUs of nodes, as many as fit; return how many."""
     taken = 0
     for node in nodes:
-        fitting = max(0, min(slots - taken, _slots(shape, node[0], node[1])))
-        node[0] -= fitting * shape.cores
-        node[1] -= fitting * shape.gpus
+        fitting = max(0, min(slots - taken, unit.fitting(*node)))
+        units = unit.units(fitting)
+        node[0] -= units * unit.cores
+        node[1] -= units * unit.gpus
         taken += fitting
     return taken
-
-
-def _slots(shape: Shape, cores: int, gpus: int) -> int:
-    slots = cores // shape.cores
-    return min(slots, gpus // shape.gpus) if shape.gpus else slots

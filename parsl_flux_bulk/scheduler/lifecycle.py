@@ -90,7 +90,8 @@ class Lifecycle:
         """Submit a job of so many workers."""
         self._last_token += 1
         allocation = self.allocations.of_workers(group.shape, slots)
-        job = WorkerJob(self._last_token, allocation, group, slots, self._timers.now)
+        unit = self.allocations.unit(group.shape)
+        job = WorkerJob(self._last_token, allocation, group, slots, self._timers.now, unit)
         group.jobs[job] = None
         group.slots += slots
         self._submit(job)
@@ -217,7 +218,7 @@ class Lifecycle:
         """Detect nodes of the same name, as several brokers on one machine have."""
         total = self.allocations.total
         cores = sum(
-            len(peer.workers) * job.shape.cores
+            job.unit.units(len(peer.workers)) * job.unit.cores
             for group in self.groups.values()
             for job in group.jobs
             for peer in job.connected

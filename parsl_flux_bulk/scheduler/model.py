@@ -24,6 +24,7 @@ from parsl_flux_bulk.scheduler.states import PeerState, TaskJobState, WorkerJobS
 from parsl_flux_bulk.scheduler.task import CallTask, Loss, Task
 from parsl_flux_bulk.scheduler.task_queue import TaskQueue
 from parsl_flux_bulk.scheduler.timers import Timer
+from parsl_flux_bulk.scheduler.worker_unit import WorkerUnit
 
 NO_LIMIT = 1 << 30
 
@@ -93,6 +94,8 @@ class WorkerJob(ExecutorJob):
     group : WorkerGroup
     slots : int
         Workers that it starts.
+    unit : WorkerUnit
+        What its workers share.
     live : int
         `slots`, less the workers of lost peers.
     busy : int
@@ -107,15 +110,24 @@ class WorkerJob(ExecutorJob):
         Cancels the job if it does not end soon enough.
     """
 
-    __slots__ = ("busy", "end_timer", "group", "idle_since", "idle_timer", "live", "since", "slots", "state")
+    __slots__ = (
+        "busy", "end_timer", "group", "idle_since", "idle_timer", "live", "since", "slots", "state", "unit",
+    )  # fmt: skip
 
     def __init__(
-        self, token: int, allocation: Allocation, group: WorkerGroup, slots: int, now: float
+        self,
+        token: int,
+        allocation: Allocation,
+        group: WorkerGroup,
+        slots: int,
+        now: float,
+        unit: WorkerUnit | None = None,
     ) -> None:
         super().__init__(token, allocation)
         self.state = WorkerJobState.STARTING
         self.group = group
         self.slots = slots
+        self.unit = unit or WorkerUnit(1, int(group.shape.cores), int(group.shape.gpus))
         self.live = slots
         self.busy = 0
         self.since = now

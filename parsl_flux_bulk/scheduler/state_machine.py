@@ -73,6 +73,8 @@ class Scheduler:
         Jobs that the pipeline keeps inside the instance; twice as many task jobs are submitted.
     max_workers : int or None
         Bound on the workers of one shape.
+    max_workers_per_node : int or None
+        The same on one node.
     gather_time : float
         Seconds that a shape's first job waits for more tasks.
 
@@ -93,6 +95,7 @@ class Scheduler:
         worker_idle_time: float = 3.0,
         max_active_jobs: int = 32,
         max_workers: int | None = None,
+        max_workers_per_node: int | None = None,
         gather_time: float = 0.003,
     ) -> None:
         self._is_failure = is_failure
@@ -102,6 +105,7 @@ class Scheduler:
         self._story = Story()
         self.lifecycle = Lifecycle(self._out, self._timers, self._story, worker_idle_time)
         self.lifecycle.allocations.max_workers = max_workers or sys.maxsize
+        self.lifecycle.allocations.max_workers_per_node = max_workers_per_node
         self.assigner = Assigner(self._out, self._timers, self._story, self.lifecycle)
         self._autoscaler = Autoscaler(
             self.lifecycle,

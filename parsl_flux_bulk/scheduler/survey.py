@@ -105,7 +105,7 @@ class Surveyor:
         held = (max(0, capacity.cores - free_cores - own_cores), max(0, capacity.gpus - free_gpus - own_gpus))
         nodes = [list(node) for node in event.free]
         starting = [job for job in event.waiting if isinstance(job, WorkerJob) and job.available]
-        blocked = [job for job in starting if take_slots(nodes, job.shape, job.slots) < job.slots]
+        blocked = [job for job in starting if take_slots(nodes, job.unit, job.slots) < job.slots]
         # A job on its way in or out looks like one of others for a moment: two surveys must agree, or a
         # worker job of ours must wait.
         before = held if blocked else self._before.get(scope, held)
@@ -125,8 +125,8 @@ class Surveyor:
             if job.state is not WorkerJobState.STARTING:
                 continue
             fitting = self._allocations.slots_instead(job.allocation, job.shape)
-            # A job of one worker may wait inside: it starts as soon as there is room, and in its turn.
-            if fitting < job.slots > 1:
+            # A job of one unit may wait inside: it starts as soon as there is room, and in its turn.
+            if fitting < job.slots > job.unit.workers:
                 reason = f"{fitting} of its {job.slots} workers fit in what is free"
                 self._lifecycle.cancel(job, reason)
 

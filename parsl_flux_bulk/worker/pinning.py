@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from parsl_flux_bulk.protocol.variables import CORES, GPUS, NODE_CORES, SLOTS
+from parsl_flux_bulk.protocol.variables import CORES, GPUS, NODE_CORES, SHARING, SLOTS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,32 +44,38 @@ def bindings(environ: Mapping[str, str], cores: Sequence[tuple[int, ...]] | None
     """Divide the CPUs and GPUs of this process among the workers of its job on this node, at least one.
 
     The job's cores count, not the CPUs: an instance may be configured with more cores than there are CPUs.
-    Without affinity, this process may use all CPUs, and those of other jobs must not be taken.
+    Without affinity, this process may use all CPUs, and those of other jobs must not be taken. Workers of one
+    unit share its GPUs, and its cores where they are fewer than the workers.
 
     Parameters
     ----------
     environ
-        Gives the cores and GPUs of a worker, the cores that the job got here, and the available GPUs.
+        Gives the cores and GPUs of a unit, its workers, the cores that the job got here, and the available
+        GPUs.
     cores
         Logical CPUs of each physical core; by default of those that this process may use.
     """
     cores = physical_cores() if cores is None else cores
     cores_each = max(1, int(environ.get(CORES) or 1))
     gpus_each = max(0, int(environ.get(GPUS) or 0))
+    sharing = max(1, int(environ.get(SHARING) or 1))
     lists = {name: environ[name].split(",") for name in _GPU_LISTS if gpus_each and environ.get(name)}
     count = int(environ.get(SLOTS) or 0)
     given = environ.get(NODE_CORES) or ""  # an old version of Flux leaves the template as it is
     allocated = int(given) if given.isdecimal() else len(cores)
     if not count:
-        count = min([allocated // cores_each, *(len(gpus) // gpus_each for gpus in lists.values())])
+        count = sharing * min([allocated // cores_each, *(len(gpus) // gpus_each for gpus in lists.values())])
     count = max(1, count)
-    pinned = count * cores_each <= len(cores) <= allocated
+    pinned = -(-count // sharing) * cores_each <= len(cores) <= allocated
     found = []
     for slot in range(count):
-        own = cores[slot * cores_each : (slot + 1) * cores_each] if pinned else ()
+        unit, number = divmod(slot, sharing)
+        own = cores[unit * cores_each : (unit + 1) * cores_each] if pinned else ()
+        if sharing <= len(own):
+            own = own[number * len(own) // sharing : (number + 1) * len(own) // sharing]
         environment = {"PARSL_WORKER_RANK": str(slot)}
         for name, gpus in lists.items():
-            share = gpus[slot * gpus_each : (slot + 1) * gpus_each]
+            share = gpus[unit * gpus_each : (unit + 1) * gpus_each]
             if "ROCR_VISIBLE_DEVICES" in lists and name in _RENUMBERED_BY_ROCR:
                 # AMD's runtime numbers the GPUs that ROCR leaves visible from 0; these lists use its numbers.
                 share = [str(index) for index in range(len(share))]

@@ -100,6 +100,11 @@ class LocalInstance:
         self._lock = threading.Lock()
 
     @property
+    def gpus(self) -> int:
+        """Number of GPUs that jobs may request."""
+        return self._gpus
+
+    @property
     def description(self) -> str:
         """One line for people."""
         gpus = f" and {self._gpus} GPU{'s' * (self._gpus != 1)}" if self._gpus else ""

@@ -12,9 +12,11 @@ import helpers
 import parsl
 import pytest
 from commands import command
+from parsl.executors.errors import InvalidResourceSpecification
 
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.errors import JobRefused
+from parsl_flux_bulk.executor.reserved_variables import BY_FLUX
 
 pytestmark = pytest.mark.flux
 
@@ -86,3 +88,44 @@ def test_ranks_of_a_job_share_its_gpus_out_unless_told_otherwise(executor, tmp_p
 def test_more_gpus_than_there_are(executor):
     error = executor.submit(apps.nothing, {"gpus_per_task": 3}).exception(BOUND)
     assert type(error) is JobRefused and "unsatisfiable" in str(error)
+
+
+def test_four_tasks_share_a_gpu(gpu_uri, new_executor, tmp_path):
+    with new_executor(gpu_uri, cores_per_worker=0.5) as executor:
+        futures = [executor.submit(meet, {"gpus_per_task": 0.25}, str(tmp_path), 7) for _ in range(8)]
+        assert sorted(future.result(BOUND) for future in futures) == ["0"] * 4 + ["1"] * 4
+
+
+def test_a_shared_gpu_has_no_more_tasks_than_the_cores_allow(gpu_uri, new_executor, tmp_path):
+    with new_executor(gpu_uri) as executor:
+        futures = [executor.submit(meet, {"gpus_per_task": 0.25}, str(tmp_path), 3) for _ in range(4)]
+        assert sorted(future.result(BOUND) for future in futures) == ["0", "0", "1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "spec", "said"),
+    [
+        ({}, {"gpus_per_task": 0.25, "num_tasks": 1}, "an integer beside 'num_tasks'"),
+        ({}, {"gpus_per_task": 1.5}, "a fraction below 1"),
+        ({"tasks_per_job": 1}, {"gpus_per_task": 0.25}, "leave tasks_per_job out"),
+    ],
+)
+def test_where_gpus_cannot_be_shared_the_error_names_the_way(gpu_uri, new_executor, options, spec, said):
+    with new_executor(gpu_uri, **options) as executor:
+        with pytest.raises(InvalidResourceSpecification, match=said):
+            executor.submit(apps.nothing, spec)
+
+
+def test_flux_sets_exactly_the_variables_that_an_environment_may_not_have(gpu_uri):
+    others = {
+        "CUDA_DEVICE_ORDER",
+        "OMP_NUM_THREADS",
+        "ROCR_VISIBLE_DEVICES",
+        "TMPDIR",
+        "FLUX_JOB_CC",
+        "SHLVL",
+    }
+    names = BY_FLUX | others
+    printed = helpers.flux(gpu_uri, "run", *(f"--env={name}=ours" for name in names), "env")
+    kept = {line.removesuffix("=ours") for line in printed.splitlines() if line.endswith("=ours")}
+    assert kept == others

@@ -19,7 +19,7 @@ from parsl.providers import LocalProvider, SlurmProvider
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.blocks.main import Settings
 from parsl_flux_bulk.blocks.manager import Blocks, BlockSettings, addresses_of_this_host
-from parsl_flux_bulk.executor.block_scaling import slots_of
+from parsl_flux_bulk.executor.block_scaling import cores_of
 from parsl_flux_bulk.instances.federation.federation import Federation
 from parsl_flux_bulk.jobspec.resources import Resources, Shape
 from parsl_flux_bulk.providers import FluxProvider, OncePerBlock
@@ -224,8 +224,8 @@ def test_a_block_that_never_joined_is_let_go_at_once(tmp_path: Path) -> None:
 )
 def test_a_task_counts_with_its_share_of_a_node(specification: dict[str, Any], slots: float) -> None:
     resources = Resources.from_specification(specification)
-    assert slots_of(resources.shape or resources, cores=8, gpus=2) == slots
+    assert cores_of(resources.shape or resources, cores=8, gpus=2) == slots
 
 
 def test_gpus_do_not_count_where_no_node_is_known_to_have_any() -> None:
-    assert slots_of(Shape(1, 2), cores=8, gpus=0) == 1
+    assert cores_of(Shape(1, 2), cores=8, gpus=0) == 1

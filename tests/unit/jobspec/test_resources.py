@@ -131,6 +131,8 @@ def test_long_values_are_shortened_in_errors():
         ({"gpus_per_task": 0, "cores_per_task": 1}, Shape(1, 0)),
         ({"queue": None, "cores_per_task": 2}, Shape(2, 0)),
         ({"launcher_options": ""}, Shape(1, 0)),
+        ({"gpus_per_task": 0.25}, Shape(1, 0.25)),
+        ({"cores_per_task": 0.5, "gpus_per_task": 2.0}, Shape(0.5, 2)),
         ({"num_tasks": 1}, None),
         ({"duration": 60}, None),
         ({"urgency": 16}, None),

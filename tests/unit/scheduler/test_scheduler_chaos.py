@@ -39,6 +39,8 @@ RESOURCES = [
     shaped(2),
     shaped(1, 1),
     shaped(64),
+    shaped(0.5),
+    shaped(1, 0.5),
     Resources(num_tasks=2),
     Resources(num_tasks=1, duration=9.0),
     Resources(num_nodes=1, num_tasks=1, exclusive=True),

@@ -239,7 +239,8 @@ class ModelJob:
     def chunks(self):
         """Cores and GPUs of each piece that must be on one node."""
         if isinstance(self.job, WorkerJob):
-            return [tuple(self.job.shape)] * self.job.slots
+            unit = self.job.unit
+            return [(unit.cores, unit.gpus)] * unit.units(self.job.slots)
         resources = self.job.task.resources
         return [(resources.cores_per_task, resources.gpus_per_task)] * resources.num_tasks
 
@@ -420,7 +421,8 @@ class World:
         if isinstance(model.job, WorkerJob):
             by_node = Counter(nodes)
             model.nodes = list(by_node)
-            counts = list(by_node.values())
+            sharing = model.job.unit.workers
+            counts = [min(units * sharing, model.job.slots) for units in by_node.values()]
         else:
             model.nodes = nodes
             counts = [0] * len(nodes)

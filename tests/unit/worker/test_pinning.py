@@ -107,3 +107,29 @@ def test_a_job_pinned_to_its_cores_pins_its_workers():
 
 def test_a_template_that_flux_does_not_know_counts_as_unknown():
     assert cpus_of({"PARSL_FLUX_BULK_NODE_CORES": "{{node.ncores}}"}, cores(4, 5)) == [(4,), (5,)]
+
+
+def test_workers_of_a_unit_share_its_core_where_it_has_only_one():
+    environ = {"PARSL_FLUX_BULK_SHARING": "2"}
+
+    assert cpus_of(environ, cores(4, 5)) == [(4,), (4,), (5,), (5,)]
+
+
+def test_workers_of_a_unit_have_cores_of_their_own_where_it_has_enough():
+    environ = {"PARSL_FLUX_BULK_SHARING": "2", "PARSL_FLUX_BULK_CORES": "5"}
+
+    assert cpus_of(environ, cores(*range(5))) == [(0, 1), (2, 3, 4)]
+
+
+def test_workers_of_a_unit_see_the_same_gpu():
+    environ = {
+        "PARSL_FLUX_BULK_SHARING": "2",
+        "PARSL_FLUX_BULK_CORES": "2",
+        "PARSL_FLUX_BULK_GPUS": "1",
+        "CUDA_VISIBLE_DEVICES": "4,5",
+    }
+
+    found = bindings(environ, cores(*range(4)))
+
+    assert [binding.environment["CUDA_VISIBLE_DEVICES"] for binding in found] == ["4", "4", "5", "5"]
+    assert [binding.cpus for binding in found] == [(0,), (1,), (2,), (3,)]

@@ -1,0 +1,45 @@
+"""The resources of a task of an executor: its specification, with the defaults of the executor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from parsl.executors.errors import InvalidResourceSpecification
+
+from parsl_flux_bulk.jobspec.resources import Resources
+
+
+class TaskResources:
+    """Read resource specifications; base class of FluxBulkExecutor."""
+
+    tasks_per_job: int | None
+    cores_per_worker: float
+
+    def resources_of(self, specification: Mapping[str, Any]) -> Resources:
+        """Read a ``parsl_resource_specification``.
+
+        Raises
+        ------
+        parsl.executors.errors.InvalidResourceSpecification
+            Names the key, its value, and what would be right.
+        """
+        resources = Resources.from_specification(specification)
+        shape = resources.shape
+        if shape is None:
+            return resources
+        if self.tasks_per_job == 1:
+            for key, value in (("cores_per_task", shape.cores), ("gpus_per_task", shape.gpus)):
+                if isinstance(value, float):
+                    raise InvalidResourceSpecification(
+                        {key},
+                        f"{key!r}: {value} must be an integer with tasks_per_job=1: a job of its own has "
+                        "whole cores and GPUs. Only workers share them: leave tasks_per_job out",
+                    )
+        elif self.cores_per_worker != 1 and specification.get("cores_per_task") is None:
+            return Resources.from_specification({**specification, "cores_per_task": self.cores_per_worker})
+        return resources
+
+    def validate_resource_spec(self, resource_specification: dict[str, Any]) -> None:
+        """Raise InvalidResourceSpecification unless `submit` would take a resource specification."""
+        self.resources_of(resource_specification)
