@@ -59,6 +59,7 @@ def write(value: float, outputs: Sequence[parsl.File] = ()) -> str:
 
 def run_pipeline(directory: Path, *, local: bool) -> None:
     """Run 16 apps in parallel, one that combines their results, and a bash app."""
+    print("demo: now a Parsl pipeline", flush=True)
     executor = FluxBulkExecutor(label="demo", instance="local" if local else None)
     with parsl.load(Config(executors=[executor], run_dir=str(directory / "runinfo"))):
         estimates = [estimate(seed, throws=20_000) for seed in range(16)]

@@ -31,7 +31,7 @@ def main() -> int:
         return 0
     # ply and pyyaml are needed by flux-python, whose wheel does not name them.
     packages = [f"flux-python<={version}", "ply", "pyyaml"]
-    return subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *packages]).returncode
+    return subprocess.run([sys.executable, "-m", "pip", "install", *packages]).returncode
 
 
 if __name__ == "__main__":

@@ -1,41 +1,47 @@
-"""The Python examples of README.md, CONTRIBUTING.md and docs/executor.md run as pasted."""
+"""The code blocks of the documentation run as pasted; see `tests/documentation.py`."""
 
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
+import documentation
 import helpers
 import pytest
 
 from parsl_flux_bulk.worker.pinning import physical_cores
 
+ELSEWHERE = {
+    "CONTRIBUTING.md": "integration/test_examples.py::test_the_example_of_a_scheduler_test",
+    "docs/bash-apps.md": "integration/executor/test_bash_apps.py::test_the_examples_of_the_documentation",
+    "docs/blocks.md": "integration/blocks/test_blocks.py::test_the_examples_of_the_documentation_run",
+    "docs/mpi.md": "integration/executor/test_mpi.py::test_the_examples_of_the_documentation",
+    "docs/resources.md": "unit/jobspec/test_resources.py::"
+    "test_every_example_in_the_documentation_is_a_good_specification",
+    "docs/without-parsl.md": "integration/pool/test_pool_executor.py::test_the_documentation",
+}
+"""Pages whose blocks another test runs."""
 
-def examples(page: str) -> str:
-    text = (helpers.PROJECT / page).read_text(encoding="utf-8")
-    return "\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL))
+RUN = [
+    page
+    for page in documentation.PAGES
+    if documentation.name_of(page) not in ELSEWHERE and any(b.runs for b in documentation.blocks_of(page))
+]
 
 
-def run_examples(page: str, directory: Path) -> list[str]:
-    done = helpers.run_script(examples(page), directory, bound=90)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
-@pytest.mark.skipif(len(physical_cores()) < 2, reason="the example needs two cores")
-def test_the_example_of_the_readme(tmp_path: Path) -> None:
-    assert sorted(run_examples("README.md", tmp_path)) == ["332833500", "rank 0 of 2", "rank 1 of 2"]
-
-
-def test_the_examples_of_the_executor_page(tmp_path: Path) -> None:
-    assert run_examples("docs/executor.md", tmp_path) == ["49", "CancelledError"]
+@pytest.mark.skipif(len(physical_cores()) < 2, reason="the examples need two cores")
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("page", RUN, ids=documentation.name_of)
+def test_the_blocks_of_a_page(page: Path, tmp_path: Path) -> None:
+    documentation.run_page(page, tmp_path)
 
 
 def test_the_example_of_a_scheduler_test(tmp_path: Path) -> None:
-    (tmp_path / "test_example.py").write_text(examples("CONTRIBUTING.md"), encoding="utf-8")
+    page = helpers.PROJECT / "CONTRIBUTING.md"
+    (example,) = (block.text for block in documentation.blocks_of(page) if block.language == "python")
+    (tmp_path / "test_example.py").write_text(example, encoding="utf-8")
     path = os.pathsep.join([str(helpers.PROJECT / "tests" / "unit" / "scheduler"), *filter(None, sys.path)])
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_example.py"],

@@ -5,18 +5,16 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import os
 import re
 from pathlib import Path
 
+import documentation
 import helpers
 import pytest
+from documentation import PAGES
 
 from parsl_flux_bulk import BulkSubmitter, FluxBulkExecutor, errors
-
-PAGES = [
-    *sorted(helpers.PROJECT.glob("*.md")),
-    *sorted((helpers.PROJECT / "docs").glob("*.md")),
-]
 
 NAMED_TEST = r"`([\w/]+\.py)::(\w+)`"
 
@@ -30,6 +28,26 @@ def test_every_parameter_is_documented(page: str, documented: type) -> None:
     rows = re.findall(r"^\| `(\w+)` \| `(.*?)` \|", table, re.MULTILINE)
     parameters = list(inspect.signature(documented).parameters.values())
     assert rows == [(each.name, repr(each.default).replace("'", '"')) for each in parameters]
+
+
+@pytest.mark.parametrize(
+    ("expected", "output", "same"),
+    [("a\n", "a\n", True), ("a\n", "b\n", False), ("a\n...c", "a\nb\nc\n", True), ("a...", "ba", False)],
+)
+def test_an_output_is_compared(expected: str, output: str, same: bool) -> None:
+    assert documentation.matches(expected, output) == same
+
+
+def test_a_page_whose_code_fails_or_prints_otherwise_fails(tmp_path: Path) -> None:
+    page = helpers.PROJECT / "docs" / "page.md"
+    good = "```sh\necho a\n```\n<!-- output -->\n```text\na\n```\n<!-- not run: bad -->\n```sh\nfalse\n```\n"
+    for text in (good, good.replace("```text\na", "```text\nb"), good.replace("<!-- not run: bad -->\n", "")):
+        blocks = documentation.parse(text)
+        if text == good:
+            documentation.run_blocks(page, blocks, tmp_path, dict(os.environ))
+        else:
+            with pytest.raises(AssertionError, match=r"docs/page.md:\d+: (printed|exit status 1)"):
+                documentation.run_blocks(page, blocks, tmp_path, dict(os.environ))
 
 
 def test_the_modules_of_the_architecture_exist() -> None:
@@ -84,7 +102,26 @@ def test_every_error_is_on_the_page_about_trouble() -> None:
     assert not {name for name in classes if f"`{name}`" not in text}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+LANGUAGES = {*documentation.CODE, "text", "json"}
+
+ADVICE = (
+    "a block needs a language: python or sh, which run or say why not (tests/documentation.py), text or json"
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=documentation.name_of)
+def test_every_block_names_its_language_and_runs_or_says_why_not(page: Path) -> None:
+    for block in documentation.blocks_of(page):
+        where = f"line {block.line}"
+        # Directives of the documentation site are in braces.
+        assert block.language in LANGUAGES or block.language.startswith("{"), f"{where}: {ADVICE}"
+        for key, value in block.comments.items():
+            languages = documentation.KEYS[key]
+            assert languages is None or block.language in languages, where
+            assert value or key in ("continues", "output"), f"{where}: {key} says nothing"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=documentation.name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     broken = []
     for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):

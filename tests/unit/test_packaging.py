@@ -6,6 +6,7 @@ import configparser
 import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,9 +48,24 @@ def test_the_description_has_no_relative_links() -> None:
 
 def test_ci_runs_the_command_of_the_readme() -> None:
     readme = (helpers.PROJECT / "README.md").read_text()
-    command = next(line for line in readme.splitlines() if line.endswith("/tox"))
+    command = next(line for line in readme.splitlines() if line.endswith("tests/run"))
     # In two steps: the environments first.
     assert f"{command} --notest" in (helpers.PROJECT / ".ci" / "run").read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", ["demo/run", "tests/run"])
+def test_the_commands_of_the_readme_print_what_they_start(name: str, tmp_path: Path) -> None:
+    assert f"\n{name}\n" in (helpers.PROJECT / "README.md").read_text()
+    python = tmp_path / "python3"
+    python.write_text("#!/bin/sh\nexit 3\n")  # the first command, creating .venv, fails
+    python.chmod(0o755)
+    script = tmp_path / name
+    script.parent.mkdir()
+    shutil.copy(helpers.PROJECT / name, script)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run([script], env={"PATH": path}, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1] == "+ python3 -m venv .venv"
 
 
 def test_the_changelog_knows_the_version() -> None:

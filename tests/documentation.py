@@ -1,0 +1,117 @@
+"""The code blocks of the documentation, and how they run.
+
+Every fenced block names its language. Blocks of `CODE` run, each in turn in one directory, unless the line
+before the block is a comment that says why not. These comments are known::
+
+    <!-- not run: needs a cluster with Slurm -->     the block does not run, for this reason
+    <!-- needs: flux -->                             the block runs where there is Flux
+    <!-- file: campaign.py -->                       the block is saved under this name
+    <!-- continues -->                               the Python block runs after the Python block before it
+    <!-- output -->                                  what the block before prints; ... is anything
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import helpers
+
+CODE = ("python", "sh")
+
+PAGES = [*sorted(helpers.PROJECT.glob("*.md")), *sorted((helpers.PROJECT / "docs").rglob("*.md"))]
+
+KEYS = {"not run": CODE, "needs": CODE, "file": None, "continues": ("python",), "output": ("text",)}
+"""The comments, and the languages of the blocks that may have each; None is any."""
+
+_COMMENT = re.compile(r" *<!-- ([a-z ]+?)(?:: (.+))? -->")
+_FENCE = re.compile(r"( *)(```+)(.*)")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: number of its first line, language, text, and the comments before it."""
+
+    line: int
+    language: str
+    text: str
+    comments: dict[str, str]
+
+    @property
+    def runs(self) -> bool:
+        return self.language in CODE and "not run" not in self.comments and "file" not in self.comments
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(helpers.PROJECT).as_posix()
+
+
+def blocks_of(page: Path) -> list[Block]:
+    """Return the fenced blocks of a page, in order."""
+    return parse(page.read_text(encoding="utf-8"))
+
+
+def parse(markdown: str) -> list[Block]:
+    """Return the fenced blocks of a text, in order."""
+    blocks: list[Block] = []
+    comments: dict[str, str] = {}
+    lines = enumerate(markdown.splitlines(), 1)
+    for number, line in lines:
+        if fence := _FENCE.fullmatch(line):
+            indent, ticks, language = fence.groups()
+            text = []
+            for _, inner in lines:
+                if inner.strip() == ticks:
+                    break
+                text.append(inner.removeprefix(indent) + "\n")
+            blocks.append(Block(number, language, "".join(text), comments))
+            comments = {}
+        elif comment := _COMMENT.fullmatch(line):
+            comments = {**comments, comment[1]: comment[2] or ""}
+        else:
+            comments = {}
+    return blocks
+
+
+def run_page(page: Path, directory: Path) -> None:
+    """Run the blocks of a page; the test fails if one fails, or prints other than the page says."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    modules = os.pathsep.join(filter(None, sys.path))
+    run_blocks(page, blocks_of(page), directory, {**os.environ, "PATH": path, "PYTHONPATH": modules})
+
+
+def run_blocks(
+    page: Path, blocks: list[Block], directory: Path, environment: dict[str, str], bound: float = 120.0
+) -> None:
+    """Run blocks of a page in a directory, each for at most `bound` seconds."""
+    source = output = before = ""
+    for block in blocks:
+        where = f"{name_of(page)}:{block.line}"
+        if "file" in block.comments:
+            (directory / block.comments["file"]).write_text(block.text, encoding="utf-8")
+        if "output" in block.comments:
+            assert matches(block.text, output), f"{where}: printed\n{output}"
+        if not block.runs or (block.comments.get("needs") == "flux" and helpers.flux_missing()):
+            continue
+        if block.language == "python":
+            continues = "continues" in block.comments
+            source, before = (source + block.text, before + output) if continues else (block.text, "")
+            (directory / "block.py").write_text(source, encoding="utf-8")
+            command = [sys.executable, "block.py"]
+        else:
+            before, command = "", ["bash", "-e", "-c", block.text]
+        done = subprocess.run(
+            command, cwd=directory, env=environment, capture_output=True, text=True, timeout=bound
+        )
+        assert done.returncode == 0, f"{where}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        output = done.stdout.removeprefix(before)
+
+
+def matches(expected: str, output: str) -> bool:
+    """Whether the lines of an output are as a page has them, where ``...`` is any text."""
+    pattern = re.escape(expected.strip()).replace(re.escape("..."), ".*?")
+    return re.fullmatch(pattern, output.strip(), re.DOTALL) is not None
