@@ -215,8 +215,8 @@ def mapped(name: str, items: int) -> float:
         return items / (time.perf_counter() - began)
 
 
-def round_trip(name: str, calls: int) -> float:
-    """Return the median time of one call at a time, in ms."""
+def round_trip(name: str, calls: int, percentile: int = 50) -> float:
+    """Return a percentile of the time of one call at a time, in ms; the median by default."""
     with alone(name) as submit:
         warm_up(lambda: submit(no_op))
         times = []
@@ -224,7 +224,7 @@ def round_trip(name: str, calls: int) -> float:
             began = time.perf_counter()
             submit(no_op).result()
             times.append(time.perf_counter() - began)
-        return 1000 * statistics.median(times)
+        return 1000 * statistics.quantiles(times, n=100, method="inclusive")[percentile - 1]
 
 
 def batches(name: str, calls: int, seconds: float) -> float:

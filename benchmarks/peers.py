@@ -225,6 +225,19 @@ def rows(quick: bool) -> list[Row]:
             ],
         ),
         Row(
+            "tail",
+            "concurrent.futures: one call at a time, 99th percentile, ms",
+            "round_trip",
+            [
+                Series(name, {"calls": 2000 // fewer, "percentile": 99})
+                for name in (POOL, EMBEDDED_POOL, PROCESSES)
+            ],
+            [
+                Target(POOL, 1.3, PROCESSES, at_least=False),
+                Target(EMBEDDED_POOL, 0.9, PROCESSES, at_least=False),
+            ],
+        ),
+        Row(
             "joblib",
             "joblib, calls of 1 ms/s",
             "batches",

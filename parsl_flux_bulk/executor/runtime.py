@@ -8,6 +8,7 @@ makes all decisions.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from parsl_flux_bulk.scheduler.messages import (
     AssignTasks,
     CancelJob,
     CapacityChanged,
+    Instruction,
     JobEnded,
     KillWorker,
     PeerConnected,
@@ -116,10 +118,12 @@ class TaskRuntime(Runtime):
         completion: Completion,
         capacity: Capacity,
     ) -> None:
+        super().__init__()
         self._settings = settings
         self._pipeline = pipeline
         self._queue = queue
         self._send = completion.send
+        self._sends_in_any_thread = completion.sends_in_any_thread
         self._survey = completion.survey
         self._setup = frames.encode_json(frames.SETUP, 0, 0, settings.setup())
         self._job_factory = JobFactory(settings, completion.channel().environment)
@@ -134,7 +138,10 @@ class TaskRuntime(Runtime):
         self._scheduler.handle(CapacityChanged(capacity))
         self._handled_before = 0
         self._reported = 0.0
+        self._postponed: list[Instruction] = []
+        self._sleeps_until: float | None = None
         queue.scheduler = self._scheduler
+        queue.turn_at_once = self._turn_at_once
 
     # -- events -------------------------------------------------------------------------------------
 
@@ -186,10 +193,40 @@ class TaskRuntime(Runtime):
             logger.info("%s: %s", self._settings.label, StatusReport.of(self._scheduler, self._pipeline))
         queue.tell_if_idle()
 
+    def _turn_at_once(self) -> bool:
+        """Assign a lone task in the thread that submits the task: one wake-up of a thread less.
+
+        Futures are resolved in the completion thread only.
+        """
+        queue, scheduler = self._queue, self._scheduler
+        if queue.taken != queue.ended or queue.error is not None or not self.lock.acquire(blocking=False):
+            return False
+        try:
+            if self._postponed or not scheduler.has_idle_worker:
+                return False
+            now = self._reported = time.monotonic()
+            scheduler.submit(queue.take())
+            for instruction in scheduler.take(now):
+                if (
+                    isinstance(instruction, AssignTasks)
+                    and not self._postponed
+                    and self._sends_in_any_thread(instruction.peer)
+                ):
+                    self._send(instruction.peer, b"".join(_frames(instruction)))
+                else:
+                    self._postponed.append(instruction)
+            deadline = self._deadline()
+            oversleeps = deadline is not None and deadline < (self._sleeps_until or math.inf)
+            return not (self._postponed or oversleeps)
+        finally:
+            self.lock.release()
+
     def deadline(self) -> float | None:
-        if self._queue:
-            # Put after `turn` looked, while the thread was awake: nothing woke the thread.
-            return 0.0
+        # Put after `turn` looked, while the thread was awake: nothing woke the thread.
+        self._sleeps_until = 0.0 if self._queue or self._postponed else self._deadline()
+        return self._sleeps_until
+
+    def _deadline(self) -> float | None:
         deadline = self._scheduler.deadline()
         if self._queue.taken != self._queue.ended:
             report = self._reported + REPORT_PERIOD
@@ -218,7 +255,9 @@ class TaskRuntime(Runtime):
             again = False
             outgoing: dict[PeerId, list[bytes]] = {}
             resolutions: list[ResolveTask] = []
-            for instruction in self._scheduler.take(time.monotonic()):
+            instructions, self._postponed = self._postponed, []
+            instructions += self._scheduler.take(time.monotonic())
+            for instruction in instructions:
                 if isinstance(instruction, ResolveTask):
                     resolutions.append(instruction)
                 elif isinstance(instruction, SubmitJob):

@@ -96,7 +96,9 @@ class SubmissionQueue:
     scheduler : Scheduler or None
         None until the instance is ready. Other threads may only read its counts.
     taken, ended : int
-        Tasks that the scheduler was given, and those of them that ended; written by the completion thread.
+        Tasks that the scheduler was given, and those of them that ended; written under the runtime's lock.
+    turn_at_once : callable
+        Assigns the only task in the calling thread if that is possible at once, and returns whether it was.
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:
@@ -106,6 +108,7 @@ class SubmissionQueue:
         self._waiters: deque[threading.Event] = deque()
         self.error: Exception | None = None
         self.scheduler: Scheduler | None = None
+        self.turn_at_once: Callable[[], bool] = _not_yet
         self.taken = 0
         self.ended = 0
 
@@ -129,7 +132,8 @@ class SubmissionQueue:
             error.__traceback__ = None
             raise error
         self._tasks.append(task)
-        self._wake()
+        if not self.turn_at_once():
+            self._wake()
         if self.error is not None:
             self._fail_tasks(self.error)  # the runtime may have taken its last turn meanwhile
 
@@ -170,6 +174,11 @@ class SubmissionQueue:
         self._wake()
         self._fail_tasks(self.error)
         self._release_waiters()
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes of the instance that are up; 0 before the instance is ready."""
+        return self.scheduler.nodes if self.scheduler is not None else 0
 
     @property
     def workers(self) -> int:
@@ -222,7 +231,7 @@ class SubmissionQueue:
         # Counted first: the task that a request cancels is in the queue before the request is.
         requests = len(self._requests)
         if self._tasks:
-            scheduler.submit(self._take())
+            scheduler.submit(self.take())
         for _ in range(requests):
             self._requests.popleft()(scheduler)
 
@@ -236,10 +245,15 @@ class SubmissionQueue:
             with contextlib.suppress(IndexError):  # two threads may release at the same time
                 self._waiters.popleft().set()
 
-    def _take(self) -> Iterator[Task]:
+    def take(self) -> Iterator[Task]:
+        """Remove the tasks, for the scheduler."""
         for task in self._pop_tasks():
             self.taken += 1
             yield task
+
+
+def _not_yet() -> bool:
+    return False
 
 
 def resolve(future: Future[Any], result: Any, error: BaseException | None) -> None:

@@ -253,7 +253,8 @@ class Connection(Protocol):
 class Completion(Protocol):
     """Reports ended jobs and messages of their processes, to the completion thread.
 
-    Only `wake` may be called by other threads. Every method raises InstanceLost if the instance is lost.
+    Only `wake` may be called by other threads, and `send` for some peers. Every method raises InstanceLost if
+    the instance is lost.
     """
 
     def watch(self, job_id: JobId) -> None:
@@ -275,6 +276,9 @@ class Completion(Protocol):
 
     def send(self, peer: PeerId, body: bytes) -> None:
         """Send a message to a peer; without effect after `close`, and for a lost peer."""
+
+    def sends_in_any_thread(self, peer: PeerId) -> bool:
+        """Return whether `send` to this peer may be called by other threads."""
 
     def channel(self) -> ChannelAddress:
         """Open the channel, if it is not open; return how processes inside jobs reach it."""

@@ -1,11 +1,12 @@
 """The completion thread's loop: wait for any event of the instance, then act on all events at once.
 
 The thread also serves the channel to the workers. All calls to job owners and to the runtime are made in this
-thread, so neither needs a lock for its own state.
+thread, so neither needs a lock for its own state. The thread holds :attr:`Runtime.lock` unless it waits.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, Generic, TypeAlias
@@ -13,6 +14,7 @@ from typing import Any, Generic, TypeAlias
 from parsl_flux_bulk.instances.base import (
     Capacity,
     Completion,
+    Event,
     JobEnded,
     JobId,
     JobResult,
@@ -31,8 +33,17 @@ from parsl_flux_bulk.pipeline.job import JobState, JobT
 class Runtime:
     """What the completion thread serves besides jobs. This base class, for jobs alone, does nothing.
 
-    A subclass is created in the completion thread once the instance is ready, and used only there.
+    A subclass is created in the completion thread once the instance is ready, and used there.
+
+    Attributes
+    ----------
+    lock : threading.Lock
+        Held by the completion thread unless it waits. Another thread that gets it without waiting may use the
+        runtime.
     """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
 
     def resized(self, capacity: Capacity) -> None:
         """Take note of the instance's new capacity."""
@@ -120,9 +131,12 @@ class CompletionLoop(Generic[JobT]):
         InstanceLost
         """
         woke, worked = time.monotonic(), time.thread_time()
+        events: list[Event] = []
         while True:
-            self._calls.run(self)
-            self._runtime.turn()
+            with self._runtime.lock:
+                self._handle(events)
+                self._calls.run(self)
+                self._runtime.turn()
             if self._stopped:
                 return
             gil_wait = (time.monotonic() - woke) - (time.thread_time() - worked)
@@ -130,22 +144,24 @@ class CompletionLoop(Generic[JobT]):
                 time.sleep(delay)
             events = self._calls.poll(self._completion, self._timeout)
             woke, worked = time.monotonic(), time.thread_time()
-            ended = 0
-            for event in events:
-                if isinstance(event, JobEnded):
-                    ended += 1
-                    self._end(self._jobs.pop(event.job_id), event.result)
-                elif isinstance(event, PeerMessage):
-                    self._runtime.message(event.peer, event.body)
-                elif isinstance(event, PeerLost):
-                    self._runtime.peer_lost(event.peer)
-                elif isinstance(event, Usage):
-                    self._survey(event)
-                else:
-                    self._resized(event.capacity)
-                    self._runtime.resized(event.capacity)
-            if ended:
-                self._released(ended)
+
+    def _handle(self, events: list[Event]) -> None:
+        ended = 0
+        for event in events:
+            if isinstance(event, JobEnded):
+                ended += 1
+                self._end(self._jobs.pop(event.job_id), event.result)
+            elif isinstance(event, PeerMessage):
+                self._runtime.message(event.peer, event.body)
+            elif isinstance(event, PeerLost):
+                self._runtime.peer_lost(event.peer)
+            elif isinstance(event, Usage):
+                self._survey(event)
+            else:
+                self._resized(event.capacity)
+                self._runtime.resized(event.capacity)
+        if ended:
+            self._released(ended)
 
     def _survey(self, usage: Usage) -> None:
         own = {job_id: job for job_id, job in self._jobs.items() if job_id >> SCOPE_BITS == usage.scope}
@@ -154,7 +170,8 @@ class CompletionLoop(Generic[JobT]):
         self._runtime.surveyed(usage, holding, waiting)
 
     def _timeout(self) -> float | None:
-        deadline = self._runtime.deadline()
+        with self._runtime.lock:
+            deadline = self._runtime.deadline()
         return None if deadline is None else max(0.0, deadline - time.monotonic())
 
     # -- calls from other threads -------------------------------------------------------------------

@@ -340,8 +340,9 @@ class Pipeline(Generic[JobT]):
             except BaseException as error:
                 logger.exception("completion thread failed")
                 lost = InstanceLost(f"the completion thread failed: {error!r}")
-            self._instance_lost(lost)
-            runtime.turn()
+            with runtime.lock:
+                self._instance_lost(lost)
+                runtime.turn()
 
     def _job_submitted(self, job: JobT) -> None:
         if job.job_id is not None:

@@ -1,14 +1,26 @@
 """Frame messages on a stream socket: u64 length, little-endian, then the bytes.
 
-The embedded instance uses this format between a process of a job and the executor, and between the client
-and the server. Standard library only: the server imports this module.
+Used between the executor and the processes of jobs on its node, and between the client and the server of the
+embedded instance. Standard library only: the server imports this module.
 """
 
 from __future__ import annotations
 
+import socket
 import struct
 
 LENGTH = struct.Struct("<Q")
+
+
+_CREDENTIALS = struct.Struct("3i")
+"""``struct ucred`` of unix(7): pid, uid, gid."""
+
+
+def user_of(sock: socket.socket) -> int:
+    """Return the user id of the process at the other end of a Unix socket."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    uid: int = _CREDENTIALS.unpack(credentials)[1]
+    return uid
 
 
 def frame(body: bytes) -> bytes:

@@ -10,6 +10,7 @@ PREFIX = "PARSL_FLUX_BULK_"
 MODE = PREFIX + "MODE"  # what worker/main.py runs: manager, task or inner_instance
 TOKEN = PREFIX + "TOKEN"  # decimal number of the job, which HELLO repeats
 CHANNEL = PREFIX + "CHANNEL"  # address of the executor: unix:PATH or flux:RANK:SERVICE
+SOCKET = PREFIX + "SOCKET"  # abstract Unix socket of the executor, which processes on its node use instead
 LIBFLUX = PREFIX + "LIBFLUX"  # path of the executor's libflux-core, which the process tries first
 PING = PREFIX + "PING"  # seconds of silence after which the process asks whether the executor is alive
 PING_TIMEOUT = PREFIX + "PING_TIMEOUT"  # seconds to wait for the answer

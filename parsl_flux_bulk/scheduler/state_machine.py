@@ -394,6 +394,16 @@ class Scheduler:
         return max((group.service_time.mean for group in self.lifecycle.groups.values()), default=0.0)
 
     @property
+    def has_idle_worker(self) -> bool:
+        """Whether any worker waits for a task."""
+        return any(group.idle for group in self.lifecycle.groups.values())
+
+    @property
+    def nodes(self) -> int:
+        """Number of nodes that are up; callable in any thread."""
+        return self.lifecycle.allocations.total.nodes
+
+    @property
     def workers(self) -> int:
         """Number of connected workers; callable in any thread."""
         return sum(group.workers for group in list(self.lifecycle.groups.values()))

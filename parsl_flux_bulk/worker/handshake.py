@@ -35,6 +35,14 @@ def connect(environ: Mapping[str, str]) -> Channel:
     ChannelLost
         Nobody listens at the address, or the address is not valid.
     """
+    name = environ.get(variables.SOCKET, "")
+    if name:
+        from parsl_flux_bulk.worker.unix_channel import UnixChannel
+
+        try:
+            return UnixChannel(f"\0{name}")
+        except ChannelLost:
+            pass  # the executor is on another node
     address = environ.get(variables.CHANNEL, "")
     scheme, _, rest = address.partition(":")
     if scheme == "unix" and rest:

@@ -1,10 +1,11 @@
-"""The channel of the embedded instance: a Unix stream socket, messages as in `protocol.framing`."""
+"""The channel on the executor's node: a Unix stream socket, messages as in `protocol.framing`."""
 
 from __future__ import annotations
 
+import os
 import socket
 
-from parsl_flux_bulk.protocol.framing import LENGTH, frame, take_messages
+from parsl_flux_bulk.protocol.framing import LENGTH, frame, take_messages, user_of
 from parsl_flux_bulk.worker.channel import Channel, ChannelLost
 
 _READ_SIZE = 1 << 16
@@ -24,6 +25,9 @@ class UnixChannel(Channel):
         except OSError as error:
             self._socket.close()
             raise ChannelLost(f"cannot connect to the executor's socket {path}: {error}") from error
+        if user_of(self._socket) != os.getuid():
+            self._socket.close()
+            raise ChannelLost(f"the socket {path} belongs to another user")
         self._partial = bytearray()
         self._closed = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 from seam import Seam, peer_job
@@ -166,3 +167,18 @@ except ChannelLost:
 def test_the_address_stays_the_same(seam: Seam) -> None:
     assert seam.completion.channel() == seam.completion.channel()
     assert "PARSL_FLUX_BULK_CHANNEL" in seam.completion.channel().environment
+
+
+def test_another_thread_sends_to_a_peer_on_this_node(seam: Seam, kind: str, tmp_path: Path) -> None:
+    start_peer(seam, 'say(b"here"); say(hear())', tmp_path)
+    wait_message(seam)
+    peer = seam.messages[0][0]
+    assert seam.completion.sends_in_any_thread(peer) == (kind in ("local", "flux-attached", "flux-own"))
+    if not seam.completion.sends_in_any_thread(peer):
+        seam.completion.send(peer, b"from this thread")
+        assert wait_message(seam, 2)[1] == b"from this thread"
+        return
+    thread = threading.Thread(target=seam.completion.send, args=(peer, b"from a thread"))
+    thread.start()
+    assert wait_message(seam, 2)[1] == b"from a thread"
+    thread.join()

@@ -97,6 +97,9 @@ class FederationCompletion:
         if source is not None:
             source.send(peer, body)
 
+    def sends_in_any_thread(self, peer: PeerId) -> bool:
+        return False
+
     def channel(self) -> ChannelAddress:
         """Return the key; each job gets the address in the member where it is placed."""
         return ChannelAddress({CHANNEL_VARIABLE: self.key})

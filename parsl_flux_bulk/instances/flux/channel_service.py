@@ -1,4 +1,6 @@
-"""The workers' channel in a Flux instance: a dynamic service (RFC 12 ``service.add``).
+"""The workers' channel in a Flux instance: a dynamic service (RFC 12 ``service.add``), and a socket.
+
+Processes on the node of the executor use the socket, which saves both ways through the broker.
 
 A worker's first message is a streaming request (``open``), whose responses carry the executor's messages to
 that worker. Each further message of the worker is a request without a response (``send``). Flux reports a
@@ -8,6 +10,7 @@ lost worker with a ``disconnect`` request.
 from __future__ import annotations
 
 import errno
+import selectors
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +23,7 @@ from parsl_flux_bulk.instances.base import (
     PeerLost,
     PeerMessage,
 )
+from parsl_flux_bulk.instances.socket_channel import SocketChannel
 from parsl_flux_bulk.protocol import variables
 
 
@@ -40,7 +44,7 @@ class ChannelService:
     """
 
     def __init__(self, handle: Any, report: Callable[[Event], None]) -> None:
-        from flux.constants import FLUX_MSGTYPE_REQUEST
+        from flux.constants import FLUX_MSGTYPE_REQUEST, FLUX_POLLIN
         from flux.core.inner import ffi, lib
 
         self._ffi, self._lib = ffi, lib
@@ -60,22 +64,40 @@ class ChannelService:
             watcher.start()
             self._watchers.append(watcher)
         self.name = f"flux:{handle.get_rank()}:{service}"
+        self._socket_name = service
+        self._selector = selectors.DefaultSelector()
+        # An abstract name, in no directory: nothing is left if this process is killed.
+        self._sockets = SocketChannel(f"\0{service}", self._selector, report)
+        watcher = handle.fd_watcher_create(self._selector.fileno(), self._on_sockets, FLUX_POLLIN)
+        watcher.start()
+        self._watchers.append(watcher)
 
     def address(self) -> ChannelAddress:
         """Return the environment with which a process inside a job finds the service."""
-        environment = {CHANNEL_VARIABLE: self.name}
+        environment = {CHANNEL_VARIABLE: self.name, variables.SOCKET: self._socket_name}
         library = _libflux_path()
         if library:
             environment[variables.LIBFLUX] = library
         return ChannelAddress(environment)
 
+    def sends_in_any_thread(self, peer: PeerId) -> bool:
+        """Return whether a peer is connected by its socket: the handle belongs to one thread."""
+        return self._sockets.has(peer)
+
     def send(self, peer: PeerId, body: bytes) -> None:
         """Send a message to a peer; without effect for a peer that is lost."""
+        if self._sockets.has(peer):
+            self._sockets.send(peer, body)
+            return
         message = self._peers.get(peer)
         if message is not None:
             self._lib.flux_respond_raw(
                 self._handle.handle, message.handle, self._ffi.from_buffer(body), len(body)
             )
+
+    def _on_sockets(self, *_: Any) -> None:
+        for key, _events in self._selector.select(0):
+            key.data()
 
     def _on_open(self, _handle: Any, _watcher: Any, message: Any, _args: Any) -> None:
         peer = self._sender(message)
@@ -113,6 +135,8 @@ class ChannelService:
             watcher.stop()
             watcher.destroy()
         self._watchers.clear()
+        self._sockets.close()
+        self._selector.close()
 
 
 def _libflux_path() -> str:

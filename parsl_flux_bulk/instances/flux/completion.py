@@ -212,6 +212,9 @@ class FluxCompletion:
         if self._channel is not None:
             self._channel.send(peer, body)
 
+    def sends_in_any_thread(self, peer: PeerId) -> bool:
+        return self._channel is not None and self._channel.sends_in_any_thread(peer)
+
     def close(self) -> None:
         if self._handle is None:
             return

@@ -1,8 +1,9 @@
 """The embedded instance: this machine's own cores, run by a server process.
 
-In the user's process: `client`, `server_process`, `channel_server`; `jobspec` and `options` translate
+In the user's process: `client`, `server_process`; `jobspec` and `options` translate
 a jobspec into a `job_plan`. In the server: `server`, `allocator`, `job`, `pinning`, `output`,
-`kept_output`, `processes`. May import `instances.base`, `jobspec`, `worker.pinning` and `protocol`.
+`kept_output`, `processes`. May import `instances.base` and the sockets beside it, `jobspec`,
+`worker.pinning` and `protocol`.
 """
 
 from __future__ import annotations

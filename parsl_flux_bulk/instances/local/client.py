@@ -7,7 +7,7 @@ that this process may use.
 
 This module is the user's end. Queue and processes belong to a small separate process, the server
 (:mod:`.server`), which ends, and kills every process of every job, when this process ends. The
-workers' channel is served here, in the completion thread (:mod:`.channel_server`).
+workers' channel is served here, in the completion thread (:mod:`.socket_channel`).
 
 Differences from Flux: no PMI (an MPI program of several tasks runs as so many single ones), no
 queues, dependencies or properties, ids are small decimal numbers, and what a task leaves behind in
@@ -42,12 +42,12 @@ from parsl_flux_bulk.instances.base import (
     PeerId,
     Refusal,
 )
-from parsl_flux_bulk.instances.local.channel_server import ChannelServer
-from parsl_flux_bulk.instances.local.framed_socket import LONGEST_WAIT, FramedSocket
+from parsl_flux_bulk.instances.framed_socket import LONGEST_WAIT, FramedSocket
 from parsl_flux_bulk.instances.local.jobspec import Unsatisfiable, plan_job
 from parsl_flux_bulk.instances.local.machine import Machine, gpu_names
 from parsl_flux_bulk.instances.local.server_process import ServerProcess
 from parsl_flux_bulk.instances.local.stdio_files import spool_paths
+from parsl_flux_bulk.instances.socket_channel import SocketChannel
 from parsl_flux_bulk.protocol.framing import frame
 from parsl_flux_bulk.protocol.wakeup import Wakeup
 from parsl_flux_bulk.worker.pinning import physical_cores
@@ -230,7 +230,7 @@ class LocalCompletion:
     def __init__(self, server: ServerProcess, channel_path: str) -> None:
         self._server = server
         self._channel_path = channel_path
-        self._channel: ChannelServer | None = None
+        self._channel: SocketChannel | None = None
         self._unwatched: list[JobId] = []
         self._events: list[Event] = []
         self._selector = selectors.DefaultSelector()
@@ -271,11 +271,15 @@ class LocalCompletion:
         if self._channel is not None:
             self._channel.send(peer, body)
 
+    def sends_in_any_thread(self, peer: PeerId) -> bool:
+        """Return True: the peers are connected by sockets."""
+        return True
+
     def channel(self) -> ChannelAddress:
         """Open the channel, and return its address."""
         self._check()
         if self._channel is None:
-            self._channel = ChannelServer(self._channel_path, self._selector, self._events)
+            self._channel = SocketChannel(self._channel_path, self._selector, self._events.append)
         return ChannelAddress({CHANNEL_VARIABLE: f"unix:{self._channel_path}"})
 
     def survey(self) -> None:

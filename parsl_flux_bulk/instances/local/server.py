@@ -27,9 +27,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from parsl_flux_bulk.instances.framed_socket import LONGEST_WAIT, FramedSocket
 from parsl_flux_bulk.instances.local import processes
 from parsl_flux_bulk.instances.local.allocator import Allocator, JobQueue
-from parsl_flux_bulk.instances.local.framed_socket import LONGEST_WAIT, FramedSocket
 from parsl_flux_bulk.instances.local.job import JobState, LocalJob, StartFailed
 from parsl_flux_bulk.instances.local.job_plan import JobPlan
 from parsl_flux_bulk.instances.local.kept_output import KeptOutput, KeptResults, Result

@@ -16,8 +16,8 @@ from typing import IO
 
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
 from parsl_flux_bulk.instances.local import processes, server
-from parsl_flux_bulk.instances.local.channel_server import SOCKET_PATH_LIMIT
 from parsl_flux_bulk.instances.local.machine import Machine
+from parsl_flux_bulk.instances.socket_channel import SOCKET_PATH_LIMIT
 from parsl_flux_bulk.protocol.stderr_tail import last_lines
 
 START_BOUND = 30.0

@@ -18,6 +18,7 @@ from service_process import Service
 from parsl_flux_bulk.protocol import frames
 from parsl_flux_bulk.worker import handshake
 from parsl_flux_bulk.worker.channel import ChannelLost
+from parsl_flux_bulk.worker.flux_channel import FluxChannel
 
 
 def connected(service, **environment):
@@ -160,6 +161,13 @@ def test_flux_a_library_that_cannot_be_loaded_is_passed_over(service, tmp_path):
     (tmp_path / "libflux-core.so.2").write_text("for another kind of machine")
 
     connected(service, PARSL_FLUX_BULK_LIBFLUX=str(tmp_path / "libflux-core.so.2")).close()
+
+
+@pytest.mark.flux
+def test_flux_is_used_where_the_socket_of_the_executor_is_on_another_node(service):
+    link = connected(service, PARSL_FLUX_BULK_SOCKET="not-on-this-node")
+    assert isinstance(link, FluxChannel)
+    link.close()
 
 
 @pytest.mark.flux

@@ -41,7 +41,11 @@ class FakePipeline:
 
 
 class FakeCompletion:
-    """Sends nothing."""
+    """Keeps what is sent to peers."""
+
+    def __init__(self):
+        self.sent = []
+        self.any_thread = True
 
     def channel(self):
         return ChannelAddress()
@@ -50,7 +54,10 @@ class FakeCompletion:
         pass
 
     def send(self, peer, body):
-        pass
+        self.sent.append((peer, body))
+
+    def sends_in_any_thread(self, peer):
+        return self.any_thread
 
 
 class Bench:
@@ -60,11 +67,40 @@ class Bench:
         settings = WorkerSettings(label="a", python="python", output=directory, cwd=directory, environment={})
         self.pipeline = FakePipeline()
         # The completion thread is awake, so a wake-up does nothing.
-        self.queue = SubmissionQueue(lambda: None)
+        self.queue = SubmissionQueue(self.note_wake)
+        self.wakes = 0
+        self.completion = FakeCompletion()
         self.runtime = TaskRuntime(
-            settings, self.pipeline, self.queue, FakeCompletion(), Capacity(nodes=1, cores=1, gpus=0)
+            settings, self.pipeline, self.queue, self.completion, Capacity(nodes=1, cores=1, gpus=0)
         )
         self.ids = itertools.count(1)
+
+    def note_wake(self):
+        self.wakes += 1
+
+    def start_worker(self):
+        """Have a worker run one task, and wait for the next."""
+        (task,) = self.submit(1)
+        until = time.monotonic() + 5
+        while not self.pipeline.jobs and time.monotonic() < until:
+            self.runtime.turn()
+        (job,) = self.pipeline.jobs
+        about = {"rank": 0, "size": 1, "host": "here", "pid": 1, "node": None, "python": "3", "block": ""}
+        self.runtime.message("manager", frames.encode_json(frames.HELLO, 1, job.token, about))
+        self.runtime.turn()
+        self.end(task)
+
+    def end(self, task):
+        self.runtime.message("manager", frames.encode(frames.OUTCOME, 0, task.task_id, serialize.returned(3)))
+        self.runtime.turn()
+        assert task.future.result(timeout=0) == 3
+        self.runtime.deadline()  # the thread goes to sleep
+        self.wakes = 0
+        self.completion.sent.clear()
+
+    def tasks_sent(self):
+        frames_sent = [f for _, body in self.completion.sent for f in frames.decode(body)]
+        return [id for kind, _, id, _ in frames_sent if kind == frames.TASK]
 
     def make_task(self, new_future=None):
         function = FunctionTable().get(len)
@@ -180,6 +216,51 @@ def test_a_task_that_is_put_while_the_queue_fails_ends(bench):
     task = bench.make_task(lambda task: Future())
     queue.put(task)
     assert task.future.exception(timeout=0) is error
+
+
+# -- a lone task is sent by the thread that submits it ------------------------------------------------
+
+
+def test_a_lone_task_is_sent_at_once_and_wakes_no_thread(bench):
+    bench.start_worker()
+    for _ in range(2):
+        task = bench.put()
+        assert bench.tasks_sent() == [task.task_id]
+        assert bench.wakes == 0
+        assert not bench.wants_a_turn()
+        bench.end(task)
+    bench.shut_down()
+
+
+def test_further_tasks_are_left_to_the_completion_thread(bench):
+    bench.start_worker()
+    first = bench.put()
+    bench.put()
+    assert bench.tasks_sent() == [first.task_id]
+    assert bench.wakes == 1
+    assert bench.wants_a_turn()
+    bench.shut_down()
+
+
+def test_a_lone_task_is_left_to_the_completion_thread_while_that_is_awake(bench):
+    bench.start_worker()
+    with bench.runtime.lock:
+        task = bench.put()
+    assert (bench.tasks_sent(), bench.wakes) == ([], 1)
+    bench.runtime.turn()
+    assert bench.tasks_sent() == [task.task_id]
+    bench.shut_down()
+
+
+def test_what_only_the_completion_thread_can_send_is_left_to_it(bench):
+    bench.start_worker()
+    bench.completion.any_thread = False
+    task = bench.put()
+    assert (bench.tasks_sent(), bench.wakes) == ([], 1)
+    assert bench.wants_a_turn()
+    bench.runtime.turn()
+    assert bench.tasks_sent() == [task.task_id]
+    bench.shut_down()
 
 
 # -- batching while other threads hold the GIL ---------------------------------------------------------

@@ -1,23 +1,25 @@
-"""The workers' channel of the embedded instance: a Unix socket, served without blocking.
+"""The workers' channel over Unix sockets, for processes on this node; served without blocking.
 
-A peer is a connected process of a job. Who may connect is decided by the directory that the socket
-is in, which only this user may enter.
+A peer is a connected process of a job. Processes of other users are turned away.
 """
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
+from collections.abc import Callable
 from functools import partial
 
 from parsl_flux_bulk.instances.base import Event, PeerId, PeerLost, PeerMessage
-from parsl_flux_bulk.instances.local.framed_socket import FramedSocket
+from parsl_flux_bulk.instances.framed_socket import FramedSocket
+from parsl_flux_bulk.protocol.framing import user_of
 
 SOCKET_PATH_LIMIT = 107
 """Bytes of a Unix socket's path at most; unix(7)."""
 
 
-class ChannelServer:
+class SocketChannel:
     """Listens on a socket; registers with the selector of the thread that uses it.
 
     Parameters
@@ -26,14 +28,16 @@ class ChannelServer:
         Where to listen.
     selector : selectors.BaseSelector
         The data of its keys is called when they are ready.
-    events : list
-        Messages and lost peers are appended to it.
+    report : callable
+        Receives each message and each lost peer.
     """
 
-    def __init__(self, path: str, selector: selectors.BaseSelector, events: list[Event]) -> None:
+    def __init__(
+        self, path: str, selector: selectors.BaseSelector, report: Callable[[Event], object]
+    ) -> None:
         self.path = path
         self._selector = selector
-        self._events = events
+        self._report = report
         self._peers: dict[PeerId, FramedSocket] = {}
         self._introduced: set[PeerId] = set()
         self._count = 0
@@ -49,6 +53,9 @@ class ChannelServer:
                 sock, _ = self._listener.accept()
             except OSError:  # no connection waits any more, or the peer closed it again
                 return
+            if user_of(sock) != os.getuid():
+                sock.close()
+                continue
             self._count += 1
             receive = partial(self._receive, self._count)
             self._peers[self._count] = FramedSocket(sock, self._selector, receive)
@@ -57,17 +64,22 @@ class ChannelServer:
         link = self._peers[peer]
         for body in link.receive():
             self._introduced.add(peer)
-            self._events.append(PeerMessage(peer, body))
+            self._report(PeerMessage(peer, body))
         if link.closed:
             self._peers.pop(peer).close()
             if peer in self._introduced:
                 self._introduced.remove(peer)
-                self._events.append(PeerLost(peer))
+                self._report(PeerLost(peer))
+
+    def has(self, peer: PeerId) -> bool:
+        """Return whether a peer is connected here."""
+        return peer in self._peers
 
     def send(self, peer: PeerId, body: bytes) -> None:
         """Send to a peer; what it does not take at once is kept. Ignored if the peer is lost."""
-        if peer in self._peers:
-            self._peers[peer].send(body)
+        link = self._peers.get(peer)
+        if link is not None:
+            link.send(body)
 
     def close(self) -> None:
         """Close all connections."""

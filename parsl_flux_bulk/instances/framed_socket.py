@@ -1,4 +1,4 @@
-"""A socket of the embedded instance that a selector watches and that never blocks.
+"""A socket that a selector watches and that never blocks.
 
 Standard library only: the server imports this module.
 """
@@ -9,9 +9,12 @@ import selectors
 import socket
 from collections import deque
 from collections.abc import Callable
+from threading import Lock
 
 from parsl_flux_bulk.protocol.framing import LENGTH, take_messages
 
+_SMALL_READ_SIZE = 1 << 16
+"""Bytes of the first read. For 128 KiB or more, malloc would map and unmap pages for each."""
 _READ_SIZE = 1 << 18
 _READ_BUDGET = 1 << 22
 """Bytes that one `receive` reads at most, so that one fast sender does not starve the others."""
@@ -51,18 +54,24 @@ class FramedSocket:
         self._writing = False
         self._received = bytearray()
         self._broken = False
+        self._lock = Lock()
         selector.register(sock, selectors.EVENT_READ, ready)
 
     def send(self, body: bytes) -> None:
-        """Send a message or keep what cannot be sent yet; drop it if the other end has closed."""
-        if self._broken or self.closed:
-            return
-        self._unsent.append(memoryview(LENGTH.pack(len(body))))
-        if body:
-            self._unsent.append(memoryview(body))
-        if len(self._unsent) <= 2:
-            self._flush()
-        self._update_selector()
+        """Send a message or keep what cannot be sent yet; drop it if the other end has closed.
+
+        Any thread may call this method.
+        """
+        with self._lock:
+            if self._broken or self.closed:
+                return
+            waiting = bool(self._unsent)
+            self._unsent.append(memoryview(LENGTH.pack(len(body))))
+            if body:
+                self._unsent.append(memoryview(body))
+            if not waiting:
+                self._flush()
+            self._update_selector()
 
     def _flush(self) -> None:
         while self._unsent:
@@ -94,29 +103,37 @@ class FramedSocket:
 
     def receive(self) -> list[bytes]:
         """Send what waits, and return the complete messages received so far."""
-        self._flush()
-        taken = 0
+        if self._unsent:
+            with self._lock:
+                self._flush()
+                self._update_selector()
+        taken, size = 0, _SMALL_READ_SIZE
         while taken < _READ_BUDGET:
             try:
-                data = self._sock.recv(_READ_SIZE)
+                data = self._sock.recv(size)
             except BlockingIOError:
                 break
             except OSError:
                 data = b""
             if not data:
-                self.closed = True
-                self._selector.unregister(self._sock)
+                self._stop_watching()
                 break
             self._received += data
             taken += len(data)
-        if not self.closed:
-            self._update_selector()
+            if len(data) < size:
+                break
+            size = _READ_SIZE
         return take_messages(self._received)
 
     def close(self) -> None:
         """Close the socket; may be called twice."""
-        if not self.closed:
-            self.closed = True
-            self._selector.unregister(self._sock)
-        self._unsent.clear()
-        self._sock.close()
+        self._stop_watching()
+        with self._lock:
+            self._unsent.clear()
+            self._sock.close()
+
+    def _stop_watching(self) -> None:
+        with self._lock:
+            if not self.closed:
+                self.closed = True
+                self._selector.unregister(self._sock)
