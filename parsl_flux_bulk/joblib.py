@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import os
 import shutil
 import sys
@@ -21,6 +22,7 @@ import joblib
 from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
 
 from parsl_flux_bulk.pool.executor import FluxPoolExecutor
+from parsl_flux_bulk.worker.packets import MemoryFile
 
 _in_worker = False
 
@@ -34,12 +36,36 @@ def _call(batch: Callable[[], Any]) -> Any:
 class _File:
     """Stands for a large array in a call: the worker maps a file into memory."""
 
-    def __init__(self, path: str, mode: str) -> None:
+    def __init__(self, path: str, mode: str, identity: tuple[int, int] | None = None) -> None:
         self._path = path
         self._mode = mode
+        self._identity = identity
 
     def __reduce__(self) -> Any:
-        return joblib.load, (self._path, self._mode)
+        return _load, (self._path, self._mode, self._identity)
+
+
+def _load(path: str, mode: Any, identity: tuple[int, int] | None) -> Any:
+    """Map an array into memory; one of a file in memory must be that of the script."""
+    if identity is not None and _identity(path) != identity:
+        raise FileNotFoundError(
+            f"{path}: a large array is in the memory of the script's node, and {os.uname().nodename} is "
+            "another node, which joined the instance later: name a directory that both share, as temp_folder"
+        )
+    return importlib.import_module("numpy").load(path, mmap_mode=mode, allow_pickle=False)
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _path_of(file: MemoryFile) -> str:
+    """Return a path by which other processes of this node open a file; it ends with this process."""
+    return f"/proc/{os.getpid()}/fd/{file.descriptor}"
 
 
 class FluxBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]  # they have no types
@@ -72,8 +98,9 @@ class FluxBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         self._executor = executor
         self._n_jobs: int | None = None
         self._futures: set[Future[Any]] = set()
-        self._files: dict[int, tuple[Any, _File]] = {}
+        self._files: dict[int, tuple[Any, _File, MemoryFile | None]] = {}
         self._directory = ""
+        self._shares_memory: bool | None = None
 
     def configure(
         self,
@@ -143,14 +170,36 @@ class FluxBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         if value.nbytes <= (self._max_nbytes or 0):
             return value
         if id(value) not in self._files:
-            # In the current directory by default, which the nodes share, as the directory of the output.
-            self._directory = self._directory or tempfile.mkdtemp(
-                prefix=".joblib-", dir=self._temp_folder or os.getcwd()
-            )
-            path = os.path.join(self._directory, str(len(self._files)))
-            joblib.dump(value, path)
-            self._files[id(value)] = (value, _File(path, self._mmap_mode))
+            save = self._in_memory if self._workers_share_memory() else self._on_disk
+            self._files[id(value)] = (value, *save(value))
         return self._files[id(value)][1]
+
+    def _on_disk(self, value: Any) -> tuple[_File, None]:
+        # In the current directory by default, which the nodes share, as the directory of the output.
+        self._directory = self._directory or tempfile.mkdtemp(
+            prefix=".joblib-", dir=self._temp_folder or os.getcwd()
+        )
+        path = os.path.join(self._directory, f"{len(self._files)}.npy")
+        sys.modules["numpy"].save(path, value)
+        return _File(path, self._mmap_mode), None
+
+    def _in_memory(self, value: Any) -> tuple[_File, MemoryFile]:
+        file = MemoryFile.empty()
+        path = _path_of(file)
+        with open(file.descriptor, "wb", closefd=False) as stream:
+            sys.modules["numpy"].save(stream, value)
+        return _File(path, self._mmap_mode, _identity(path)), file
+
+    def _workers_share_memory(self) -> bool:
+        """Return whether workers, being on this node, can open the files in memory of this process."""
+        has_one_node: Callable[[], bool] | None = getattr(self._executor, "has_one_node", None)
+        if self._temp_folder or has_one_node is None or self._executor is None:
+            return False
+        if self._shares_memory is None:
+            probe = MemoryFile.empty()
+            path = _path_of(probe)
+            self._shares_memory = self._executor.submit(_identity, path).result() == _identity(path)
+        return self._shares_memory and has_one_node()
 
     def retrieve_result_callback(self, future: Future[Any]) -> Any:
         """Return the results of a batch, or raise its exception."""

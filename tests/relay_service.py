@@ -61,6 +61,9 @@ class BlockCompletion:
     def send(self, peer: PeerId, body: bytes) -> None:
         self._source.send(peer, body)
 
+    def sends_in_any_thread(self, peer: PeerId) -> bool:
+        return False
+
     def survey(self) -> None:
         self._source.survey()
 

@@ -75,6 +75,10 @@ class _Engine:
         queue = self.executor.queue
         return queue.slots(resources) if queue is not None else 1
 
+    def has_one_node(self) -> bool:
+        queue = self.executor.queue
+        return self.executor.provider is None and queue is not None and queue.nodes == 1
+
     def workers(self) -> int:
         queue = self.executor.queue
         return queue.workers if queue is not None else 0
@@ -191,6 +195,10 @@ class _Face(Executor):
         """Return the number of calls that may run at the same time, once the instance is ready."""
         self._start()
         return self._engine.slots(self._resources)
+
+    def has_one_node(self) -> bool:
+        """Return whether all calls run on one node; False before the instance is ready."""
+        return self._engine.has_one_node()
 
     def with_resources(self, **specification: Any) -> Executor:
         """Return an executor whose calls have these resources, over the same workers and instance.

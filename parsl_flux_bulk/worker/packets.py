@@ -33,11 +33,15 @@ class MemoryFile:
         os.close(self.descriptor)
 
     @classmethod
-    def containing(cls, content: memoryview) -> MemoryFile:
+    def empty(cls) -> MemoryFile:
         if hasattr(os, "memfd_create"):
-            file = cls(os.memfd_create("parsl_flux_bulk"))
-        else:  # Python was built against an old C library, as conda's is
-            file = cls(os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR, 0o600))
+            return cls(os.memfd_create("parsl_flux_bulk"))
+        # Python was built against an old C library, as conda's is.
+        return cls(os.open("/dev/shm", os.O_TMPFILE | os.O_RDWR, 0o600))
+
+    @classmethod
+    def containing(cls, content: memoryview) -> MemoryFile:
+        file = cls.empty()
         while content:
             content = content[os.write(file.descriptor, content) :]
         return file

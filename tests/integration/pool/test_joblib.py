@@ -43,6 +43,10 @@ def kind_and_sum(array: Any, other: Any) -> tuple[str, str, int]:
     return type(array).__name__, type(other).__name__, int(array.sum() + other.sum())
 
 
+def file_of(array: Any) -> str:
+    return str(array.filename)
+
+
 def nested(n: int) -> list[int]:
     result: list[int] = joblib.Parallel(n_jobs=2)(joblib.delayed(pow)(n, k) for k in range(3))
     return result
@@ -90,6 +94,32 @@ def test_a_large_array_is_a_file_for_all_calls(
         joblib.Parallel(max_nbytes=None)([joblib.delayed(kind_and_sum)(large, small)] * 2)[0][0] == "ndarray"
     )
     assert not list(tmp_path.glob(".joblib-*"))
+
+
+def test_a_large_array_is_in_memory_where_all_workers_are_on_this_node(
+    flux_backend: FluxPoolExecutor, tmp_path: Path
+) -> None:
+    numpy = pytest.importorskip("numpy")
+    large, fortran = numpy.ones(1 << 18), numpy.asfortranarray(numpy.arange(1 << 19).reshape(-1, 2))
+    files = joblib.Parallel()(joblib.delayed(file_of)(large) for _ in range(5))
+    assert len(set(files)) == 1
+    assert files[0].startswith(f"/proc/{os.getpid()}/fd/")
+    targets = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    assert not [target for target in targets if "parsl_flux_bulk" in target], "its memory is free again"
+    kind, _, total = joblib.Parallel()([joblib.delayed(kind_and_sum)(fortran, fortran)])[0]
+    assert (kind, total) == ("memmap", 2 * int(fortran.sum()))
+    files = joblib.Parallel(temp_folder=str(tmp_path))(joblib.delayed(file_of)(large) for _ in range(5))
+    assert Path(files[0]).parent.parent == tmp_path
+    assert not list(tmp_path.glob(".joblib-*"))
+
+
+def test_an_array_in_the_memory_of_another_node_is_an_error(tmp_path: Path) -> None:
+    other = tmp_path / "not-that-file"
+    other.touch()
+    with pytest.raises(FileNotFoundError, match=r"another node.*temp_folder"):
+        parsl_flux_bulk.joblib._load(str(other), "r", (1, 2))  # noqa: SLF001
+    with pytest.raises(FileNotFoundError, match="another node"):
+        parsl_flux_bulk.joblib._load(f"{other}-missing", "r", (1, 2))  # noqa: SLF001
 
 
 def test_results_as_a_generator(flux_backend: FluxPoolExecutor) -> None:
