@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 TAIL_LINES = 20
 TAIL_BYTES = 4096
@@ -14,7 +15,7 @@ def last_lines(text: str, lines: int = TAIL_LINES) -> str:
 
 
 def read_tail(path: str, start: int = 0) -> str:
-    """Return the last lines of a file, `TAIL_BYTES` at most; "" if the file cannot be read.
+    """Return the last lines of a regular file, `TAIL_BYTES` at most; "" if it is none or cannot be read.
 
     Parameters
     ----------
@@ -22,7 +23,10 @@ def read_tail(path: str, start: int = 0) -> str:
         Bytes at the beginning of the file that are skipped.
     """
     try:
-        with open(path, "rb") as file:
+        # Not blocking: a job may have named a FIFO.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return ""
             begin = max(start, file.seek(0, os.SEEK_END) - TAIL_BYTES)
             file.seek(begin)
             data = file.read(TAIL_BYTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -146,3 +147,14 @@ def test_watch_after_the_end(seam: Seam) -> None:
     seam.run(jobspec(["true"], tasks=seam.connection.capacity().cores))
     seam.completion.watch(job_id)
     assert seam.wait([job_id])[0].exit_code == 4
+
+
+def test_standard_error_into_what_cannot_be_read_back(seam: Seam, tmp_path: Path) -> None:
+    """Reading the last lines back from a FIFO would wait for ever; from /dev/full, it gives zeros."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    for path in (str(fifo), "/dev/full"):
+        _, result = seam.run_one(shell("echo no >&2; exit 3", **files("/dev/null", path)))
+        assert (result.status, result.stderr) == (JobStatus.FAILED, "")
+    os.close(reader)

@@ -443,3 +443,11 @@ def test_needs_nothing_but_the_standard_library(tmp_path: Path) -> None:
         [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, timeout=30
     )
     assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
+def test_an_absurd_number_of_tasks_a_core_is_refused() -> None:
+    with embedded() as seam:
+        absurd = jobspec(["true"], per_resource={"type": "core", "count": 2**30})
+        (answer,) = seam.connection.submit([JobRequest(absurd)])
+    assert isinstance(answer, Refusal)
+    assert f"{2**30} tasks" in answer.reason

@@ -55,6 +55,19 @@ def test_what_can_never_be_satisfied_ends_at_once_in_words(seam: Seam, request_:
     assert "unsatisfiable" in result.note
 
 
+def test_an_absurd_number_of_tasks_ends_at_once_in_words(seam: Seam) -> None:
+    absurd = jobspec(["true"])
+    absurd.data["tasks"][0]["count"] = {"total": 10**12}
+    (answer,) = seam.connection.submit([JobRequest(absurd)])
+    if isinstance(answer, Refusal):
+        assert "1000000000000 tasks" in answer.reason
+        return
+    seam.completion.watch(answer)
+    (result,) = seam.wait([answer])
+    assert (result.status, result.exception) == (JobStatus.FAILED, "exec")
+    assert "taskmap" in result.note
+
+
 def test_job_name_is_what_the_job_itself_sees(seam: Seam) -> None:
     job_id, result = seam.run_one(shell("echo $FLUX_JOB_ID"))
     assert result.ok

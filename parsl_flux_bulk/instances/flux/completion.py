@@ -126,8 +126,8 @@ class FluxCompletion:
 
     def _read_end(self, job_id: JobId, result: JobResult) -> None:
         def done(end: bytes) -> None:
-            stderr, log = read_end(end)
-            self._end(job_id, replace(with_log(result, log), stderr=stderr))
+            stderr, log, fatal = read_end(end)
+            self._end(job_id, replace(with_log(result, log, fatal), stderr=stderr))
 
         EndOfOutput(self._handle, job_id, self._waits, done)
 

@@ -13,8 +13,8 @@ from parsl_flux_bulk.instances.base import JobResult, JobStatus
 from parsl_flux_bulk.instances.flux.shell_options import explain
 from parsl_flux_bulk.protocol.stderr_tail import TAIL_LINES, last_lines
 
-_LOG_ERROR = 3
-"""Levels up to this one are errors; syslog(3)."""
+_LOG_FATAL, _LOG_ERROR = 2, 3
+"""Levels up to this one are errors, after a fatal one of which the shell ends; syslog(3)."""
 
 _STATUS = {1: JobStatus.COMPLETED, 2: JobStatus.FAILED, 4: JobStatus.CANCELED, 8: JobStatus.TIMEOUT}
 
@@ -99,8 +99,8 @@ def read_output(log: str) -> tuple[str, str]:
     return "".join(streams["stdout"]), "".join(streams["stderr"])
 
 
-def read_end(log: bytes) -> tuple[str, str]:
-    """Read the end of an output eventlog: the last lines of standard error, and the shell's errors.
+def read_end(log: bytes) -> tuple[str, str, bool]:
+    """Read the end of an output eventlog: last lines of standard error, the shell's errors, any fatal one.
 
     Parameters
     ----------
@@ -109,6 +109,7 @@ def read_end(log: bytes) -> tuple[str, str]:
     """
     stderr: list[str] = []
     errors: list[str] = []
+    fatal = False
     for line in reversed(log.splitlines()):
         if b'"log"' not in line and (b'"stderr"' not in line or len(stderr) >= TAIL_LINES):
             continue
@@ -121,16 +122,25 @@ def read_end(log: bytes) -> tuple[str, str]:
             stderr.append(_data(context))
         elif event["name"] == "log" and context.get("level", 7) <= _LOG_ERROR:
             errors.append(explain(context.get("message", "")))
-    return explain(last_lines("".join(reversed(stderr)))), "; ".join(reversed(errors))
+            fatal |= context["level"] <= _LOG_FATAL
+    return explain(last_lines("".join(reversed(stderr)))), "; ".join(reversed(errors)), fatal
 
 
-def with_log(result: JobResult, log: str) -> JobResult:
-    """Return a result whose note has the reason from the shell's log, if the shell failed."""
-    if result.exception != "exec" or not log or log in result.note:
+def with_log(result: JobResult, log: str, fatal: bool = False) -> JobResult:
+    """Return a result whose note has the reason from the shell's log, if the shell failed.
+
+    A shell that ends before the tasks start need not raise an exception: its log alone tells.
+    """
+    failed = result.exception == "exec" or (fatal and not result.exception)
+    if not failed or not log or log in result.note:
         return result
-    known = (result.note, "Going to /tmp")
+    note = result.note if result.exception else ""
+    known = tuple(filter(None, (note, "Going to /tmp")))
     messages = [m for m in log.split("; ") if not m.startswith("plugin ") and not any(k in m for k in known)]
-    return replace(result, note=f"{result.note} ({'; '.join(messages)})") if messages else result
+    if not messages:
+        return result
+    text = "; ".join(messages)
+    return replace(result, exception="exec", note=f"{note} ({text})" if note else text)
 
 
 def _data(context: dict[str, Any]) -> str:

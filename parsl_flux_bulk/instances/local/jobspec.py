@@ -31,6 +31,10 @@ _OF_ANOTHER_INSTANCE = (
 """A jobspec made inside a Flux job may carry these; here they would lead to the wrong instance."""
 
 
+MAX_TASKS = 4096
+"""Tasks of one job at most; the server starts them all before it does anything else."""
+
+
 class Unsatisfiable(Exception):
     """A valid request that this instance can never satisfy."""
 
@@ -55,6 +59,10 @@ def plan_job(jobspec: Jobspec, machine: Machine, urgency: int) -> JobPlan:
     command = tasks[0]["command"]
     shell = system.object("shell").object("options")
     ntasks, tasks_per_core = options.tasks_per_resource(shell, tasks[0]["count"].get("total", totals["slot"]))
+    if (count := ntasks or tasks_per_core * totals["core"]) > MAX_TASKS:
+        raise Unsatisfiable(
+            f"unsatisfiable request: {count} tasks; the embedded instance runs at most {MAX_TASKS} in a job"
+        )
     stdout, stderr = options.output_streams(shell)
     environment = system.object("environment").strings()
     for name in _OF_ANOTHER_INSTANCE:

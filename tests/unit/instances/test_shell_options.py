@@ -13,6 +13,7 @@ from parsl_flux_bulk.instances.flux.results import read_end, read_output, read_r
 from parsl_flux_bulk.instances.flux.shell_options import OutputFiles, complete, explain, read_spool
 from parsl_flux_bulk.instances.full_disk import cut_off
 from parsl_flux_bulk.jobspec import Jobspec
+from parsl_flux_bulk.pipeline.exit_status_to_error import describe
 
 
 def completed(cwd: str, spool: str = "", **options: object) -> tuple[dict, OutputFiles]:
@@ -97,11 +98,25 @@ def test_the_end_of_the_output_has_the_reason() -> None:
     log = _event("data", stream="stderr", rank="0", data="line\n")
     log += _event("log", level=3, message="open: /no/o.txt: No such file or directory")
     log += _event("log", level=3, message="plugin 'output': shell.init failed")
-    _, reasons = read_end(log.encode()[9:] + b'{"half')
+    _, reasons, fatal = read_end(log.encode()[9:] + b'{"half')
+    assert not fatal
     assert "open: /no/o.txt" in reasons
     result = JobResult(JobStatus.FAILED, exception="exec", note="shell_init: No such file or directory")
     assert with_log(result, reasons).note == f"{result.note} (open: /no/o.txt: No such file or directory)"
     assert read_end(log.encode())[0] == "line"
+
+
+def test_the_log_of_a_shell_that_ended_without_an_exception_is_the_reason() -> None:
+    log = _event("log", level=3, message="taskmap: failed to process rank=0: Invalid argument")
+    task_failed = JobResult(JobStatus.FAILED, exit_code=1, note="task(s) exited with exit code 1")
+    _, reasons, fatal = read_end(log.encode())
+    assert with_log(task_failed, reasons, fatal) is task_failed
+    log += _event("log", level=2, message="failed to initialize shell info")
+    _, reasons, fatal = read_end(log.encode())
+    assert describe(with_log(task_failed, reasons, fatal)) == (
+        "exit status 1: exec: taskmap: failed to process rank=0: Invalid argument; "
+        "failed to initialize shell info"
+    )
 
 
 def test_truncated_output_is_an_error() -> None:
