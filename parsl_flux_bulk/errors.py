@@ -9,6 +9,7 @@
      ├─ InitializerFailed          the initializer raised in a worker; a BrokenExecutor
  ├─ ExecutorClosed             submit after shutdown
      ├─ JobspecError               a jobspec is not valid; says where in it, and why
+     ├─ TraceError                 a trace file is missing, or is not one
      ├─ OutputUnavailable          the output of a job is not there (any more); says what to do
      ├─ JobError                   a job ended, but not with exit status 0
      │   ├─ JobRefused             the instance rejected the job
@@ -163,6 +164,10 @@ class WorkerLost(TaskCrashed):
 
 class BlockLost(WorkerLost):
     """The block that ran a task, an allocation with an instance, was lost."""
+
+
+class TraceError(FluxBulkError):
+    """A trace file is missing, or a file is not one; the message says what would be right."""
 
 
 class NotSerializable(TaskError):

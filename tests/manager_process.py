@@ -78,7 +78,7 @@ class ManagerProcess:
 
     def value(self, task_id: int) -> Any:
         (outcome,) = [frame for frame in self.peer.of(frames.OUTCOME) if frame.id == task_id]
-        value, error = serialize.read_outcome(outcome.payload)
+        value, error = serialize.read_outcome(outcome.payload[frames.TIMES_SIZE :])
         if error is not None:
             raise error
         return value

@@ -29,7 +29,7 @@ from parsl_flux_bulk.blocks.relay.instance import RelayedInstance
 from parsl_flux_bulk.blocks.relay.server import RelayServer
 from parsl_flux_bulk.instances.base import JobId
 from parsl_flux_bulk.instances.federation.federation import Federation
-from parsl_flux_bulk.instances.federation.members import Member
+from parsl_flux_bulk.instances.federation.members import Member, MemberState
 from parsl_flux_bulk.providers import OncePerBlock
 
 logger = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ class Blocks:
         self._drain = drain
         self._lock = threading.Lock()
         self._members: dict[str, Member] = {}
+        self._times: dict[str, dict[str, float]] = {}
         self._joined: set[str] = set()
         self.node_size: tuple[int, int] | None = None
         self._threads: list[threading.Thread] = []
@@ -126,6 +127,7 @@ class Blocks:
     def command(self, block_id: str) -> str:
         """Return the command line with which a Parsl provider launches a block."""
         settings = self._settings
+        self._times[block_id] = {"launched": time.time()}
         path = os.path.join(self._certificates, f"block-{block_id}.json")
         with open(path, "w") as file:
             json.dump(
@@ -151,6 +153,27 @@ class Blocks:
     def joined(self, block_id: str) -> bool:
         """Whether a block has ever joined."""
         return block_id in self._joined
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """Return the state of each block that was launched, and since when; any thread may call this.
+
+        Returns
+        -------
+        dict of str to dict
+            With ``state`` (launched, joined or ended) and the times ``launched`` and ``joined`` in seconds
+            since the epoch; of a block that joined, with ``nodes``, ``cores`` and ``gpus``.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for block_id, times in list(self._times.items()):
+            member = self._members.get(block_id)
+            state = "launched"
+            more: dict[str, Any] = {}
+            if member is not None:
+                state = "ended" if member.state is MemberState.REMOVED else "joined"
+                capacity = member.capacity
+                more = {"nodes": capacity.nodes, "cores": capacity.cores, "gpus": capacity.gpus}
+            found[block_id] = {"state": state, **times, **more}
+        return found
 
     def idle_time(self, block_id: str) -> float:
         """Return the seconds since a block had a job: infinite before it joined, 0 while it has one."""
@@ -246,6 +269,7 @@ class Blocks:
         except Exception as error:
             logger.error("block not usable id=%s: %s", block.block_id, error)
             return
+        self._times[block.block_id]["joined"] = time.time()
         self._members[block.block_id] = member
         nodes, cores, gpus = member.capacity.nodes, member.capacity.cores, member.capacity.gpus
         if nodes:

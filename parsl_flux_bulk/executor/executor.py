@@ -9,7 +9,9 @@ import math
 import os
 import sys
 import threading
+import time
 import uuid
+import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -34,6 +36,7 @@ from parsl_flux_bulk.executor.runtime import TaskPipeline, TaskRuntime
 from parsl_flux_bulk.executor.serialize_calls import FunctionTable, own_sys_path, serialize_call, walltime_of
 from parsl_flux_bulk.executor.submission_queue import SubmissionQueue
 from parsl_flux_bulk.executor.task_resources import TaskResources
+from parsl_flux_bulk.executor.task_trace import TaskTrace, configuration, open_trace
 from parsl_flux_bulk.executor.validate_arguments import validate_arguments
 from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.instances.federation.federation import Federation
@@ -43,6 +46,7 @@ from parsl_flux_bulk.pipeline.callbacks import CallbackFuture
 from parsl_flux_bulk.pipeline.pipeline import Pipeline
 from parsl_flux_bulk.protocol.serialize import with_walltime
 from parsl_flux_bulk.scheduler.task import CallTask, CommandTask, Task
+from parsl_flux_bulk.trace.format import SUFFIX
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +124,9 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
         With a provider: shell command that runs once on each node of a block, before any worker starts.
     block_error_handler : bool or callable
         With a provider: what to do when blocks fail, as for Parsl's HighThroughputExecutor.
+    trace : bool
+        Write what happens, and when, to a file in the output directory, for ``flux-bulk report``,
+        ``flux-bulk top`` and your own analysis. See ``docs/trace.md``.
 
     Raises
     ------
@@ -156,6 +163,7 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
         address: str | None = None,
         node_init: str = "",
         block_error_handler: bool | Callable[[BlockProviderExecutor, dict[str, JobStatus]], None] = True,
+        trace: bool = True,
     ) -> None:
         super().__init__(provider=provider, block_error_handler=block_error_handler)
         validate_arguments(
@@ -193,12 +201,14 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
         self.launch = launch
         self.address = address
         self.node_init = node_init
+        self.trace = trace
         self._lock = threading.Lock()
         replacement = without_parsl if bash_apps == "native" else lambda function: function
         self._functions = FunctionTable(replacement, initializer and (initializer, initargs))
         self._cwd = ""
         self._last_task_id = 0
         self._pipeline: TaskPipeline | None = None
+        self._trace: TaskTrace | None = None
         self._closed = False
 
     def __enter__(self: Self) -> Self:
@@ -225,15 +235,30 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
             )
             queue = SubmissionQueue(pipeline.wake)
             self._forget_blocks()
+            trace = self._open_trace(settings.output, queue) if self.trace else None
             if federation is not None:
                 self._start_blocks(federation, settings, queue)
+                if trace is not None and self._blocks is not None:
+                    trace.blocks = self._blocks.states
+            open_runtime = functools.partial(TaskRuntime, settings, pipeline, queue, trace=trace)
             try:
-                pipeline.start(functools.partial(TaskRuntime, settings, pipeline, queue), fail=queue.fail)
+                pipeline.start(open_runtime, fail=queue.fail)
             except BaseException:
                 self._end_blocks()
+                if trace is not None:
+                    trace.close()
                 raise
             pipeline.close_with(self, grace=SHUTDOWN_GRACE)
             self._queue, self._pipeline, self._output = queue, pipeline, settings.output
+            self._trace = trace
+
+    def _open_trace(self, directory: str, queue: SubmissionQueue) -> TaskTrace | None:
+        about = {"label": self.label, "config": configuration(self)}
+        trace = open_trace(os.path.join(directory, f"tasks{SUFFIX}"), about, queue)
+        if trace is not None:
+            # Before that of the pipeline, and so called after it.
+            weakref.finalize(self, trace.close)
+        return trace
 
     def _start_blocks(self, federation: Federation, settings: WorkerSettings, queue: SubmissionQueue) -> None:
         block_settings = self._block_settings(
@@ -342,6 +367,7 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
             queue = self._running_queue()
             self._last_task_id += 1
             task = make_task(self._last_task_id, queue.new_future)
+            task.submitted = time.monotonic()
             future = task.future
             queue.put(task)
         return future
@@ -373,6 +399,8 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
             self._closed = True
         if pipeline is not None:
             pipeline.close(grace=SHUTDOWN_GRACE)
+            if self._trace is not None:
+                self._trace.close()
             with contextlib.suppress(OSError):  # not empty: it has output
                 os.rmdir(self._output)
         self._end_blocks()

@@ -19,6 +19,7 @@ from parsl_flux_bulk.executor.bash_apps import outcome
 from parsl_flux_bulk.executor.job_factory import JobFactory, WorkerSettings
 from parsl_flux_bulk.executor.lost_worker_error import failure, task_error
 from parsl_flux_bulk.executor.submission_queue import SubmissionQueue, resolve
+from parsl_flux_bulk.executor.task_trace import TaskTrace
 from parsl_flux_bulk.instances.base import Capacity, Completion, JobResult, PeerId, Usage
 from parsl_flux_bulk.pipeline.completion import Runtime
 from parsl_flux_bulk.pipeline.exit_status_to_error import refused
@@ -47,6 +48,8 @@ from parsl_flux_bulk.scheduler.model import TaskJob, WorkerJob
 from parsl_flux_bulk.scheduler.state_machine import Scheduler
 from parsl_flux_bulk.scheduler.status import Status
 from parsl_flux_bulk.scheduler.task import Canceled, CommandEnded, Failed, Outcome, Task
+
+TIMES_SIZE = frames.TIMES_SIZE
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +111,7 @@ class TaskRuntime(Runtime):
     completion : Completion
         Of the thread that creates the runtime, which opens the channel.
     capacity : Capacity
+    trace : TaskTrace or None
     """
 
     def __init__(
@@ -117,6 +121,7 @@ class TaskRuntime(Runtime):
         queue: SubmissionQueue,
         completion: Completion,
         capacity: Capacity,
+        trace: TaskTrace | None = None,
     ) -> None:
         super().__init__()
         self._settings = settings
@@ -140,6 +145,9 @@ class TaskRuntime(Runtime):
         self._reported = 0.0
         self._postponed: list[Instruction] = []
         self._sleeps_until: float | None = None
+        self._trace = trace
+        if trace is not None:
+            trace.started(pipeline.description, capacity)
         queue.scheduler = self._scheduler
         queue.turn_at_once = self._turn_at_once
 
@@ -147,6 +155,8 @@ class TaskRuntime(Runtime):
 
     def resized(self, capacity: Capacity) -> None:
         self._scheduler.handle(CapacityChanged(capacity))
+        if self._trace is not None:
+            self._trace.resized(capacity)
 
     def surveyed(
         self, usage: Usage, holding: list[WorkerJob | TaskJob], waiting: dict[WorkerJob | TaskJob, str]
@@ -159,12 +169,16 @@ class TaskRuntime(Runtime):
         handle = self._scheduler.handle
         for kind, slot, id, payload in frames.decode(body):
             if kind == frames.OUTCOME:
-                handle(TaskOutcome(peer, slot, id, bytes(payload)))
+                outcome = bytes(payload[TIMES_SIZE:])
+                handle(TaskOutcome(peer, slot, id, outcome, bytes(payload[:TIMES_SIZE])))
             elif kind == frames.RETURNED:
                 handle(TaskReturned(peer, slot, id))
             elif kind == frames.HELLO:
                 self._send(peer, self._setup)
                 handle(PeerConnected(peer, id, slot, **frames.decode_json(payload)))
+                job = self._scheduler.lifecycle.jobs.get(id)
+                if self._trace is not None and job is not None:
+                    self._trace.job(job, "started")
             elif kind == frames.DIED:
                 handle(WorkerDied(peer, slot, id, **frames.decode_json(payload)))
 
@@ -173,12 +187,16 @@ class TaskRuntime(Runtime):
 
     def job_submitted(self, job: WorkerJob | TaskJob) -> None:
         logger.debug("submitted job=%s %r", job.name, job)
+        if self._trace is not None:
+            self._trace.job(job, "submitted")
 
     def job_ended(self, job: WorkerJob | TaskJob, result: JobResult) -> None:
         stderr = self._job_factory.collect_output(job, failed=not result.ok)
         if stderr and not result.stderr:
             result = replace(result, stderr=stderr)
         self._scheduler.handle(JobEnded(job, result))
+        if self._trace is not None:
+            self._trace.job(job, "ended")
 
     # -- the loop -----------------------------------------------------------------------------------
 
@@ -192,6 +210,9 @@ class TaskRuntime(Runtime):
             self._reported = time.monotonic()
             logger.info("%s: %s", self._settings.label, StatusReport.of(self._scheduler, self._pipeline))
         queue.tell_if_idle()
+        if self._trace is not None:
+            last = queue.error is not None and queue.taken == queue.ended
+            self._trace.count(self._scheduler, self._pipeline.waiting_jobs, last=last)
 
     def _turn_at_once(self) -> bool:
         """Assign a lone task in the thread that submits the task: one wake-up of a thread less.
@@ -227,11 +248,12 @@ class TaskRuntime(Runtime):
         return self._sleeps_until
 
     def _deadline(self) -> float | None:
-        deadline = self._scheduler.deadline()
+        deadlines = [self._scheduler.deadline()]
         if self._queue.taken != self._queue.ended:
-            report = self._reported + REPORT_PERIOD
-            return report if deadline is None else min(deadline, report)
-        return deadline
+            deadlines.append(self._reported + REPORT_PERIOD)
+        if self._trace is not None:
+            deadlines.append(self._trace.deadline())
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def batching_delay(self, gil_wait: float) -> float:
         handled_before, self._handled_before = self._handled_before, self._queue.taken + self._queue.ended
@@ -272,10 +294,16 @@ class TaskRuntime(Runtime):
             for peer, parts in outgoing.items():
                 self._send(peer, b"".join(parts))
             # Futures last: their callbacks run while the workers run what was just sent.
+            trace = self._trace
+            if trace is not None and resolutions:
+                trace.resolved(resolutions)
             for resolution in resolutions:
                 self._queue.ended += 1
                 task = resolution.task
-                resolve(task.future, *self._read(task, resolution.outcome))
+                result, error = self._read(task, resolution.outcome)
+                if error is not None and trace is not None:
+                    trace.failed(resolution, error)
+                resolve(task.future, result, error)
 
     def _submit(self, job: WorkerJob | TaskJob) -> None:
         try:

@@ -151,6 +151,14 @@ class SubmissionQueue:
 
         self._request(cancel)
 
+    def with_task(
+        self,
+        task_id: int,
+        call: Callable[[Scheduler, int, Task | None], None],
+    ) -> None:
+        """Call a function in the completion thread, with the task of an id; None if it has ended."""
+        self._request(lambda scheduler: call(scheduler, task_id, find_task(scheduler, task_id)))
+
     def join(self) -> None:
         """Wait until every task has ended, or no more tasks can run."""
         idle = threading.Event()
@@ -254,6 +262,14 @@ class SubmissionQueue:
 
 def _not_yet() -> bool:
     return False
+
+
+def find_task(scheduler: Scheduler, task_id: int) -> Task | None:
+    """Return the task of an id that has not ended, if there is one."""
+    lifecycle = scheduler.lifecycle
+    alone = [job.task for job in lifecycle.task_jobs]
+    queued = [t for group in lifecycle.groups.values() for worker in group.busy for t in worker.queue]
+    return next((task for task in (*alone, *queued, *scheduler.pending()) if task.task_id == task_id), None)
 
 
 def resolve(future: Future[Any], result: Any, error: BaseException | None) -> None:

@@ -250,7 +250,8 @@ class FluxPoolExecutor(_Face):
     provider : ExecutionProvider or None
         A Parsl provider of allocations, which are requested and released as tasks need them.
     **options
-        All other parameters of FluxBulkExecutor, such as ``python``, ``environment`` or ``isolation``.
+        All other parameters of FluxBulkExecutor, such as ``python``, ``environment`` or ``isolation``. The
+        default of ``trace`` is False here, so that a run leaves no file behind.
 
     Raises
     ------
@@ -282,7 +283,7 @@ class FluxPoolExecutor(_Face):
             tasks_per_worker=max_tasks_per_child,
             instance=instance,
             provider=provider,
-            **options,
+            **{"trace": False, **options},
         )
         super().__init__(_Engine(executor), executor.resources_of({}))
         weakref.finalize(self, self._engine.finish_later).atexit = False

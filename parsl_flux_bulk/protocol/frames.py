@@ -11,7 +11,8 @@ kind      direction    slot, id, payload
 HELLO     to executor  number of workers (0: a rank of a task job), job token, JSON
                        {rank, size, host, pid, node, python, block}; always
                        first
-OUTCOME   to executor  slot, task id, outcome
+OUTCOME   to executor  slot, task id, two f64 and the outcome: when the task started and ended, in
+                       seconds since the epoch, by the clock of its host
 RETURNED  to executor  slot, task id: the task has not started and will not start here
 DIED      to executor  slot, id of the task that was running (0: none), JSON {exit_code, signal,
                        stderr}; after the worker's OUTCOMEs, before its RETURNEDs
@@ -61,8 +62,12 @@ FUNCTION_ID_SIZE = FUNCTION_ID.size
 CALL_START = HEADER_SIZE + FUNCTION_ID_SIZE
 """Offset of the serialized call in a TASK frame."""
 
+TIMES = struct.Struct("<dd")
+TIMES_SIZE = TIMES.size
+"""Offset of the outcome in the payload of an OUTCOME."""
+
 MAX_PAYLOAD = 2**31 - 2**16
-"""Bytes: Flux counts the bytes of a response in a C int, and two headers must fit as well."""
+"""Bytes: Flux counts the bytes of a response in a C int; two headers and an outcome's times must fit, too."""
 
 
 class FrameError(ValueError):
@@ -100,6 +105,12 @@ def encode_task(slot: int, task_id: int, function_id: int, call: bytes) -> bytes
     if length > MAX_PAYLOAD:
         raise FrameError(too_long("call", length))
     return b"".join((HEADER.pack(TASK, slot, task_id, length), FUNCTION_ID.pack(function_id), call))
+
+
+def encode_outcome(slot: int, task_id: int, started: float, ended: float, outcome: bytes) -> bytes:
+    """Return an OUTCOME frame; of the outcome, at most `MAX_PAYLOAD` bytes fit."""
+    header = HEADER.pack(OUTCOME, slot, task_id, TIMES_SIZE + len(outcome))
+    return b"".join((header, TIMES.pack(started, ended), outcome))
 
 
 def encode_json(kind: int, slot: int, id: int, payload: dict[str, Any]) -> bytes:

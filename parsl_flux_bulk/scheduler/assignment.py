@@ -164,6 +164,7 @@ class Assigner:
             limit -= 1
             task.move_to(TaskState.ASSIGNED)
             task.place = worker
+            task.assigned = now
             tasks.append(task)
             queue.append(task)
         if not tasks:

@@ -83,6 +83,7 @@ class Lifecycle:
         # The capacity may have changed since the job was made.
         job.allocation = self.allocations.of_task(job.task.resources)
         job.move_to(TaskJobState.SUBMITTED)
+        job.task.assigned = self._timers.now
         self.task_jobs[job] = None
         self._submit(job)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from parsl_flux_bulk.instances.base import Capacity, JobResult, PeerId
-from parsl_flux_bulk.scheduler.model import TaskJob, WorkerJob
+from parsl_flux_bulk.scheduler.model import TaskJob, Worker, WorkerJob
 from parsl_flux_bulk.scheduler.task import CallTask, Function, Outcome, Task
 
 # -- events ----------------------------------------------------------------------------------------
@@ -82,12 +82,13 @@ class PeerLost:
 
 @dataclass(slots=True)
 class TaskOutcome:
-    """A task returned or raised; `body` is the serialized outcome."""
+    """A task returned or raised; `body` is the serialized outcome, `times` when it started and ended."""
 
     peer: PeerId
     slot: int
     task_id: int
     body: bytes
+    times: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,10 +191,15 @@ class Survey:
 
 @dataclass(slots=True)
 class ResolveTask:
-    """A task ended: set its future."""
+    """A task ended: set its future.
+
+    `place` is the worker or task job that had the task, if any; `times` are those of its `TaskOutcome`.
+    """
 
     task: Task
     outcome: Outcome
+    place: Worker | TaskJob | None = None
+    times: bytes = b""
 
 
 Instruction: TypeAlias = (

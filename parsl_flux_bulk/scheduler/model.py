@@ -68,17 +68,19 @@ class TaskJob(ExecutorJob):
     task : Task
     value : bytes
         The outcome of rank 0.
+    times : bytes
+        When rank 0 started and ended the task, as in its OUTCOME.
     began : float or None
         When it got its resources, as far as the scheduler can tell.
     """
 
-    __slots__ = ("began", "state", "task", "value")
+    __slots__ = ("began", "state", "task", "times", "value")
 
     def __init__(self, token: int, allocation: Allocation, task: Task) -> None:
         super().__init__(token, allocation)
         self.state = TaskJobState.HELD
         self.task = task
-        self.value = b""
+        self.value = self.times = b""
         self.began: float | None = None
 
     def __repr__(self) -> str:

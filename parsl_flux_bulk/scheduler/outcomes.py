@@ -69,7 +69,7 @@ class Outcomes:
     def resolve(self, task: Task, outcome: Outcome) -> None:
         """End a task. `Scheduler` has a faster way for the outcomes of workers."""
         task.move_to(TaskState.DONE)
-        task.place = None
+        place, task.place = task.place, None
         if outcome is CANCELED:
             self.canceled += 1
             self._story.task("end", task, "canceled")
@@ -79,7 +79,8 @@ class Outcomes:
             self.failed += 1
             if isinstance(outcome, Loss):
                 self._story.task("end", task, outcome.reason.value, outcome.job)
-        self._out.append(ResolveTask(task, outcome))
+        times = place.times if isinstance(place, TaskJob) else b""
+        self._out.append(ResolveTask(task, outcome, place, times))
 
     def _lose(self, task: Task, loss: Loss) -> None:
         """End a task with a loss, or as canceled if that was requested."""
@@ -92,7 +93,7 @@ class Outcomes:
 
     # -- task jobs ---------------------------------------------------------------------------------
 
-    def rank_outcome(self, peer_id: PeerId, task_id: int, body: bytes) -> None:
+    def rank_outcome(self, peer_id: PeerId, task_id: int, body: bytes, times: bytes) -> None:
         """Take the outcome of a rank: that of rank 0 is the task's, unless another rank fails."""
         peer = self.peers.get(peer_id)
         if peer is None or not isinstance(peer.job, TaskJob) or peer.state is PeerState.FINISHED:
@@ -102,7 +103,7 @@ class Outcomes:
             return
         peer.move_to(PeerState.FINISHED)
         if peer.rank == 0:
-            job.value = body
+            job.value, job.times = body, times
         if job.size > 1 and self._is_failure(body):
             self.resolve(task, Failed(body, job, peer.host, peer.rank))
             self._lifecycle.cancel(job, f"rank {peer.rank} failed")

@@ -306,7 +306,7 @@ class Scheduler:
         task_id, body = event.task_id, event.body
         worker = self._worker(event.peer, event.slot)
         if worker is None:
-            self._outcomes.rank_outcome(event.peer, task_id, body)
+            self._outcomes.rank_outcome(event.peer, task_id, body, event.times)
             return
         queue = worker.queue
         if queue and queue[0].task_id == task_id:
@@ -326,10 +326,11 @@ class Scheduler:
         task.place = None
         if self._is_failure(body):
             self._outcomes.failed += 1
-            self._out.append(ResolveTask(task, Failed(body, worker.job, worker.peer.host)))
+            outcome = Failed(body, worker.job, worker.peer.host)
+            self._out.append(ResolveTask(task, outcome, worker, event.times))
         else:
             self._outcomes.done += 1
-            self._out.append(ResolveTask(task, body))
+            self._out.append(ResolveTask(task, body, worker, event.times))
 
     def _task_returned(self, event: TaskReturned) -> None:
         worker = self._worker(event.peer, event.slot)
@@ -428,6 +429,11 @@ class Scheduler:
     def demand(self) -> list[tuple[Resources | Shape, int]]:
         """Return what the tasks that have not ended need; callable in any thread."""
         return demand(self.lifecycle, self._outcomes)
+
+    def reasons(self) -> dict[Shape | None, str]:
+        """Return why tasks wait: those of each shape, and (None) those that need a job of their own."""
+        waiting = [group for group in self.lifecycle.groups.values() if group.waiting]
+        return {None: self._story.reason(None)} | {g.shape: self._story.reason(g) for g in waiting}
 
     def managers(self, now: float) -> list[dict[str, Any]]:
         """Describe each manager that is connected; callable in any thread."""

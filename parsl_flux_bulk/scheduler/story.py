@@ -142,6 +142,10 @@ class Story:
                 logger.debug("%s", Record(now, *entry))
         self._unsettled.clear()
 
+    def reason(self, what: WorkerGroup | None) -> str:
+        """Return why the tasks of a group wait, or (None) why no task job is submitted; "" if not known."""
+        return self._blocked.get(what) or self._waits.get(what, "")
+
     # -- reading -----------------------------------------------------------------------------------
 
     def of(self, task_id: int, shape: Shape | None = None) -> list[Record]:

@@ -7,6 +7,7 @@ and it ends once, with one of the outcomes below.
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -70,7 +71,17 @@ class Command:
 
 
 class _Task(Stateful):
-    __slots__ = ("__weakref__", "canceled", "future", "place", "resources", "state", "task_id")
+    __slots__ = (
+        "__weakref__",
+        "assigned",
+        "canceled",
+        "future",
+        "place",
+        "resources",
+        "state",
+        "submitted",
+        "task_id",
+    )
 
     def __init__(self, task_id: int, resources: Resources, new_future: Callable[[Any], Future[Any]]) -> None:
         self.task_id = task_id
@@ -78,6 +89,7 @@ class _Task(Stateful):
         self.state = TaskState.PENDING
         self.place: Any = None
         self.canceled = False
+        self.submitted = self.assigned = math.nan
         self.future = new_future(self)
 
     def __repr__(self) -> str:
@@ -107,6 +119,9 @@ class CallTask(_Task):
         The holder of the task while it is ASSIGNED. A task job holds its task from the start.
     canceled : bool
         The task is to end without a result.
+    submitted, assigned : float
+        Seconds, by the scheduler's clock: when the executor took it, and when a worker got it or its job was
+        submitted, the last time. NaN if that is not known.
     """
 
     __slots__ = ("call", "function")

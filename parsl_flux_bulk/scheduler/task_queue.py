@@ -6,6 +6,7 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 
 from parsl_flux_bulk.scheduler.states import TaskState
 from parsl_flux_bulk.scheduler.task import CallTask
@@ -67,6 +68,11 @@ class TaskQueue:
         """Return all tasks that wait."""
         tasks = [*(task for *_, task in sorted(self._ahead)), *self._new]
         return [task for task in tasks if task.state is TaskState.PENDING]
+
+    def first(self, count: int) -> list[CallTask]:
+        """Return some of the tasks that wait, at most so many."""
+        some = [*(task for *_, task in self._ahead[:count]), *islice(self._new, count)]
+        return [task for task in some if task.state is TaskState.PENDING][:count]
 
     def drain(self) -> Iterator[CallTask]:
         """Remove all tasks."""

@@ -399,7 +399,9 @@ class Manager(Stateful):
             running = 0
         if running and worker.exceeded is not None:
             outcome = serialize.app_failed(AppFailed(None, worker.exceeded))
-            self._send(frames.encode(frames.OUTCOME, slot.number, running, outcome))
+            now = time.time()
+            began = now - worker.exceeded - walltime.GRACE
+            self._send(frames.encode_outcome(slot.number, running, began, now, outcome))
             del worker.given[running]
             running = 0
         retired = worker.retired and not running and (exit_code == 0 or worker.overdue)

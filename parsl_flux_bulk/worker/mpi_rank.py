@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import os
 import signal
+import time
 
 from parsl_flux_bulk.protocol import frames, variables
 from parsl_flux_bulk.worker import handshake, lifeline, walltime
@@ -50,10 +51,12 @@ def main() -> int:
                     return 0
                 elif kind == frames.TASK:
                     call_ended = watch_executor(environ)
+                    started = time.time()
                     outcome = make_call(function_payload, payload[frames.FUNCTION_ID_SIZE :], group)
+                    ended = time.time()
                     call_ended.release()
                     handshake.flush_stdio()
-                    channel.send(frames.encode(frames.OUTCOME, 0, id, outcome))
+                    channel.send(frames.encode_outcome(0, id, started, ended, outcome))
                     channel.flush(FLUSH_TIMEOUT)
                     channel.close()
                     if guard >= 0:

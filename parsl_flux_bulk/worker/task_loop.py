@@ -171,13 +171,16 @@ class WorkerProcess:
             kind = frame[0]
             if kind == frames.TASK:
                 memory[entry] = frame[frames.ID]  # the task has started
+                started = time.time()
                 try:
                     outcome = copy_context().run(self._run, frame)
+                    ended = time.time()
                     left = self._state.restore()
                 except BaseException as error:  # of the task's signal handler, after the call
                     outcome = serialize.raised(error)
+                    ended = time.time()
                     left = self._state.restore()
-                self._send(frame, outcome)
+                self._send(frame, outcome, started, ended)
                 memory[entry] = none
                 done += 1
                 if left:
@@ -223,9 +226,11 @@ class WorkerProcess:
         finally:
             self._running.set_deadline(self._slot, 0.0, 0.0)
 
-    def _send(self, task: bytes, outcome: bytes) -> None:
+    def _send(self, task: bytes, outcome: bytes, started: float, ended: float) -> None:
         task_id = int.from_bytes(task[frames.ID], "little")
-        header = frames.HEADER.pack(frames.OUTCOME, self._slot, task_id, len(outcome))
+        length = frames.TIMES_SIZE + len(outcome)
+        header = frames.HEADER.pack(frames.OUTCOME, self._slot, task_id, length)
+        header += frames.TIMES.pack(started, ended)
         if len(outcome) < packets.PACKET_LIMIT:
             header += outcome
             outcome = b""

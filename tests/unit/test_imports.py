@@ -33,6 +33,7 @@ ORDER = [
     "jobspec",
     "worker",
     "protocol",
+    "trace",
     "errors version",
 ]
 """Entries at the root; each may use those on the lines below its own, and ``__init__`` all of them."""

@@ -75,7 +75,10 @@ def test_each_worker_is_pinned_to_its_own_cores(end):
     peer.send(frames.encode_json(frames.SETUP, 0, 0, {}))
     peer.send(frames.encode(frames.FUNCTION, 0, FUNCTION, serialize.dumps(os.sched_getaffinity)))
     peer.send(*(frames.encode_task(s, s + 1, FUNCTION, serialize.dumps(((0,), {}))) for s in range(slots)))
-    masks = [serialize.read_outcome(frame.payload)[0] for frame in peer.get(frames.OUTCOME, slots)]
+    masks = [
+        serialize.read_outcome(frame.payload[frames.TIMES_SIZE :])[0]
+        for frame in peer.get(frames.OUTCOME, slots)
+    ]
 
     assert sorted(cpu for mask in masks for cpu in mask) == cpus
     assert os.sched_getaffinity(process.pid) == set(cpus)

@@ -40,7 +40,7 @@ def test_a_rank_makes_one_call(end, tmp_path):
 
     assert peer.frames[0].slot == 0
     assert peer.frames[0].json["rank"] == 1
-    assert (outcome.id, serialize.read_outcome(outcome.payload)) == (7, ("1", None))
+    assert (outcome.id, serialize.read_outcome(outcome.payload[frames.TIMES_SIZE :])) == (7, ("1", None))
     assert process.communicate(timeout=10) == (b"rank 1\n", b"")
     assert process.returncode == 0
 
@@ -62,7 +62,7 @@ def test_a_rank_that_ends_in_time_leaves_no_watchdog(end):
     (outcome,) = peer.get(frames.OUTCOME)
     peer.until_closed()
 
-    assert serialize.read_outcome(outcome.payload) == ("sleep", None)
+    assert serialize.read_outcome(outcome.payload[frames.TIMES_SIZE :]) == ("sleep", None)
     assert process.wait(10) == 0
 
 
@@ -125,4 +125,4 @@ def test_a_rank_under_flux_loses_no_long_outcome_at_its_end(flux_uri, tmp_path, 
     service.kill()
 
     assert (kind, id) == (frames.OUTCOME, 7)
-    assert serialize.read_outcome(bytes(payload)) == (bytes(50_000_000), None)
+    assert serialize.read_outcome(bytes(payload[frames.TIMES_SIZE :])) == (bytes(50_000_000), None)

@@ -91,7 +91,9 @@ class Bench:
         self.end(task)
 
     def end(self, task):
-        self.runtime.message("manager", frames.encode(frames.OUTCOME, 0, task.task_id, serialize.returned(3)))
+        self.runtime.message(
+            "manager", frames.encode_outcome(0, task.task_id, 1.0, 2.0, serialize.returned(3))
+        )
         self.runtime.turn()
         assert task.future.result(timeout=0) == 3
         self.runtime.deadline()  # the thread goes to sleep
@@ -308,7 +310,7 @@ def test_workers_of_long_tasks_are_not_kept_waiting(bench, monkeypatch):
     bench.runtime.turn()
     result = serialize.run(len, first.call)
     now += 1.0 + 2 * BATCHING_DELAY
-    bench.runtime.message("peer", frames.encode(frames.OUTCOME, 0, first.task_id, result))
+    bench.runtime.message("peer", frames.encode_outcome(0, first.task_id, 1.0, 2.0, result))
     bench.runtime.turn()
     assert first.future.result(timeout=0) == 3
     assert bench.queue.scheduler.service_time >= BATCHING_DELAY
