@@ -105,7 +105,7 @@ def test_another_process_watches_reads_a_story_and_cancels(tmp_path: Path) -> No
         helpers.wait_until(lambda: read.update() and read.stories, bound=20)
         assert read.stories[0]["task"] == 1 and "assign" in "".join(read.stories[0]["lines"])
         request(path, "cancel 1")
-        helpers.wait_until(future.cancelled, bound=20)
+        helpers.wait_until(lambda: future.cancelled(), bound=20)
         own.shutdown()
     read.update()
     assert trace.tasks(tmp_path)["outcome"][trace.tasks(tmp_path)["task"].index(1)] == "canceled"
