@@ -219,7 +219,7 @@ class TaskTrace:
         if now < self._due and not (last and self._changed):
             return
         self._due, self._changed = now + PERIOD, False
-        status, reasons = scheduler.status(), scheduler.reasons()
+        status, reasons = scheduler.status(), scheduler.lifecycle.reasons()
         groups = list(scheduler.lifecycle.groups.values())
         self._note_blocks()
         self._writer.event(

@@ -65,6 +65,11 @@ class Lifecycle:
             group = self.groups[shape] = WorkerGroup(shape)
         return group
 
+    def reasons(self) -> dict[Shape | None, str]:
+        """Return why tasks wait: those of each shape, and (None) those that need a job of their own."""
+        waiting = [group for group in self.groups.values() if group.waiting]
+        return {None: self._story.reason(None)} | {g.shape: self._story.reason(g) for g in waiting}
+
     # -- jobs begin and end ------------------------------------------------------------------------
 
     def hold(self, task: Task, *, first: bool = False) -> None:

@@ -430,11 +430,6 @@ class Scheduler:
         """Return what the tasks that have not ended need; callable in any thread."""
         return demand(self.lifecycle, self._outcomes)
 
-    def reasons(self) -> dict[Shape | None, str]:
-        """Return why tasks wait: those of each shape, and (None) those that need a job of their own."""
-        waiting = [group for group in self.lifecycle.groups.values() if group.waiting]
-        return {None: self._story.reason(None)} | {g.shape: self._story.reason(g) for g in waiting}
-
     def managers(self, now: float) -> list[dict[str, Any]]:
         """Describe each manager that is connected; callable in any thread."""
         return managers(self.lifecycle, now)
