@@ -27,6 +27,8 @@ import hypothesis
 import pytest
 from slurm_cluster import slurm_missing
 
+from parsl_flux_bulk.instances.local import core_claims
+
 if TYPE_CHECKING:
     from parsl_flux_bulk import FluxBulkExecutor
 
@@ -176,6 +178,14 @@ class SharedExecutor:
 
 SHARED_EXECUTORS: set[SharedExecutor] = set()
 """Executors that `new_executor` has started and that run now."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def core_claims_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let embedded instances pin their jobs, whatever else of this user runs on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core_claims, "DIRECTORIES", (str(tmp_path_factory.mktemp("claims")),))
+        yield
 
 
 @pytest.fixture(scope="session")

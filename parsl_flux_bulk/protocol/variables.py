@@ -19,6 +19,7 @@ GPUS = PREFIX + "GPUS"  # GPUs of one unit of workers, or of a node job
 SHARING = PREFIX + "SHARING"  # workers of one unit, which share its cores and GPUs; 1 by default
 SLOTS = PREFIX + "SLOTS"  # number of workers of a manager; by default as many as fit its CPUs and GPUs
 NODE_CORES = PREFIX + "NODE_CORES"  # cores that the job got on this node, by the instance
+UNPINNED = PREFIX + "UNPINNED"  # set if workers must not be pinned: others may be pinned to the same cores
 OUTPUT = PREFIX + "OUTPUT"  # path without suffix of the files that a manager writes its output to
 OUTER_URI = PREFIX + "OUTER_URI"  # URI of the instance that an inner instance is a job of
 OUTER_JOB = PREFIX + "OUTER_JOB"  # id of that job, in F58

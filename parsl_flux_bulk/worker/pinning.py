@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from parsl_flux_bulk.protocol.variables import CORES, GPUS, NODE_CORES, SHARING, SLOTS
+from parsl_flux_bulk.protocol.variables import CORES, GPUS, NODE_CORES, SHARING, SLOTS, UNPINNED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def bindings(environ: Mapping[str, str], cores: Sequence[tuple[int, ...]] | None
     if not count:
         count = sharing * min([allocated // cores_each, *(len(gpus) // gpus_each for gpus in lists.values())])
     count = max(1, count)
-    pinned = -(-count // sharing) * cores_each <= len(cores) <= allocated
+    pinned = UNPINNED not in environ and -(-count // sharing) * cores_each <= len(cores) <= allocated
     found = []
     for slot in range(count):
         unit, number = divmod(slot, sharing)

@@ -1,9 +1,10 @@
 """The embedded instance: jobspecs as processes on this machine, without Flux.
 
 A laptop, or a login node without Flux, runs the same pipeline with it. Jobs get whole cores, first
-come, first served within one urgency, and are pinned to them; a request that this machine cannot
-satisfy is refused in words. A core is a physical one with all its hardware threads, of those CPUs
-that this process may use.
+come, first served within one urgency, and are pinned to them, unless another embedded instance of
+the user has claimed them (:mod:`.core_claims`); a request that this machine cannot satisfy is
+refused in words. A core is a physical one with all its hardware threads, of those CPUs that this
+process may use.
 
 This module is the user's end. Queue and processes belong to a small separate process, the server
 (:mod:`.server`), which ends, and kills every process of every job, when this process ends. The
@@ -19,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 import os
 import selectors
 import socket
@@ -51,6 +53,8 @@ from parsl_flux_bulk.instances.socket_channel import SocketChannel
 from parsl_flux_bulk.protocol.framing import frame
 from parsl_flux_bulk.protocol.wakeup import Wakeup
 from parsl_flux_bulk.worker.pinning import physical_cores
+
+logger = logging.getLogger(__name__)
 
 _COMPLETED = JobResult(JobStatus.COMPLETED, exit_code=0)
 
@@ -91,7 +95,8 @@ class LocalInstance:
             )
         if gpus < 0:
             raise ValueError(f"gpus={gpus}: give 0 or more")
-        self._cores = [usable[number % len(usable)] for number in range(cores or len(usable))]
+        self._usable = usable
+        self._cores = cores or len(usable)
         self._gpus = gpus
         self._first_id = first_id
         self._working_dir = working_dir
@@ -108,7 +113,7 @@ class LocalInstance:
     def description(self) -> str:
         """One line for people."""
         gpus = f" and {self._gpus} GPU{'s' * (self._gpus != 1)}" if self._gpus else ""
-        count = len(self._cores)
+        count = self._cores
         return f"embedded instance: {count} core{'s' * (count != 1)}{gpus} of {socket.gethostname()}"
 
     def start(self) -> None:
@@ -122,8 +127,15 @@ class LocalInstance:
         with self._lock:
             if self._server is None:
                 working_dir = os.path.abspath(self._working_dir or os.getcwd())
-                machine = Machine(socket.gethostname(), len(self._cores), self._gpus, working_dir)
-                self._server = ServerProcess(machine, self._cores, gpu_names(self._gpus), self._first_id)
+                machine = Machine(socket.gethostname(), self._cores, self._gpus, working_dir)
+                self._server = ServerProcess(machine, self._usable, gpu_names(self._gpus), self._first_id)
+                if self._server.pinned_cores < self._cores:
+                    logger.info(
+                        "cores shared pinned=%d of %d: other embedded instances on this host have the rest; "
+                        "jobs there are not pinned",
+                        self._server.pinned_cores,
+                        self._cores,
+                    )
 
     def connect(self) -> LocalConnection:
         """Open a connection."""

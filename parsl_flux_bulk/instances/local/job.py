@@ -28,6 +28,7 @@ from parsl_flux_bulk.instances.local.processes import job_tmpdir, kill_group
 from parsl_flux_bulk.instances.local.scratch import ScratchDirectories
 from parsl_flux_bulk.instances.local.stdio_files import JobFiles, LabeledPipe, render, spool_paths
 from parsl_flux_bulk.instances.local.task_pinning import cpus_of_task, gpu_variables
+from parsl_flux_bulk.protocol import variables
 from parsl_flux_bulk.protocol.states import State, Stateful
 from parsl_flux_bulk.protocol.stderr_tail import read_tail
 
@@ -104,7 +105,7 @@ class LocalJob(Stateful):
         Parameters
         ----------
         cpus : sequence
-            For each core that the job got, its CPUs.
+            For each core that the job got, its CPUs; none for a core to which jobs must not be pinned.
         gpus : sequence of str or None
             The job's GPUs as ``CUDA_VISIBLE_DEVICES`` names them; None leaves that variable alone.
 
@@ -128,7 +129,10 @@ class LocalJob(Stateful):
                 # of subprocess; set after the start it would come too late.
                 pinned = cpus_of_task(self.plan.affinity, cpus, rank, self.size)
                 os.sched_setaffinity(0, everywhere if pinned is None else pinned)
-                self._spawn(rank, cwd, self._environment(rank, values, gpus), values, stdio)
+                environment = self._environment(rank, values, gpus)
+                if pinned is None and variables.TOKEN in environment:
+                    environment[variables.UNPINNED] = "1"
+                self._spawn(rank, cwd, environment, values, stdio)
         finally:
             os.sched_setaffinity(0, everywhere)
             self._errors, self._labels, self._written = files.errors, files.labels, files.written

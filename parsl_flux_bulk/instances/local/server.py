@@ -30,6 +30,7 @@ from typing import Any
 from parsl_flux_bulk.instances.framed_socket import LONGEST_WAIT, FramedSocket
 from parsl_flux_bulk.instances.local import processes
 from parsl_flux_bulk.instances.local.allocator import Allocator, JobQueue
+from parsl_flux_bulk.instances.local.core_claims import CoreClaims
 from parsl_flux_bulk.instances.local.job import JobState, LocalJob, StartFailed
 from parsl_flux_bulk.instances.local.job_plan import JobPlan
 from parsl_flux_bulk.instances.local.kept_output import KeptOutput, KeptResults, Result
@@ -52,7 +53,8 @@ class Server:
     def __init__(self, control: socket.socket, configuration: dict[str, Any]) -> None:
         self._control = control
         self._directory: str = configuration["directory"]
-        self._cpus: list[list[int]] = configuration["cores"]
+        claims = CoreClaims(configuration["claims"])
+        self._cpus = claims.choose(configuration["usable"], configuration["cores"])
         self._gpus: list[str] | None = configuration["gpus"]
         self._allocator = Allocator(len(self._cpus), len(self._gpus or ()))
         self._queue = JobQueue()
@@ -71,6 +73,11 @@ class Server:
         self.selector = selectors.DefaultSelector()
         self.reporting: set[Client] = set()
         self._listen(configuration["owner"])
+
+    @property
+    def pinned_cores(self) -> int:
+        """Number of cores that jobs are pinned to."""
+        return sum(map(bool, self._cpus))
 
     def _listen(self, owner: int) -> None:
         self._wakeup = Wakeup()
@@ -336,7 +343,7 @@ def main() -> None:
     configuration = json.loads(control.recv(CONTROL_SIZE))
     os.mkdir(os.path.join(configuration["directory"], "spool"), 0o700)
     server = Server(control, configuration)
-    control.send(b"ready")
+    control.send(f"ready {server.pinned_cores}".encode())
     try:
         server.run()
     finally:

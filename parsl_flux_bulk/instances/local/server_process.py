@@ -16,6 +16,7 @@ from typing import IO
 
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
 from parsl_flux_bulk.instances.local import processes, server
+from parsl_flux_bulk.instances.local.core_claims import claims_path
 from parsl_flux_bulk.instances.local.machine import Machine
 from parsl_flux_bulk.instances.socket_channel import SOCKET_PATH_LIMIT
 from parsl_flux_bulk.protocol.stderr_tail import last_lines
@@ -33,8 +34,8 @@ class ServerProcess:
     Parameters
     ----------
     machine : Machine
-    cores : list of tuple of int
-        The CPUs of each core.
+    usable : list of tuple of int
+        The CPUs of each core that this process may use.
     gpus : list of str or None
         As ``CUDA_VISIBLE_DEVICES`` names them; None leaves that variable of jobs alone.
     first_id : int
@@ -44,6 +45,8 @@ class ServerProcess:
     ----------
     directory : str
         Private to this user: the channel's sockets, kept output, scratch of running jobs.
+    pinned_cores : int
+        Cores of the instance to which jobs are pinned; others on this host have claimed the rest.
 
     Raises
     ------
@@ -52,7 +55,7 @@ class ServerProcess:
     """
 
     def __init__(
-        self, machine: Machine, cores: list[tuple[int, ...]], gpus: list[str] | None, first_id: int
+        self, machine: Machine, usable: list[tuple[int, ...]], gpus: list[str] | None, first_id: int
     ) -> None:
         self.machine = machine
         self.directory = _private_directory()
@@ -62,7 +65,15 @@ class ServerProcess:
         self._lock = threading.Lock()
         try:
             self._process = self._start(theirs)
-            self._configure({"cores": cores, "gpus": gpus, "first_id": first_id})
+            self.pinned_cores = self._configure(
+                {
+                    "cores": machine.cores,
+                    "usable": usable,
+                    "claims": claims_path(),
+                    "gpus": gpus,
+                    "first_id": first_id,
+                }
+            )
         except BaseException:
             shutil.rmtree(self.directory, ignore_errors=True)
             self._control.close()
@@ -86,7 +97,7 @@ class ServerProcess:
         except OSError as error:
             raise InstanceUnavailable(f"cannot start the embedded instance's server: {error}") from error
 
-    def _configure(self, configuration: dict[str, object]) -> None:
+    def _configure(self, configuration: dict[str, object]) -> int:
         configuration |= {"directory": self.directory, "owner": os.getpid()}
         self._control.settimeout(START_BOUND)
         try:
@@ -94,7 +105,7 @@ class ServerProcess:
             ready = self._control.recv(16)
         except OSError as error:
             ready = str(error).encode()
-        if ready != b"ready":
+        if not ready.startswith(b"ready "):
             self._process.kill()
             self._process.wait()
             reason = self._log_tail() or ready.decode(errors="replace") or "no output"
@@ -102,6 +113,7 @@ class ServerProcess:
                 f"the embedded instance's server ({sys.executable}) did not start: {reason}"
             )
         self._control.settimeout(None)
+        return int(ready.removeprefix(b"ready "))
 
     def connect(self) -> socket.socket:
         """Return a new stream socket to the server."""

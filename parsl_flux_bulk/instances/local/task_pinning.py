@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def cpus_of_task(affinity: str, cores: Sequence[Sequence[int]], rank: int, size: int) -> set[int] | None:
-    """Return the CPUs that task `rank` of `size` is pinned to; None for all.
+    """Return the CPUs that task `rank` of `size` is pinned to; None for all: so for a core without CPUs.
 
     Parameters
     ----------
@@ -21,6 +21,8 @@ def cpus_of_task(affinity: str, cores: Sequence[Sequence[int]], rank: int, size:
     if affinity == "off":
         return None
     mine = share(cores, rank, size) if affinity == "per-task" else cores
+    if not all(mine):
+        return None
     return {cpu for core in mine for cpu in core}
 
 
