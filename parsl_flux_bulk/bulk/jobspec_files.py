@@ -15,6 +15,8 @@ from parsl_flux_bulk.jobspec import Jobspec
 SIZE_LIMIT = 64 << 20
 """Bytes of a jobspec file at most. Flux itself takes much less."""
 
+_CHUNK = 1 << 20
+
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -40,14 +42,19 @@ def read_jobspec(path: str | os.PathLike[str]) -> Jobspec:
         )
     _check_kind(os.stat(name).st_mode, name)
     # Not blocking, in case that the file is replaced by a FIFO in the meantime.
-    with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
-        _check_kind(os.fstat(file.fileno()).st_mode, name)
-        text = bytearray()
-        while len(text) <= SIZE_LIMIT and (chunk := file.read(SIZE_LIMIT + 1 - len(text))):
+    descriptor = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        _check_kind(status.st_mode, name)
+        # A buffer of the file's size: one of the limit's would cost more than the rest.
+        text = os.read(descriptor, min(status.st_size, SIZE_LIMIT) + 1)
+        while text and len(text) <= SIZE_LIMIT and (chunk := os.read(descriptor, _CHUNK)):
             text += chunk
+    finally:
+        os.close(descriptor)
     if len(text) > SIZE_LIMIT:
         raise JobspecError(f"longer than {SIZE_LIMIT >> 20} MiB, which no jobspec is")
-    return Jobspec.parse(bytes(text))
+    return Jobspec.parse(text)
 
 
 def _check_kind(mode: int, name: str) -> None:

@@ -26,12 +26,10 @@ from concurrent.futures import TimeoutError
 from types import TracebackType
 from typing import Any
 
-from parsl_flux_bulk.blocks.packed.packed_jobs import pack
 from parsl_flux_bulk.bulk.jobspec_files import parse_jobspec, read_jobspec, shorten
 from parsl_flux_bulk.instances.base import Connection, Instance, JobRequest, JobResult
+from parsl_flux_bulk.instances.events import OWN_ID
 from parsl_flux_bulk.instances.factory import choose_instance
-from parsl_flux_bulk.instances.federation.inner_instances import nest
-from parsl_flux_bulk.instances.federation.members import own_id
 from parsl_flux_bulk.jobspec import Jobspec, build
 from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY
 from parsl_flux_bulk.jobspec.resources import Resources
@@ -67,7 +65,7 @@ class JobFuture(CallbackFuture[JobResult]):
     def job_id(self) -> int | None:
         """The job id as a number; None until the instance has accepted the job."""
         job_id = self._job.job_id
-        return None if job_id is None else own_id(job_id)
+        return None if job_id is None else job_id & OWN_ID
 
     @property
     def job_name(self) -> str:
@@ -174,7 +172,7 @@ class BulkSubmitter:
         chosen = choose_instance(instance)
         self._jobs = _Jobs(keep_ended)
         self._pipeline = Pipeline[Job](
-            pack(chosen) if packed else nest(chosen, instances),
+            _shared_out(chosen, packed, instances),
             max_active_jobs=max_active_jobs,
             name="bulk-submitter",
         )
@@ -429,6 +427,19 @@ class _Jobs:
             if self._keep_ended:
                 self._ended.append(future)
             self._changed.notify_all()
+
+
+def _shared_out(instance: Instance, packed: bool, instances: int) -> Instance:
+    """Return the instance with node jobs or inner instances, whose modules are not imported without need."""
+    if packed:
+        from parsl_flux_bulk.blocks.packed.packed_jobs import pack
+
+        return pack(instance)
+    if instances > 1:
+        from parsl_flux_bulk.instances.federation.inner_instances import nest
+
+        return nest(instance, instances)
+    return instance
 
 
 def _check_urgency(urgency: int) -> None:

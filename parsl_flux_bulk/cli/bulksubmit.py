@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from parsl_flux_bulk.blocks.packed.packed_jobs import packs_by_default
 from parsl_flux_bulk.bulk.inputs import InputError
 from parsl_flux_bulk.bulk.submitter import BulkSubmitter
 from parsl_flux_bulk.cli.arguments import asks_for_little, parse
@@ -24,6 +23,7 @@ from parsl_flux_bulk.cli.earlier_run import EarlierRun
 from parsl_flux_bulk.cli.failures import Retries
 from parsl_flux_bulk.cli.inputs import UnusableInput
 from parsl_flux_bulk.cli.job_output import JobOutput, LostOutputHint, Watch
+from parsl_flux_bulk.cli.packing import packs_by_default
 from parsl_flux_bulk.cli.report import Report
 from parsl_flux_bulk.cli.run import Run
 from parsl_flux_bulk.cli.streams import Output, Records, open_standard_streams

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TextIO
+from typing import TextIO, TypeAlias
 
 WIDTH = 58
 """Width of the bar (characters), unless the terminal is narrower."""
@@ -13,6 +13,10 @@ PLAIN_INTERVAL = 60.0
 """Seconds between two updates of the bar, on a terminal and elsewhere."""
 
 
+_State: TypeAlias = tuple[int, int, float, bool]
+"""The arguments of `Progress.update`."""
+
+
 class Progress:
     """Shows how many jobs have ended, here as a plain line. Belongs to one thread."""
 
@@ -20,8 +24,8 @@ class Progress:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._latest = ""
-        self._shown = ""
+        self._latest: _State | None = None
+        self._shown: _State | None = None
         self._next = time.monotonic() + self.interval
 
     def update(self, done: int, total: int, seconds: float, *, known: bool = False) -> None:
@@ -32,9 +36,7 @@ class Progress:
         known : bool
             Whether `total` is that of the run, so that the time left can be estimated.
         """
-        room = self._columns() - len(bar(done, total, seconds, width=0, left=known)) - 1
-        width = max(1, min(WIDTH, room))
-        self._latest = bar(done, total, seconds, width=width, encoding=self._stream.encoding, left=known)
+        self._latest = done, total, seconds, known
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self.interval
             self._show()
@@ -51,9 +53,16 @@ class Progress:
     def _columns(self) -> int:
         return 2 * WIDTH  # a file has no narrow lines
 
+    def _text(self, state: _State) -> str:
+        done, total, seconds, known = state
+        room = self._columns() - len(bar(done, total, seconds, width=0, left=known)) - 1
+        width = max(1, min(WIDTH, room))
+        return bar(done, total, seconds, width=width, encoding=self._stream.encoding, left=known)
+
     def _show(self) -> None:
         self._shown = self._latest
-        self.line(self._latest)
+        if self._latest is not None:
+            self.line(self._text(self._latest))
 
 
 class _LiveProgress(Progress):
@@ -71,10 +80,10 @@ class _LiveProgress(Progress):
         self._console.print(text, markup=False, soft_wrap=True)
 
     def finish(self) -> None:
-        if self._latest:
+        if self._latest is not None:
             self._show()
             self._live.stop()
-            self._latest = ""
+            self._latest = None
 
     def _columns(self) -> int:
         return self._console.width
@@ -82,8 +91,9 @@ class _LiveProgress(Progress):
     def _show(self) -> None:
         from rich.text import Text
 
-        self._live.start()
-        self._live.update(Text(self._latest, no_wrap=True), refresh=True)
+        if self._latest is not None:
+            self._live.start()
+            self._live.update(Text(self._text(self._latest), no_wrap=True), refresh=True)
 
 
 def open_progress(stream: TextIO) -> Progress:

@@ -7,10 +7,10 @@ import time
 from dataclasses import replace
 from typing import Any, TextIO, cast
 
-from parsl_flux_bulk.blocks.packed.packed_jobs import PACKED_FROM
 from parsl_flux_bulk.bulk.submitter import JobFuture
 from parsl_flux_bulk.cli.failures import STDERR_LINES, Failures
 from parsl_flux_bulk.cli.item import Item
+from parsl_flux_bulk.cli.packing import PACKED_FROM
 from parsl_flux_bulk.cli.progress import open_progress
 from parsl_flux_bulk.cli.streams import Output, Records, reason
 from parsl_flux_bulk.errors import JobspecError

@@ -25,6 +25,7 @@ class SignalQueue(Generic[T]):
     def __init__(self) -> None:
         self._items: deque[T] = deque()
         self._wakeup = Wakeup()
+        self._waiting = False
 
     def __bool__(self) -> bool:
         return bool(self._items)
@@ -32,23 +33,30 @@ class SignalQueue(Generic[T]):
     def put(self, item: T) -> None:
         """Add an item, from any thread."""
         self._items.append(item)
-        self._wakeup.wake()
+        if self._waiting:  # wake-ups coalesce: only the first costs a system call
+            self._waiting = False
+            self._wakeup.wake()
 
     def get(self, timeout: float | None = None) -> T | None:
         """Wait for an item; None after `timeout` seconds, or if a signal arrived."""
         if not self._items:
-            select.select([self._wakeup], [], [], timeout)
-            self._wakeup.clear()
+            self._select([self._wakeup.fileno()], timeout)
         return self._items.popleft() if self._items else None
 
     def wait_readable(self, descriptor: int, timeout: float | None = None) -> bool:
         """Wait until a file is readable, which is returned; or there is an item, a signal, or a timeout."""
         if self._items:
             return False
-        readable, _, _ = select.select([self._wakeup.fileno(), descriptor], [], [], timeout)
+        return descriptor in self._select([self._wakeup.fileno(), descriptor], timeout)
+
+    def _select(self, descriptors: list[int], timeout: float | None) -> list[int]:
+        self._waiting = True
+        # Once more: an item may have been put in the meantime, without a wake-up.
+        readable, _, _ = select.select(descriptors, [], [], 0 if self._items else timeout)
+        self._waiting = False
         if self._wakeup.fileno() in readable:
             self._wakeup.clear()
-        return descriptor in readable
+        return readable
 
     @contextmanager
     def woken_by_signals(self) -> Iterator[None]:

@@ -31,6 +31,12 @@ JobId: TypeAlias = int
 PeerId: TypeAlias = Hashable
 """Identifies one process of a job while it is connected."""
 
+FLUX_IN_FLIGHT = 8
+"""See :attr:`Connection.in_flight`. Fewer would not keep a broker busy."""
+
+EMBEDDED_IN_FLIGHT = 256
+"""The embedded instance knows no wait for any job; see :attr:`Connection.in_flight`."""
+
 CHANNEL_VARIABLE = variables.CHANNEL
 """Environment variable of every job of an executor: the address of its channel, unique to the executor."""
 
@@ -218,6 +224,14 @@ class ChannelAddress:
 
 class Connection(Protocol):
     """Submits and cancels jobs, for one thread. Every method raises InstanceLost if the instance is lost."""
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs to submit together, at most.
+
+        In Flux, a job must be watched, by id, before it ends: until then, a process that waits for any job
+        would receive its end.
+        """
 
     def submit(self, requests: Sequence[JobRequest]) -> list[JobId | Refusal]:
         """Submit jobs, with all requests in flight at once.

@@ -26,10 +26,6 @@ instance's scheduler has no long queue to search (measured with benchmarks/bulks
 BATCH_LIMIT = 256
 """Jobs in a batch at most."""
 
-IN_FLIGHT = 8
-"""Requests in flight together. Their jobs are watched, by id, once all of them are answered. This must come
-before the first of the jobs ends: until then, a process that waits for any job would receive its end."""
-
 
 class Submitter(Generic[JobT]):
     """The state of the submission thread.
@@ -144,8 +140,10 @@ class Submitter(Generic[JobT]):
 
     def _next(self, connection: Connection) -> bool:
         batch, cancellations, closed = self._take()
-        for first in range(0, len(batch), IN_FLIGHT):
-            self._submit(connection, batch[first : first + IN_FLIGHT])
+        while batch:
+            together = connection.in_flight
+            self._submit(connection, batch[:together])
+            del batch[:together]
         if cancellations:
             self._cancel(connection, cancellations)
         return not (closed and not cancellations)

@@ -255,6 +255,24 @@ def test_what_hides_from_the_process_group_ends_with_the_job(seam: Seam, tmp_pat
     helpers.wait_until(lambda: len(helpers.own_processes()) - len(helpers.LONG_LIVED) <= 1)
 
 
+def test_a_job_has_no_descriptors_but_the_standard_ones(seam: Seam) -> None:
+    # The last one is the listed directory's.
+    assert output_of(seam, jobspec(["ls", "/proc/self/fd"])) == ["0", "1", "2", "3"]
+
+
+def test_a_program_that_moved_is_found_again(seam: Seam, tmp_path: Path) -> None:
+    directories = [tmp_path / "first", tmp_path / "second"]
+    for directory in directories:
+        directory.mkdir()
+        program = directory / "which-one"
+        program.write_text(f"#!/bin/sh\necho {directory.name}\n")
+        program.chmod(0o755)
+    job = jobspec(["which-one"], environment={"PATH": f"{directories[0]}:{directories[1]}:/usr/bin:/bin"})
+    assert output_of(seam, job) == ["first"]
+    (directories[0] / "which-one").unlink()
+    assert output_of(seam, job) == ["second"]
+
+
 def test_variables_of_another_instance_do_not_reach_jobs(seam: Seam) -> None:
     text = jobspec(["env"], environment={"FLUX_URI": "local:///elsewhere", "PMI_FD": "9"})
     assert not [line for line in output_of(seam, text) if line.startswith(("FLUX_URI", "PMI_"))]
@@ -369,7 +387,9 @@ def test_output_is_kept_within_bounds(seam: Seam) -> None:
     ids = seam.submit(*[shell("echo out")] * 5, *[jobspec(["true"])] * 5)
     seam.wait(ids)
     # Those without output leave nothing.
-    assert sorted(path.name for path in spool.iterdir()) == [f"{job_id}.out" for job_id in ids[:5]]
+    assert sorted(path.name for path in spool.iterdir() if path.stat().st_size) == [
+        f"{job_id}.out" for job_id in ids[:5]
+    ]
     size = kept_output.KEPT_OUTPUT_BYTES // 2 + 1
     first, second = (seam.run_one(shell(f"truncate -s {size} /proc/self/fd/1"))[0] for _ in range(2))
     assert not (spool / f"{first}.out").exists()

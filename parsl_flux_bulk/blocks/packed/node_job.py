@@ -100,8 +100,8 @@ def main() -> int:
         first_id=number * IDS_OF_A_NODE + 1,
     )
     try:
+        channel = handshake.introduce(environ)  # first: the user's process gets ready in the meantime
         instance.start()
-        channel = handshake.introduce(environ)
         relay = BlockRelay(instance, ChannelTransport(channel))
         signal.signal(signal.SIGTERM, lambda *_: relay.end("it got SIGTERM", 1))
         end = relay.run()

@@ -19,7 +19,7 @@ from pathlib import Path
 from parsl_flux_bulk.blocks.relay import protocol
 from parsl_flux_bulk.blocks.relay.instance import BlockState, RelayedInstance
 from parsl_flux_bulk.errors import InstanceError
-from parsl_flux_bulk.instances.base import Completion, PeerId, PeerMessage, Usage
+from parsl_flux_bulk.instances.base import EMBEDDED_IN_FLIGHT, Completion, PeerId, PeerMessage, Usage
 from parsl_flux_bulk.instances.events import MemberInstance
 from parsl_flux_bulk.instances.federation.inner_instance_launcher import (
     PING_PERIOD,
@@ -111,6 +111,7 @@ class NodeJobLauncher(Launcher):
             description="", name_of_zero="0", seconds_left=None, environment={},
         )  # fmt: skip
         relayed = self._links[peer] = RelayedInstance(hello, -1, Link(peer, self._call).send)
+        relayed.in_flight = EMBEDDED_IN_FLIGHT
         relayed.description = f"embedded instance on {hello.host}"
         # In a thread of its own, because it waits for replies, which this thread receives.
         threading.Thread(target=self._join, args=(inner, relayed), name="node-job-joins", daemon=True).start()
@@ -133,6 +134,12 @@ class NodeJobLauncher(Launcher):
         relayed = self._links.pop(peer, None)
         if relayed is not None:
             relayed.end(BlockState.LOST, "its program has ended")
+
+    def _end_all(self, completion: Completion) -> None:
+        for inner in self._in_state(InnerState.READY):
+            self._retire(completion, inner.name)
+        self._cancel(self._in_state(InnerState.SUBMITTED))
+        # Not waited for: the programs have no jobs left, and end with this channel at the latest.
 
     def _tell_to_end(self, completion: Completion, inner: Inner) -> None:
         completion.send(

@@ -22,9 +22,6 @@ from parsl_flux_bulk.instances.federation.placement import NestedPlacement
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
 from parsl_flux_bulk.jobspec.jobspec import Demand, Jobspec
 
-PACKED_FROM = 100
-"""Number of jobs from which they are packed by default, in an instance that starts for the run."""
-
 _OPTIONS = frozenset(
     [
         "cpu-affinity",
@@ -83,11 +80,3 @@ class PackedJobs(NestedInstances):
 def pack(instance: Instance) -> Instance:
     """Return a Flux instance with packed jobs; any other instance itself."""
     return PackedJobs(instance) if isinstance(instance, FluxInstance) else instance
-
-
-def packs_by_default(instance: Instance, jobs: int) -> bool:
-    """Tell whether to pack so many jobs, unless the user says otherwise.
-
-    Only in an owned instance: users look for their jobs in an instance that they attached to.
-    """
-    return isinstance(instance, FluxInstance) and instance.owned and jobs >= PACKED_FROM

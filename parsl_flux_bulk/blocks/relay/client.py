@@ -35,7 +35,7 @@ from parsl_flux_bulk.instances.base import (
     Usage,
 )
 from parsl_flux_bulk.instances.events import EventSource, subscribe
-from parsl_flux_bulk.jobspec.jobspec import Jobspec
+from parsl_flux_bulk.jobspec.common_parts import JobspecReader
 
 JOIN_TIMEOUT = 15.0
 """Seconds that the last requests may take."""
@@ -178,6 +178,7 @@ class RequestThread(threading.Thread):
     def __init__(self, relay: BlockRelay) -> None:
         super().__init__(name="block-requests", daemon=True)
         self._relay = relay
+        self._jobspecs = JobspecReader()
         self.queue: queue.SimpleQueue[tuple[int, str, Any] | None] = queue.SimpleQueue()
 
     def run(self) -> None:
@@ -198,7 +199,8 @@ class RequestThread(threading.Thread):
 
     def _answer(self, connection: Connection, verb: str, argument: Any) -> Any:
         if verb == "submit":
-            answers = connection.submit([JobRequest(Jobspec(data), urgency) for data, urgency in argument])
+            requests = [JobRequest(self._jobspecs.read(packed), urgency) for *packed, urgency in argument]
+            answers = connection.submit(requests)
             self._relay.active_jobs.update(a for a in answers if not isinstance(a, Refusal))
             return [answer.reason if isinstance(answer, Refusal) else answer for answer in answers]
         if verb == "cancel":

@@ -26,6 +26,7 @@ from typing import Any, cast
 from parsl_flux_bulk.blocks.relay import protocol
 from parsl_flux_bulk.errors import InstanceError, InstanceLost, OutputUnavailable
 from parsl_flux_bulk.instances.base import (
+    FLUX_IN_FLIGHT,
     Capacity,
     ChannelAddress,
     Event,
@@ -38,6 +39,7 @@ from parsl_flux_bulk.instances.base import (
     Refusal,
 )
 from parsl_flux_bulk.instances.events import OWN_ID, SCOPE_BITS, EventSink, scoped_usage
+from parsl_flux_bulk.jobspec.common_parts import CommonParts, pack_jobspec
 
 REPLY_TIMEOUT = 300.0
 """Seconds that a joined block may take to answer a request."""
@@ -66,6 +68,8 @@ class RelayedInstance:
     descriptor : int
         File descriptor of the connection.
     state : BlockState
+    in_flight : int
+        That of its connections; may be set.
     """
 
     def __init__(
@@ -79,7 +83,10 @@ class RelayedInstance:
         self.ends_at = None if hello.seconds_left is None else time.time() + hello.seconds_left
         self.descriptor = descriptor
         self.state = BlockState.JOINED
+        self.in_flight = FLUX_IN_FLIGHT
         self._name_of_zero = hello.name_of_zero
+        self.parts = CommonParts()
+        self.submitting = threading.Lock()  # the block reads jobs in the order in which they were packed
         self._send = send
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -203,12 +210,21 @@ class RelayedConnection:
     """Submits and cancels; see :class:`.base.Connection`. May be used by any thread."""
 
     def __init__(self, instance: RelayedInstance) -> None:
+        self.in_flight = instance.in_flight
         self._request = instance.request
+        self._parts = instance.parts
+        self._submitting = instance.submitting
 
     def submit(self, requests: Sequence[JobRequest]) -> list[JobId | Refusal]:
         if not requests:
             return []
-        answers = self._request("submit", [[r.jobspec.data, r.urgency] for r in requests])
+        with self._submitting:
+            jobs = []
+            for request in requests:
+                parts = self._parts.split(request.jobspec)
+                self._parts.sent(parts)
+                jobs.append([*pack_jobspec(parts, request.jobspec), request.urgency])
+            answers = self._request("submit", jobs)
         return [Refusal(answer) if isinstance(answer, str) else int(answer) for answer in answers]
 
     def cancel(self, job_ids: Sequence[JobId], reason: str) -> None:

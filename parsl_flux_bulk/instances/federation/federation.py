@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from parsl_flux_bulk.errors import InstanceLost, OutputUnavailable
 from parsl_flux_bulk.instances.base import (
     CHANNEL_VARIABLE,
+    FLUX_IN_FLIGHT,
     Capacity,
     Connection,
     JobId,
@@ -105,6 +106,13 @@ class FederationConnection:
     def __init__(self, registry: MemberRegistry) -> None:
         self._registry = registry
         self._connections: dict[Member, Connection] = {}
+
+    @property
+    def in_flight(self) -> int:
+        """The least of the members that get jobs now."""
+        members = self._registry.policy.preferred(self._registry.members)
+        known = [connection.in_flight for member in members if (connection := self._connections.get(member))]
+        return min(known, default=FLUX_IN_FLIGHT)
 
     def submit(self, requests: Sequence[JobRequest]) -> list[JobId | Refusal]:
         answers: list[JobId | Refusal] = [Refusal("")] * len(requests)

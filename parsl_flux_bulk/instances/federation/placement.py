@@ -34,6 +34,10 @@ class Placement:
         """Restrict the choice between the members that can run a job; return at least one of them."""
         return fitting
 
+    def preferred(self, members: list[Member]) -> list[Member]:
+        """Return the members that the next jobs go to, unless they do not fit there."""
+        return members
+
     def removed(self, member: Member) -> None:
         """Note that a member was removed."""
 
@@ -82,6 +86,9 @@ class NestedPlacement(Placement):
             self.dissolved = True
             self._dissolve()
         return [member for member in fitting if self.is_outer(member)] or fitting
+
+    def preferred(self, members: list[Member]) -> list[Member]:
+        return [member for member in members if self.dissolved or not self.is_outer(member)]
 
     def removed(self, member: Member) -> None:
         if self.is_outer(member):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from parsl_flux_bulk.errors import OutputUnavailable
-from parsl_flux_bulk.instances.base import Capacity, JobId, JobRequest, Refusal
+from parsl_flux_bulk.instances.base import FLUX_IN_FLIGHT, Capacity, JobId, JobRequest, Refusal
 from parsl_flux_bulk.instances.flux.cancel_marked_jobs import MARK
 from parsl_flux_bulk.instances.flux.handle import capacity_of, raise_if_lost
 from parsl_flux_bulk.instances.flux.results import read_output
@@ -28,6 +28,8 @@ class FluxConnection:
     mark : str
         For the cancel guard: what to mark jobs with; "" marks none.
     """
+
+    in_flight = FLUX_IN_FLIGHT
 
     def __init__(self, handle: Any, files: dict[JobId, OutputFiles], spool: str, mark: str = "") -> None:
         self._handle = handle

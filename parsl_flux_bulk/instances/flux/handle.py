@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import re
 import subprocess
 from typing import Any
@@ -41,6 +40,8 @@ def import_bindings() -> None:
 
 
 def _unusable(error: Exception) -> str:
+    import importlib.metadata  # slow to import
+
     core = core_version()
     try:
         bindings = f"flux-python {importlib.metadata.version('flux-python')}"

@@ -45,6 +45,10 @@ class JobQueue:
     def __contains__(self, job_id: int) -> bool:
         return job_id in self._waiting
 
+    def __bool__(self) -> bool:
+        """Whether a job waits, held ones apart."""
+        return bool(self._order)
+
     def add(self, job: LocalJob) -> None:
         """Enqueue `job`."""
         self._waiting[job.id] = job

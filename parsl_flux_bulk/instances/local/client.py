@@ -33,6 +33,7 @@ from typing import Any
 from parsl_flux_bulk.errors import InstanceLost, JobspecError, OutputUnavailable
 from parsl_flux_bulk.instances.base import (
     CHANNEL_VARIABLE,
+    EMBEDDED_IN_FLIGHT,
     Capacity,
     ChannelAddress,
     Event,
@@ -45,10 +46,10 @@ from parsl_flux_bulk.instances.base import (
     Refusal,
 )
 from parsl_flux_bulk.instances.framed_socket import LONGEST_WAIT, FramedSocket
-from parsl_flux_bulk.instances.local.jobspec import Unsatisfiable, plan_job
+from parsl_flux_bulk.instances.local.jobspec import PlanWriter, Unsatisfiable
+from parsl_flux_bulk.instances.local.kept_output import spool_paths
 from parsl_flux_bulk.instances.local.machine import Machine, gpu_names
 from parsl_flux_bulk.instances.local.server_process import ServerProcess
-from parsl_flux_bulk.instances.local.stdio_files import spool_paths
 from parsl_flux_bulk.instances.socket_channel import SocketChannel
 from parsl_flux_bulk.protocol.framing import frame
 from parsl_flux_bulk.protocol.wakeup import Wakeup
@@ -166,21 +167,24 @@ class LocalInstance:
 class LocalConnection:
     """Submits and cancels; see :class:`parsl_flux_bulk.instances.base.Connection`."""
 
+    in_flight = EMBEDDED_IN_FLIGHT
+
     def __init__(self, server: ServerProcess) -> None:
         self._server = server
         self._sock = server.connect()
+        self._plans = PlanWriter(server.machine)
 
     def submit(self, requests: Sequence[JobRequest]) -> list[JobId | Refusal]:
         """Submit all; those that can never be satisfied are refused."""
         answers: list[JobId | Refusal] = []
-        plans: list[dict[str, Any]] = []
+        jobs: list[list[Any]] = []
         for request in requests:
             try:
-                plans.append(vars(plan_job(request.jobspec, self._server.machine, request.urgency)))
+                jobs.append(self._plans.write(request.jobspec, request.urgency))
                 answers.append(0)
             except (JobspecError, Unsatisfiable) as error:
                 answers.append(Refusal(str(error)))
-        self._send({"op": "submit", "plans": plans})
+        self._send({"op": "submit", "jobs": jobs})
         ids = iter(self._receive()["ids"])
         return [answer if isinstance(answer, Refusal) else next(ids) for answer in answers]
 

@@ -12,27 +12,26 @@ killed when the task ends; what left the group, when the job ends (:mod:`.proces
 
 from __future__ import annotations
 
-import errno
 import os
-import resource
 import selectors
-import shutil
-import socket
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from parsl_flux_bulk.instances.full_disk import OUTPUT_CUT, cut_off
-from parsl_flux_bulk.instances.local.job_plan import JobPlan
-from parsl_flux_bulk.instances.local.processes import job_tmpdir, kill_group
+from parsl_flux_bulk.instances.local.job_plan import Environment, JobPlan
+from parsl_flux_bulk.instances.local.kept_output import Spool, SpoolFiles
+from parsl_flux_bulk.instances.local.processes import kill_group
 from parsl_flux_bulk.instances.local.scratch import ScratchDirectories
-from parsl_flux_bulk.instances.local.stdio_files import JobFiles, LabeledPipe, render, spool_paths
+from parsl_flux_bulk.instances.local.spawn import Limits, spawn
+from parsl_flux_bulk.instances.local.stdio_files import JobFiles, LabeledPipe
 from parsl_flux_bulk.instances.local.task_pinning import cpus_of_task, gpu_variables
+from parsl_flux_bulk.instances.local.task_values import HOSTNAME, TaskValues
 from parsl_flux_bulk.protocol import variables
 from parsl_flux_bulk.protocol.states import State, Stateful
 from parsl_flux_bulk.protocol.stderr_tail import read_tail
 
-HOSTNAME = socket.gethostname()
+_TOKEN, _UNPINNED = variables.TOKEN.encode(), variables.UNPINNED.encode()
 
 
 class JobState(State):
@@ -52,6 +51,22 @@ class StartFailed(Exception):
         self.exit_code = exit_code
 
 
+class Supplies:
+    """What the server has for all jobs.
+
+    Attributes
+    ----------
+    cpus : set of int
+        Those of the server, and of jobs that are not pinned.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.scratch = ScratchDirectories(directory)
+        self.spool = Spool(directory)
+        self.limits = Limits()
+        self.cpus = os.sched_getaffinity(0)
+
+
 class LocalJob(Stateful):
     """A job of the embedded instance.
 
@@ -69,11 +84,11 @@ class LocalJob(Stateful):
     """
 
     __slots__ = (
-        "_directory", "_errors", "_exit_code", "_failure_code", "_labels", "_scratch", "_signal", "_written",
-        "cores", "exception", "gpus", "id", "note", "plan", "size", "state", "tasks",
+        "_environment", "_errors", "_exit_code", "_failure_code", "_labels", "_signal", "_spool", "_supplies",
+        "_written", "cores", "exception", "gpus", "id", "note", "plan", "size", "state", "tasks",
     )  # fmt: skip
 
-    def __init__(self, job_id: int, plan: JobPlan, scratch: ScratchDirectories) -> None:
+    def __init__(self, job_id: int, plan: JobPlan, environment: Environment, supplies: Supplies) -> None:
         self.id = job_id
         self.plan = plan
         self.state = JobState.WAITING
@@ -83,8 +98,9 @@ class LocalJob(Stateful):
         self.tasks: dict[int, int] = {}
         self.exception = ""
         self.note = ""
-        self._directory = scratch.directory
-        self._scratch = scratch
+        self._environment = environment
+        self._supplies = supplies
+        self._spool: SpoolFiles | None = None
         self._exit_code = 0
         self._failure_code = 0
         self._signal = 0
@@ -115,32 +131,36 @@ class LocalJob(Stateful):
             Tasks that run already are in `tasks`.
         """
         self.move_to(JobState.RUNNING)
-        self.size = self.plan.ntasks or self.plan.tasks_per_core * len(cpus)
-        self._scratch.make(self.id)
-        cwd = render(self.plan.cwd, self._template_values(0))
-        _check_directory(cwd)
-        files = JobFiles(self.plan, spool_paths(self._directory, self.id), cwd)
-        everywhere = os.sched_getaffinity(0)
+        plan, supplies = self.plan, self._supplies
+        self.size = plan.ntasks or plan.tasks_per_core * len(cpus)
+        tmpdir = supplies.scratch.make(self.id)
+        values = TaskValues(self.id, plan.name, self.size, self.cores, self.gpus, tmpdir)
+        cwd = values.render(plan.cwd)
+        _enter(cwd)
+        if plan.stdout is None or plan.stderr is None:
+            self._spool = supplies.spool.open(self.id)
+        files = JobFiles(plan, self._spool, cwd)
         try:
             for rank in range(self.size):
-                values = self._template_values(rank)
-                stdio = self._open(files, values)
-                # The task inherits the affinity. Set in the child it would cost the fast path (vfork)
-                # of subprocess; set after the start it would come too late.
-                pinned = cpus_of_task(self.plan.affinity, cpus, rank, self.size)
-                os.sched_setaffinity(0, everywhere if pinned is None else pinned)
-                environment = self._environment(rank, values, gpus)
-                if pinned is None and variables.TOKEN in environment:
-                    environment[variables.UNPINNED] = "1"
-                self._spawn(rank, cwd, environment, values, stdio)
+                task = values.of_task(rank)
+                stdio = self._open(files, task)
+                # The task inherits the affinity. Set in the child it would cost the fast path (vfork);
+                # set after the start it would come too late.
+                pinned = cpus_of_task(plan.affinity, cpus, rank, self.size)
+                os.sched_setaffinity(0, supplies.cpus if pinned is None else pinned)
+                environment = self._variables(task, gpus)
+                if pinned is None and _TOKEN in environment:
+                    environment[_UNPINNED] = b"1"
+                self._spawn(task, cwd, environment, stdio)
         finally:
-            os.sched_setaffinity(0, everywhere)
+            os.sched_setaffinity(0, supplies.cpus)
+            os.chdir("/")  # the server keeps no file system busy
             self._errors, self._labels, self._written = files.errors, files.labels, files.written
             files.close()
             for pipe in self._labels:
                 pipe.watch(selector)
 
-    def _open(self, files: JobFiles, values: Mapping[str, str]) -> tuple[int, int, int]:
+    def _open(self, files: JobFiles, values: TaskValues) -> tuple[int, int, int]:
         try:
             return files.for_task(values)
         except OSError as error:
@@ -149,72 +169,42 @@ class LocalJob(Stateful):
             raise StartFailed(f"cannot open a file of the job: {error}") from error
 
     def _spawn(
-        self,
-        rank: int,
-        cwd: str,
-        environment: dict[str, str],
-        values: Mapping[str, str],
-        stdio: tuple[int, int, int],
+        self, task: TaskValues, cwd: str, environment: dict[bytes, bytes], stdio: tuple[int, int, int]
     ) -> None:
-        argv = [render(word, values) for word in self.plan.command]
-        prepare = limits_setter(self.plan.rlimits)
-
-        def popen(words: list[str]) -> subprocess.Popen[bytes]:
-            return subprocess.Popen(
-                words, cwd=cwd, env=environment, start_new_session=True, preexec_fn=prepare,
-                stdin=stdio[0], stdout=stdio[1], stderr=stdio[2],
-            )  # fmt: skip
-
+        argv = [task.render(word) for word in self.plan.command]
         try:
-            try:
-                process = popen(argv)
-            except OSError as error:
-                if error.errno != errno.ENOEXEC:
-                    raise
-                # A script without "#!": execvp(3) gives it to the shell, so does Flux.
-                found = shutil.which(argv[0], path=environment.get("PATH")) or argv[0]
-                process = popen(["/bin/sh", found, *argv[1:]])
+            pid = spawn(argv, environment, stdio, self._supplies.limits.setter(self.plan.rlimits))
         except (OSError, ValueError) as error:
-            _check_directory(cwd)  # Popen names the program for a directory that has vanished
+            _enter(cwd)  # which may have vanished
             reason = error.strerror if isinstance(error, OSError) else str(error)
             missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
-            note = f"task {rank} (host {HOSTNAME}): start failed: {argv[0]}: {reason}"
+            note = f"task {task.rank} (host {HOSTNAME}): start failed: {argv[0]}: {reason}"
             raise StartFailed(note, 127 if missing else 126) from error
         except subprocess.SubprocessError as error:
-            note = f"task {rank} (host {HOSTNAME}): cannot set its resource limits: {error}"
+            note = f"task {task.rank} (host {HOSTNAME}): cannot set its resource limits: {error}"
             raise StartFailed(note) from error
-        process.returncode = 0  # the server reaps it; Popen must not, nor warn that nobody did
-        self.tasks[process.pid] = rank
+        self.tasks[pid] = task.rank
 
-    def _environment(
-        self, rank: int, values: Mapping[str, str], gpus: Sequence[str] | None
-    ) -> dict[str, str]:
+    def _variables(self, task: TaskValues, gpus: Sequence[str] | None) -> dict[bytes, bytes]:
+        shared, own = self._environment
+        rank = b"%d" % task.rank
+        environment = {
+            **shared,
+            **own,
+            b"FLUX_JOB_ID": b"%d" % self.id,
+            b"FLUX_JOB_NNODES": b"1",
+            b"FLUX_JOB_SIZE": b"%d" % self.size,
+            b"FLUX_JOB_TMPDIR": os.fsencode(task.tmpdir),
+            b"FLUX_TASK_RANK": rank,
+            b"FLUX_TASK_LOCAL_ID": rank,
+        }
         plan = self.plan
-        environment = dict(plan.environment)
-        environment.update({name: render(text, values) for name, text in plan.env_expand.items()})
-        environment.update(
-            FLUX_JOB_ID=str(self.id),
-            FLUX_JOB_NNODES="1",
-            FLUX_JOB_SIZE=str(self.size),
-            FLUX_JOB_TMPDIR=values["tmpdir"],
-            FLUX_TASK_RANK=str(rank),
-            FLUX_TASK_LOCAL_ID=str(rank),
-        )
+        more = {name: task.render(text) for name, text in plan.env_expand.items()}
         if gpus is not None:
-            environment.update(gpu_variables(plan.gpu_affinity, gpus, rank, self.size))
+            more |= gpu_variables(plan.gpu_affinity, gpus, task.rank, self.size)
+        for name, value in more.items():
+            environment[os.fsencode(name)] = os.fsencode(value)
         return environment
-
-    def _template_values(self, rank: int) -> dict[str, str]:
-        """Return the values of the tags of flux-submit(1). All forms of the id are decimal here but hex."""
-        job_id, size, task = str(self.id), str(self.size), str(rank)
-        return {
-            "id": job_id, "jobid": job_id, "id.dec": job_id, "id.f58": job_id, "id.hex": hex(self.id),
-            "name": self.plan.name, "nnodes": "1", "size": size, "ntasks": size,
-            "taskid": task, "task.id": task, "task.rank": task, "task.index": task, "task.localid": task,
-            "node.id": "0", "node.name": HOSTNAME, "node.broker_rank": "0",
-            "node.cores": ",".join(map(str, self.cores)), "node.ncores": str(len(self.cores)),
-            "node.gpus": ",".join(map(str, self.gpus)), "tmpdir": job_tmpdir(self._directory, self.id),
-        }  # fmt: skip
 
     # -- signals and the end -------------------------------------------------------------------------
 
@@ -244,21 +234,33 @@ class LocalJob(Stateful):
             self._exit_code, self._signal = code, signum
         return code
 
-    def finish(self) -> dict[str, Any] | None:
-        """Clean up after the last task; return the fields of the JobResult, None for exit status 0."""
+    def finish(self, *, clean: bool) -> dict[str, Any] | None:
+        """Clean up after the last task; return the fields of the JobResult, None for exit status 0.
+
+        Parameters
+        ----------
+        clean : bool
+            Whether no other process of the job is left.
+        """
         self.move_to(JobState.ENDED)
         lacking = ""
         for pipe in self._labels:
             pipe.close()
             lacking = pipe.error or lacking
         self._labels = []
-        started = bool(self.cores)
-        if started:
-            self._scratch.remove(self.id)
+        result = self._result(lacking)
+        if self._spool is not None:
+            self._supplies.spool.keep(self._spool, reuse=clean)
+        if self.cores:
+            self._supplies.scratch.remove(self.id)
+        return result
+
+    def _result(self, lacking: str) -> dict[str, Any] | None:
         if not self.exception and not self._exit_code:
             if not (lacking := lacking or cut_off(self._written)):
                 return None
             self.exception, self.note = OUTPUT_CUT, lacking
+        started = bool(self.cores)
         exit_code, signum = (self._failure_code, 0) if self._failure_code else (self._exit_code, self._signal)
         return {
             "status": {"cancel": "canceled", "timeout": "timeout"}.get(self.exception, "failed"),
@@ -271,34 +273,9 @@ class LocalJob(Stateful):
         }
 
 
-def _check_directory(path: str) -> None:
-    """Raise StartFailed if a process cannot run in the directory."""
+def _enter(path: str) -> None:
+    """Change the directory; raise StartFailed if a process cannot run there."""
     try:
-        os.stat(os.path.join(path, "."))
+        os.chdir(path)
     except OSError as error:
         raise StartFailed(f"cannot enter the working directory '{path}': {error.strerror}") from error
-
-
-def limits_setter(limits: Mapping[str, int]) -> Callable[[], None] | None:
-    """Return what sets these soft limits in a child; None where they are in force already.
-
-    A limit above the hard one is lowered to it; one of an unknown name is ignored.
-    """
-    changes = []
-    for name, value in limits.items():
-        number = getattr(resource, f"RLIMIT_{name.upper()}", None)
-        if number is None:
-            continue
-        soft, hard = resource.getrlimit(number)
-        if hard != resource.RLIM_INFINITY and (value == resource.RLIM_INFINITY or value > hard):
-            value = hard
-        if value != soft:
-            changes.append((number, (value, hard)))
-    if not changes:
-        return None
-
-    def set_limits() -> None:
-        for number, pair in changes:
-            resource.setrlimit(number, pair)
-
-    return set_limits

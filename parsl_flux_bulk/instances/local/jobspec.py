@@ -17,6 +17,7 @@ from parsl_flux_bulk.instances.local import options
 from parsl_flux_bulk.instances.local.job_plan import JobPlan
 from parsl_flux_bulk.instances.local.machine import Machine
 from parsl_flux_bulk.instances.local.options import JsonObject
+from parsl_flux_bulk.jobspec.common_parts import CommonParts
 from parsl_flux_bulk.jobspec.jobspec import Jobspec
 
 _OF_ANOTHER_INSTANCE = (
@@ -33,6 +34,36 @@ _OF_ANOTHER_INSTANCE = (
 
 MAX_TASKS = 4096
 """Tasks of one job at most; the server starts them all before it does anything else."""
+
+
+class PlanWriter:
+    """Makes of each job what a :class:`.job_plan.PlanReader` reads.
+
+    What a jobspec has in common with the one before is neither translated nor sent again.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._parts = CommonParts()
+
+    def write(self, jobspec: Jobspec, urgency: int) -> list[Any]:
+        """Translate a jobspec; raises as `plan_job`."""
+        parts = self._parts.split(jobspec)
+        system = JsonObject(jobspec.system, "attributes.system")
+        environment = None
+        if parts.environment is not None:
+            environment = _without_other_instance(system.object("environment").strings())
+        own = _without_other_instance(JsonObject(parts.own, "attributes.system.environment").strings())
+        plan = None if parts.same else plan_job(jobspec, self._machine, urgency)
+        command = jobspec.data["tasks"][0]["command"]
+        self._parts.sent(parts)
+        return [plan, command, _job_name(system, command), urgency, environment, own]
+
+
+def _without_other_instance(environment: dict[str, str]) -> dict[str, str]:
+    for name in _OF_ANOTHER_INSTANCE:
+        environment.pop(name, None)
+    return environment
 
 
 class Unsatisfiable(Exception):
@@ -64,16 +95,11 @@ def plan_job(jobspec: Jobspec, machine: Machine, urgency: int) -> JobPlan:
             f"unsatisfiable request: {count} tasks; the embedded instance runs at most {MAX_TASKS} in a job"
         )
     stdout, stderr = options.output_streams(shell)
-    environment = system.object("environment").strings()
-    for name in _OF_ANOTHER_INSTANCE:
-        environment.pop(name, None)
-    job = system.object("job")
     cwd = jobspec.system.get("cwd", "")
     return JobPlan(
         command=command,
-        environment=environment,
         cwd=cwd if cwd.startswith("{{") else os.path.join(machine.working_dir, cwd),
-        name=job.text("name") if "name" in job else os.path.basename(command[0]),
+        name=_job_name(system, command),
         urgency=urgency,
         cores=totals["core"],
         gpus=totals["gpu"],
@@ -92,6 +118,11 @@ def plan_job(jobspec: Jobspec, machine: Machine, urgency: int) -> JobPlan:
         exit_on_error=bool(shell.get("exit-on-error")),
         signal=options.warning_signal(shell),
     )
+
+
+def _job_name(system: JsonObject, command: list[str]) -> str:
+    job = system.object("job")
+    return job.text("name") if "name" in job else os.path.basename(command[0])
 
 
 def _check_fit(totals: Counter[str], machine: Machine) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections import OrderedDict, deque
-from typing import Any, TypeAlias
-
-from parsl_flux_bulk.instances.local.stdio_files import spool_paths
+from typing import Any, NamedTuple, TypeAlias
 
 KEPT_RESULTS = 10_000
 """Reported results kept for another `watch`; all unreported ones are kept."""
@@ -18,6 +17,11 @@ KEPT_OUTPUT_BYTES = 1 << 30
 
 Result: TypeAlias = dict[str, Any] | None
 """Fields of a JobResult; None for exit status 0."""
+
+
+def spool_paths(directory: str, job_id: int) -> tuple[str, str]:
+    """Return the paths where the instance keeps the output and error of a job."""
+    return f"{directory}/spool/{job_id}.out", f"{directory}/spool/{job_id}.err"
 
 
 class KeptResults:
@@ -44,14 +48,40 @@ class KeptResults:
         return result
 
 
-class KeptOutput:
-    """The files in the spool of jobs that ended."""
+class SpoolFiles(NamedTuple):
+    """The open files to which the output and error of a job go that names none."""
+
+    job_id: int
+    paths: tuple[str, str]
+    descriptors: tuple[int, int]
+
+
+class Spool:
+    """Opens these files, and keeps those of jobs that ended. Empty ones serve again, under another name."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
+        self._empty: list[SpoolFiles] = []
         self._jobs: deque[tuple[int, int]] = deque()  # job, bytes
         self._bytes = 0
         self._dropped: set[int] = set()
+        os.mkdir(f"{directory}/spool", 0o700)
+
+    def open(self, job_id: int) -> SpoolFiles:
+        """Open the files of a job."""
+        paths = spool_paths(self._directory, job_id)
+        while self._empty:
+            old = self._empty.pop()
+            try:
+                for before, after, descriptor in zip(old.paths, paths, old.descriptors, strict=True):
+                    os.rename(before, after)
+                    fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_APPEND)  # the last job may have changed that
+            except OSError:  # it has removed the file
+                self._close(old)
+            else:
+                return SpoolFiles(job_id, paths, old.descriptors)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        return SpoolFiles(job_id, paths, (os.open(paths[0], flags, 0o666), os.open(paths[1], flags, 0o666)))
 
     def missing(self, job_id: int) -> str:
         """Return why the output of a job is not there; "" if it was not dropped."""
@@ -62,20 +92,25 @@ class KeptOutput:
             f"{KEPT_OUTPUT_JOBS} jobs, {KEPT_OUTPUT_BYTES >> 20} MiB at most. Name a file for the output"
         )
 
-    def add(self, job_id: int) -> None:
-        """Keep the output of a job that has ended; drop the oldest output beyond the bounds."""
-        size = 0
-        for path in spool_paths(self._directory, job_id):
-            try:
-                length = os.stat(path).st_size
-            except OSError:
-                continue
-            if not length:
+    def keep(self, files: SpoolFiles, *, reuse: bool) -> None:
+        """Keep the output of a job that has ended; drop the oldest output beyond the bounds.
+
+        Parameters
+        ----------
+        reuse : bool
+            Whether no process of the job is left that could write.
+        """
+        sizes = [os.fstat(descriptor).st_size for descriptor in files.descriptors]
+        if not any(sizes) and reuse:
+            self._empty.append(files)
+            return
+        self._close(files)
+        for path, size in zip(files.paths, sizes, strict=True):
+            if not size:
                 _unlink(path)
-            size += length
-        if size:
-            self._jobs.append((job_id, size))
-            self._bytes += size
+        if any(sizes):
+            self._jobs.append((files.job_id, sum(sizes)))
+            self._bytes += sum(sizes)
         # The newest is kept, whatever its size: its owner is about to read it.
         while len(self._jobs) > KEPT_OUTPUT_JOBS or (self._bytes > KEPT_OUTPUT_BYTES and len(self._jobs) > 1):
             oldest, length = self._jobs.popleft()
@@ -83,6 +118,10 @@ class KeptOutput:
             self._dropped.add(oldest)
             for path in spool_paths(self._directory, oldest):
                 _unlink(path)
+
+    def _close(self, files: SpoolFiles) -> None:
+        for descriptor in files.descriptors:
+            os.close(descriptor)
 
 
 def _unlink(path: str) -> None:

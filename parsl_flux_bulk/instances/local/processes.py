@@ -48,14 +48,24 @@ def process_handle(pid: int) -> int:
     return descriptor
 
 
-def children() -> list[int]:
-    """Return the pids of this process's children, also of those that ended and are not reaped."""
-    me = os.getpid()
-    try:
-        with open(f"/proc/{me}/task/{me}/children") as file:
-            return [int(pid) for pid in file.read().split()]
-    except OSError:  # a kernel without CONFIG_PROC_CHILDREN
-        return [pid for pid in _all_processes() if _parent(pid) == me]
+class Children:
+    """This process's children, also those that ended and are not reaped."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        try:
+            self._file = os.open(f"/proc/{self._pid}/task/{self._pid}/children", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:  # a kernel without CONFIG_PROC_CHILDREN
+            self._file = -1
+
+    def pids(self) -> list[int]:
+        """Return their pids."""
+        if self._file < 0:
+            return [pid for pid in _all_processes() if _parent(pid) == self._pid]
+        text = b""
+        while more := os.pread(self._file, 1 << 16, len(text)):
+            text += more
+        return [int(pid) for pid in text.split()]
 
 
 def job_of(pid: int, directory: str) -> int | None:

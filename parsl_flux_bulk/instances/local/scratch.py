@@ -21,14 +21,15 @@ class ScratchDirectories:
         self.directory = directory
         self._empty: list[str] = []
 
-    def make(self, job_id: int) -> None:
-        """Make the directory of a job."""
+    def make(self, job_id: int) -> str:
+        """Make the directory of a job; return its path."""
         path = job_tmpdir(self.directory, job_id)
         if self._empty:
             os.rename(self._empty.pop(), path)
             os.chmod(path, 0o700)  # the last job may have changed it
         else:
             os.mkdir(path, 0o700)
+        return path
 
     def remove(self, job_id: int) -> None:
         """Remove the directory of a job that has ended."""

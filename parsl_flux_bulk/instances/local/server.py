@@ -4,7 +4,7 @@
 
     user's process                          server (this module)
       LocalInstance ── control, SEQPACKET ──> configuration; one descriptor for each client; "close"
-      LocalConnection ── framed JSON ───────> submit (answered with ids), cancel
+      LocalConnection ── framed JSON ───────> submit (answered with ids), cancel, output
       LocalCompletion ── framed JSON ───────> watch (answered with "ended")
 
 A process of its own, so that nothing forks inside the user's threaded process, and so that all jobs
@@ -24,21 +24,23 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from parsl_flux_bulk.instances.framed_socket import LONGEST_WAIT, FramedSocket
 from parsl_flux_bulk.instances.local import processes
 from parsl_flux_bulk.instances.local.allocator import Allocator, JobQueue
 from parsl_flux_bulk.instances.local.core_claims import CoreClaims
-from parsl_flux_bulk.instances.local.job import JobState, LocalJob, StartFailed
-from parsl_flux_bulk.instances.local.job_plan import JobPlan
-from parsl_flux_bulk.instances.local.kept_output import KeptOutput, KeptResults, Result
-from parsl_flux_bulk.instances.local.scratch import ScratchDirectories
+from parsl_flux_bulk.instances.local.job import JobState, LocalJob, StartFailed, Supplies
+from parsl_flux_bulk.instances.local.job_plan import Environment, JobPlan, PlanReader
+from parsl_flux_bulk.instances.local.kept_output import KeptResults, Result
 from parsl_flux_bulk.protocol.wakeup import Wakeup
 
 KILL_GRACE = 5.0
 """Seconds between the first signal to a job that must end and SIGKILL."""
+
+REPORT_DELAY = 0.01
+"""Seconds for which ends of jobs are gathered into one message, while other jobs wait for a core anyway."""
 
 END_BOUND = 10.0
 """Seconds that the server waits at most, at its own end, until all processes are dead."""
@@ -67,11 +69,13 @@ class Server:
         self._serial = 0
         self._watchers: dict[int, list[Client]] = {}
         self._results = KeptResults()
-        self._output = KeptOutput(self._directory)
-        self._scratch = ScratchDirectories(self._directory)
+        self._supplies = Supplies(self._directory)
+        self._children = processes.Children()
+        self._clean = True
         self._closing = False
         self.selector = selectors.DefaultSelector()
         self.reporting: set[Client] = set()
+        self._report_at: float | None = None
         self._listen(configuration["owner"])
 
     @property
@@ -105,9 +109,21 @@ class Server:
             self._run_timers()
             self._reap()
             self._start_jobs()
-            for client in self.reporting:
-                client.report()
-            self.reporting.clear()
+            self._send_reports()
+
+    def _send_reports(self) -> None:
+        """Send the ends of jobs: at once if the queue is empty, since somebody may wait for them to go on."""
+        if not self.reporting:
+            return
+        now = time.monotonic()
+        if self._report_at is None:
+            self._report_at = now + REPORT_DELAY
+        if self._queue and now < self._report_at:
+            return
+        self._report_at = None
+        for client in self.reporting:
+            client.report()
+        self.reporting.clear()
 
     def _close(self) -> None:
         self._closing = True
@@ -119,14 +135,15 @@ class Server:
         if not data or data == b"close":
             self._close()
         for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)  # received ones are inherited, by the jobs
             Client(self, socket.socket(fileno=descriptor))
 
-    def submit(self, plans: list[dict[str, Any]]) -> list[int]:
+    def submit(self, jobs: Iterable[tuple[JobPlan, Environment]]) -> list[int]:
         """Queue jobs and return their ids."""
         first = self._last_id + 1
-        for plan in plans:
+        for plan, environment in jobs:
             self._last_id += 1
-            self._queue.add(LocalJob(self._last_id, JobPlan(**plan), self._scratch))
+            self._queue.add(LocalJob(self._last_id, plan, environment, self._supplies))
         return list(range(first, self._last_id + 1))
 
     def cancel(self, job_ids: list[int], reason: str) -> None:
@@ -155,7 +172,7 @@ class Server:
         """Return why the output of a job is not there; "" for a job that printed nothing."""
         if not self._first_id <= job_id <= self._last_id:
             return f"the embedded instance has no job {job_id}, and no output of it"
-        return self._output.missing(job_id)
+        return self._supplies.spool.missing(job_id)
 
     def _report(self, client: Client, job_id: int, result: Result) -> None:
         client.ended.append((job_id, result))
@@ -214,10 +231,9 @@ class Server:
             self._after(left, job, lambda: self._end_early(job, "exec", note, signal.SIGTERM))
 
     def _ended(self, job: LocalJob) -> None:
-        result = job.finish()
+        result = job.finish(clean=self._clean)
         if self._running.pop(job.id, None) is not None:
             self._allocator.free(job)
-            self._output.add(job.id)
         self._results.add(job.id, result)
         for client in self._watchers.pop(job.id, []):
             self._report(client, job.id, self._results.take(job.id))
@@ -231,9 +247,10 @@ class Server:
     def _until_next_timer(self) -> float | None:
         while self._timers and self._timers[0][2] not in self._running:
             heapq.heappop(self._timers)
-        if not self._timers:
-            return None
-        return min(max(0.0, self._timers[0][0] - time.monotonic()), LONGEST_WAIT)
+        due = [self._timers[0][0]] if self._timers else []
+        if self._report_at is not None:
+            due.append(self._report_at)
+        return min(max(0.0, min(due) - time.monotonic()), LONGEST_WAIT) if due else None
 
     def _run_timers(self) -> None:
         while self._timers and self._timers[0][0] <= time.monotonic():
@@ -244,6 +261,7 @@ class Server:
     # -- processes -----------------------------------------------------------------------------------
 
     def _reap(self) -> None:
+        ended: list[tuple[LocalJob, int, int]] = []
         reaped = False
         while (pid := _ended_child()) is not None:
             reaped = True
@@ -254,15 +272,18 @@ class Server:
             status = os.waitpid(pid, 0)[1]
             self._strays.pop(pid, None)
             if job is not None:
-                self._task_ended(job, pid, status)
-        if reaped:
-            self._kill_strays()
+                ended.append((job, pid, status))
+        if not reaped:
+            return
+        adopted = [pid for pid in self._children.pids() if pid not in self._jobs_of]
+        self._clean = not adopted
+        for job, pid, status in ended:
+            self._task_ended(job, pid, status)
+        self._kill_strays(adopted)
 
-    def _kill_strays(self) -> None:
+    def _kill_strays(self, adopted: list[int]) -> None:
         """Kill adopted processes of jobs that have ended."""
-        for pid in processes.children():
-            if pid in self._jobs_of:
-                continue
+        for pid in adopted:
             if pid not in self._strays:
                 self._strays[pid] = processes.job_of(pid, self._directory)
             job_id = self._strays[pid]
@@ -274,7 +295,7 @@ class Server:
         for job in self._running.values():
             job.kill(signal.SIGKILL)
         deadline = time.monotonic() + END_BOUND
-        while (left := processes.children()) and time.monotonic() < deadline:
+        while (left := self._children.pids()) and time.monotonic() < deadline:
             for pid in left:
                 processes.kill(pid, signal.SIGKILL)
             select.select([self._wakeup], [], [], 0.2)  # until SIGCHLD
@@ -296,6 +317,7 @@ class Client:
     def __init__(self, server: Server, sock: socket.socket) -> None:
         self.ended: list[tuple[int, Result]] = []
         self._server = server
+        self._plans = PlanReader()
         self._link = FramedSocket(sock, server.selector, self._ready)
 
     def _ready(self) -> None:
@@ -307,7 +329,7 @@ class Client:
 
     def _handle(self, message: dict[str, Any]) -> None:
         if message["op"] == "submit":
-            self._send({"ids": self._server.submit(message["plans"])})
+            self._send({"ids": self._server.submit(map(self._plans.read, message["jobs"]))})
         elif message["op"] == "cancel":
             self._server.cancel(message["ids"], message["reason"])
         elif message["op"] == "output":
@@ -341,7 +363,6 @@ def main() -> None:
     os.chdir("/")
     processes.become_subreaper()
     configuration = json.loads(control.recv(CONTROL_SIZE))
-    os.mkdir(os.path.join(configuration["directory"], "spool"), 0o700)
     server = Server(control, configuration)
     control.send(f"ready {server.pinned_cores}".encode())
     try:

@@ -1,35 +1,26 @@
 """Standard input, output and error of the embedded instance's jobs. Runs in the server.
 
-Output goes to the files that the jobspec names, or else into the instance's spool, one pair of
-files a job. All tasks of a job share an open file in append mode, so that lines of different tasks
+Output goes to the files that the jobspec names, or else into the instance's spool
+(:mod:`.kept_output`). All tasks of a job share an open file in append mode, so that lines of different tasks
 do not overwrite each other. Only labeled output (``--label-io``) passes through the server.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import selectors
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from parsl_flux_bulk.instances.local.job_plan import JobPlan, Stream
+from parsl_flux_bulk.instances.local.kept_output import SpoolFiles
+from parsl_flux_bulk.instances.local.task_values import TaskValues
+
+NO_INPUT = 0
+"""The server's own standard input, which is /dev/null; a task without an input gets it too."""
 
 _PIPE_READ = 1 << 16
 _PIPE_READS = 16
 """So many reads empty the largest pipe that an unprivileged process may have, 1 MiB; pipe(7)."""
-_TEMPLATE = re.compile(r"\{\{([a-z0-9._]+)\}\}")
-
-
-def spool_paths(directory: str, job_id: int) -> tuple[str, str]:
-    """Return the paths where the instance keeps the output and error of a job."""
-    return f"{directory}/spool/{job_id}.out", f"{directory}/spool/{job_id}.err"
-
-
-def render(text: str, values: Mapping[str, str]) -> str:
-    """Replace the tags ``{{…}}`` in `text`; an unknown one stays."""
-    if "{{" not in text:
-        return text
-    return _TEMPLATE.sub(lambda match: values.get(match[1], match[0]), text)
 
 
 class JobFiles:
@@ -45,21 +36,21 @@ class JobFiles:
         Files that output goes to.
     """
 
-    def __init__(self, plan: JobPlan, spool: tuple[str, str], cwd: str) -> None:
+    def __init__(self, plan: JobPlan, spool: SpoolFiles | None, cwd: str) -> None:
         self.errors: dict[str, int] = {}
         self.labels: list[LabeledPipe] = []
         self.written: list[str] = []
         self._spool = spool
         self._cwd = cwd
-        self._stdin = plan.stdin
-        self._streams = tuple(
-            Stream(path) if fields is None else Stream(*fields)
-            for path, fields in zip(spool, (plan.stdout, plan.stderr), strict=True)
-        )
+        self._plan = plan
         self._open: dict[tuple[str, int], int] = {}  # path, O_RDONLY or O_WRONLY -> descriptor
         self._pipes: list[int] = []  # write ends, closed here once the tasks have them
+        if spool is not None:
+            self.written += spool.paths
+            if plan.stderr is None:
+                self.errors[spool.paths[1]] = 0
 
-    def for_task(self, values: Mapping[str, str]) -> tuple[int, int, int]:
+    def for_task(self, values: TaskValues) -> tuple[int, int, int]:
         """Return the three descriptors of a task; paths are rendered with `values`.
 
         Raises
@@ -67,23 +58,27 @@ class JobFiles:
         OSError
             Its `filename` is the path that could not be opened.
         """
-        stdin = self._descriptor(render(self._stdin, values) or os.devnull, os.O_RDONLY)
-        out, err = (self._sink(stream, values) for stream in self._streams)
-        return stdin, out, err
+        plan = self._plan
+        name = values.render(plan.stdin)
+        stdin = self._descriptor(name, os.O_RDONLY) if name else NO_INPUT
+        return stdin, self._sink(0, plan.stdout, values), self._sink(1, plan.stderr, values)
 
-    def _sink(self, stream: Stream, values: Mapping[str, str]) -> int:
-        path = os.path.join(self._cwd, render(stream.path, values))
-        if path not in self._spool and (path, os.O_WRONLY) not in self._open:
+    def _sink(self, number: int, stream: Stream | None, values: TaskValues) -> int:
+        if stream is None:
+            assert self._spool is not None
+            return self._spool.descriptors[number]
+        path = os.path.join(self._cwd, values.render(stream.path))
+        if (path, os.O_WRONLY) not in self._open:
             os.makedirs(os.path.dirname(path), exist_ok=True)
         truncate = 0 if stream.append else os.O_TRUNC
         descriptor = self._descriptor(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | truncate)
-        if stream is self._streams[1] and path not in self.errors:
+        if number and path not in self.errors:
             self.errors[path] = os.fstat(descriptor).st_size if stream.append else 0
         if not stream.label:
             return descriptor
         reader, writer = os.pipe()
         self._pipes.append(writer)
-        self.labels.append(LabeledPipe(reader, os.dup(descriptor), f"{values['taskid']}: ".encode()))
+        self.labels.append(LabeledPipe(reader, os.dup(descriptor), f"{values.rank}: ".encode()))
         return writer
 
     def _descriptor(self, path: str, flags: int) -> int:

@@ -14,7 +14,7 @@ import pytest
 
 import parsl_flux_bulk
 from parsl_flux_bulk import BulkSubmitter
-from parsl_flux_bulk.blocks.packed import packed_jobs
+from parsl_flux_bulk.cli import packing
 from parsl_flux_bulk.errors import BlockLost, JobCanceled, JobFailed, JobTimeout
 
 pytestmark = pytest.mark.flux
@@ -61,7 +61,7 @@ def test_every_job_runs_once_and_inside(flux_uri: str, tmp_path: Path) -> None:
     assert sorted(map(int, (tmp_path / "ran").read_text().split())) == list(range(40))
     assert not any(future.job_name.startswith(IN_FLUX) for future in futures)
     assert inside == ["bulksubmit"]
-    assert jobs_of(flux_uri) == []
+    helpers.wait_until(lambda: jobs_of(flux_uri) == [], 30.0, "the node job ends")
 
 
 def test_each_has_its_own_core_and_what_its_jobspec_says(flux_uri: str, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_the_command_packs_many_small_jobs(options: list[str], packed: bool) -> 
 
 
 def test_the_command_packs_in_an_attached_instance_only_if_told(flux_uri: str) -> None:
-    run = bulksubmit("--verbose", "--copies", str(packed_jobs.PACKED_FROM), "--", "true", FLUX_URI=flux_uri)
+    run = bulksubmit("--verbose", "--copies", str(packing.PACKED_FROM), "--", "true", FLUX_URI=flux_uri)
     assert run.returncode == 0, run.stderr
     assert "packed into" not in run.stderr
     assert "--packed" in run.stderr.splitlines()[-1]

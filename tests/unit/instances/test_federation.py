@@ -82,6 +82,8 @@ class FakeInstance:
 
 
 class FakeConnection:
+    in_flight = 8
+
     def __init__(self, instance):
         self.instance = instance
 
