@@ -23,6 +23,7 @@ from parsl_flux_bulk.cli.earlier_run import EarlierRun
 from parsl_flux_bulk.cli.failures import Retries
 from parsl_flux_bulk.cli.inputs import UnusableInput
 from parsl_flux_bulk.cli.job_output import JobOutput, LostOutputHint, Watch
+from parsl_flux_bulk.cli.job_trace import JobTrace
 from parsl_flux_bulk.cli.packing import packs_by_default
 from parsl_flux_bulk.cli.report import Report
 from parsl_flux_bulk.cli.run import Run
@@ -86,7 +87,11 @@ def _run(options: argparse.Namespace, output: Output, errors: Output) -> int:
         if options.watch:
             job_output = stack.enter_context(contextlib.closing(Watch(bulk, report)))
         retries = Retries(options.retries, options.retry_on or Retries.on) if options.retries else None
-        run = Run(bulk, report, job_output, retries, options.max_fails)
+        trace = _open_trace(options, work)
+        if trace is not None:
+            stack.callback(trace.close)
+            trace.started(bulk.description)
+        run = Run(bulk, report, job_output, retries, options.max_fails, trace)
         with run.signals():
             run.submit(work)
             run.drain()
@@ -112,6 +117,15 @@ def _open_records(options: argparse.Namespace, work: Work) -> Records | None:
     if options.rerun:
         EarlierRun(options.rerun, only_failed=True)  # refuses a missing file before it is made
     return Records(again or name, append=bool(again)) if again or name else None
+
+
+def _open_trace(options: argparse.Namespace, work: Work) -> JobTrace | None:
+    if options.trace is None:
+        return None
+    try:
+        return JobTrace(options.trace, vars(options), work.total)
+    except OSError as error:
+        raise UnusableInput(f"cannot write {options.trace!r} (--trace): {error.strerror}") from error
 
 
 def _earlier(options: argparse.Namespace) -> EarlierRun | None:

@@ -144,6 +144,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the run")
     group.add_argument("--json", metavar="FILE", help="write one line of JSON for each job, as it ends")
     group.add_argument(
+        "--trace", metavar="FILE", help="write what happens when to FILE, for flux-bulk report and top"
+    )
+    group.add_argument(
         "--output-dir",
         metavar="DIR",
         help="send the output of each job to a file there, and the records to DIR/records.jsonl",

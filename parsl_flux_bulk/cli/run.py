@@ -17,6 +17,7 @@ from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
 from parsl_flux_bulk.cli.failures import Retries
 from parsl_flux_bulk.cli.item import Item
 from parsl_flux_bulk.cli.job_output import JobOutput
+from parsl_flux_bulk.cli.job_trace import PERIOD, JobTrace
 from parsl_flux_bulk.cli.report import Report, printable
 from parsl_flux_bulk.cli.signal_queue import SignalQueue
 from parsl_flux_bulk.cli.work import Work
@@ -59,10 +60,12 @@ class Run:
         output: JobOutput,
         retries: Retries | None = None,
         max_fails: int | None = None,
+        trace: JobTrace | None = None,
     ) -> None:
         self._bulk = bulk
         self._retries = retries or Retries()
         self._max_fails = max_fails
+        self._trace = trace
         self._recorded = time.monotonic()
         self._output = output
         self._report = report
@@ -118,6 +121,8 @@ class Run:
         else:
             self._report.submitted += 1
         self._outstanding[future] = item
+        if self._trace is not None:
+            self._trace.submitted(item, request, future)
         future.add_done_callback(self._ended.put)  # not a closure over the future: a cycle stays in memory
 
     def drain(self) -> None:
@@ -179,21 +184,31 @@ class Run:
         """Wait until one more job ends, a signal arrives, or the timeout is over."""
         if not self._ended:
             self._recorded = time.monotonic()
-        future = self._ended.get(self._output.timeout(timeout))
+        future = self._ended.get(self._timeout(timeout))
+        if self._trace is not None:
+            self._trace.count()
         self._output.look(self._outstanding)
         if future is not None and future.job_result is not None:
             item = self._outstanding.pop(future)
             self._output.ended(future)
             result = future.job_result
+            if self._trace is not None:
+                self._trace.ended(future, result)
             if not self.stopped and self._retries.applies(result, item.retries):
                 self._submit(dataclasses.replace(item, retries=item.retries + 1))
             else:
                 self._report.job_ended(item, future, result, interrupted=bool(self.stopped))
 
+    def _timeout(self, timeout: float | None) -> float | None:
+        timeout = self._output.timeout(timeout)
+        if self._trace is None:
+            return timeout
+        return PERIOD if timeout is None else min(timeout, PERIOD)
+
     def _wait_readable(self, descriptor: int) -> None:
         """Report ended jobs until there is more to read."""
         while not self.stopped:
-            if self._ended.wait_readable(descriptor, self._output.timeout(None)):
+            if self._ended.wait_readable(descriptor, self._timeout(None)):
                 return
             self._take(0)
         raise _Stopped

@@ -1,0 +1,59 @@
+"""`bulksubmit --trace`: each job has its times and its outcome, and another program may cancel it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import helpers
+from test_bulksubmit import Where, bulksubmit, in_tmp_path, where
+
+from parsl_flux_bulk import trace
+from parsl_flux_bulk.trace.writer import request
+
+__all__ = ["in_tmp_path", "where"]
+
+
+def test_every_job_is_a_task_of_the_trace(where: Where) -> None:
+    began = time.time()
+    run = bulksubmit(
+        *where, "--trace", "run.trace", "sh", "-c", "echo why >&2; exit {}", ":::", "0", "0", "3"
+    )
+    assert run.returncode == 1, run.stderr
+    table = trace.tasks("run.trace")
+    assert sorted(table["outcome"]) == ["completed", "completed", "failed"]
+    assert set(table["app"]) == {"sh"} and set(table["cores"]) == {1} and all(table["job"])
+    for number in range(3):
+        times = [table[name][number] for name in ("submitted", "assigned", "resolved")]
+        assert began - 1 < times[0] <= times[2] < time.time() + 1
+    read = trace.read("run.trace")
+    assert read.finished and read.run["kind"] == "bulksubmit" and read.run["total"] == 3
+    (failure,) = read.failures
+    assert "exit status 3" in failure["error"]
+    assert (read.statuses[-1]["done"], read.statuses[-1]["failed"]) == (2, 1)
+
+
+def test_a_job_is_canceled_through_the_trace() -> None:
+    command = [sys.executable, "-m", "parsl_flux_bulk", "--local", "--trace", "run.trace"]
+    process = subprocess.Popen([*command, "--copies", "2", "--", "sleep", "100"], stdout=subprocess.PIPE)
+    try:
+        helpers.wait_until(lambda: Path("run.trace.control").exists(), bound=20)
+        read = trace.reader.Trace("run.trace")
+        helpers.wait_until(lambda: read.update() and read.statuses, bound=20)
+        for number in (1, 2):
+            request("run.trace", f"cancel {number}")
+        assert process.wait(30) == 1
+    finally:
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGINT)
+        process.communicate(timeout=30)
+    assert trace.tasks("run.trace")["outcome"] == ["canceled", "canceled"]
+
+
+def test_a_trace_that_cannot_be_written_is_refused(where: Where) -> None:
+    run = bulksubmit(*where, "--trace", "none/run.trace", "--", "true")
+    assert run.returncode == 2 and "cannot write 'none/run.trace' (--trace)" in run.stderr
