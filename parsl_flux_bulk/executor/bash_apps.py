@@ -185,12 +185,19 @@ def _check_directory(directory: str, path: str) -> None:
 
 
 def outcome(
-    command: Command, result: JobResult, job: str, places: Sequence[str], seconds: float = 0.0
+    command: Command,
+    task_id: int,
+    result: JobResult,
+    job: str,
+    places: Sequence[str],
+    seconds: float = 0.0,
 ) -> tuple[int | None, BaseException | None]:
     """Return what the future of a bash app ends with, as result and exception.
 
     Parameters
     ----------
+    task_id : int
+        The task's number, for the message of an error that is not the app's.
     result : JobResult
         How the job of the command ended.
     job : str
@@ -208,10 +215,10 @@ def outcome(
         except Exception as error:
             return None, _noted(error, job, places)
         return 0, None
-    return None, _noted(_error(command, result, job, seconds), job, places, result.stderr)
+    return None, _noted(_error(command, task_id, result, job, seconds), job, places, result.stderr)
 
 
-def _error(command: Command, result: JobResult, job: str, seconds: float) -> BaseException:
+def _error(command: Command, task_id: int, result: JobResult, job: str, seconds: float) -> BaseException:
     exited = result.status is JobStatus.FAILED and result.started and not result.exception
     if command.walltime is not None and (
         result.status is JobStatus.TIMEOUT
@@ -224,7 +231,8 @@ def _error(command: Command, result: JobResult, job: str, seconds: float) -> Bas
         return bash_runner.exit_failure(
             command.name, -result.signal if result.signal else result.exit_code or 0
         )
-    return job_error(result, f"bash_app {command.name}, job {job}" if job else f"bash_app {command.name}")
+    what = f"bash_app {command.name} (task {task_id})"
+    return job_error(result, f"{what}, job {job}" if job else what)
 
 
 def _was_killed(result: JobResult) -> bool:

@@ -322,16 +322,16 @@ class TaskRuntime(Runtime):
         if isinstance(end, Failed):
             return None, failure(task, end)
         if isinstance(end, CommandEnded):
-            return self._read_command(end)
+            return self._read_command(task.task_id, end)
         return None, task_error(task, end, self._settings.output)
 
-    def _read_command(self, end: CommandEnded) -> tuple[Any, BaseException | None]:
+    def _read_command(self, task_id: int, end: CommandEnded) -> tuple[Any, BaseException | None]:
         paths = zip(("stdout", "stderr"), self._job_factory.output_paths(end.job), strict=True)
         places = [f"{which} in {path}" for which, path in paths if "{{" in path or os.path.exists(path)]
         try:
             job = end.job
             seconds = (job.t_end or 0.0) - (job.t_submit or 0.0)
-            return outcome(end.command, end.result, job.name, places, seconds)
+            return outcome(end.command, task_id, end.result, job.name, places, seconds)
         except BaseException as error:  # user code runs: a File may be of the user's own class
             return None, error
 

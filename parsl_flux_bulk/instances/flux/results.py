@@ -16,6 +16,8 @@ from parsl_flux_bulk.protocol.stderr_tail import TAIL_LINES, last_lines
 _LOG_FATAL, _LOG_ERROR = 2, 3
 """Levels up to this one are errors, after a fatal one of which the shell ends; syslog(3)."""
 
+SHELL_KILLED = "the job's flux-shell was killed, and what it had started may still run"
+
 _STATUS = {1: JobStatus.COMPLETED, 2: JobStatus.FAILED, 4: JobStatus.CANCELED, 8: JobStatus.TIMEOUT}
 
 
@@ -29,6 +31,9 @@ def read_result(record: dict[str, Any], note: str) -> JobResult:
     exception = record.get("exception_type", "") if record.get("exception_occurred", True) else ""
     if status is JobStatus.COMPLETED and exception:
         status = JobStatus.FAILED
+    if status is JobStatus.FAILED and not exception and os.WIFSIGNALED(record.get("waitstatus") or 0):
+        # A shell whose task a signal killed exits with 128 + signal.
+        exception, note = "exec", SHELL_KILLED
     if status is not JobStatus.COMPLETED and exit_code == 0:
         exit_code = None
     note = record.get("exception_note", "") or note

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -20,7 +21,7 @@ from parsl.data_provider.files import File
 from specifications import BAD_SECONDS
 
 from parsl_flux_bulk import FluxBulkExecutor
-from parsl_flux_bulk.errors import JobCanceled, JobRefused, JobTimeout
+from parsl_flux_bulk.errors import JobCanceled, JobFailed, JobRefused, JobTimeout
 
 BOUND = 60.0
 NewExecutor = Callable[..., AbstractContextManager[FluxBulkExecutor]]
@@ -406,6 +407,16 @@ def test_a_job_has_the_name_of_its_app_and_may_be_cancelled_from_outside(flux_ur
         error = future.exception(BOUND)
     assert type(error) is JobCanceled
     assert out.read_text() == "command\n"
+
+
+@pytest.mark.flux
+def test_a_killed_job_shell_is_not_the_failure_of_the_command(flux_uri, new_executor):
+    with new_executor(flux_uri) as executor:
+        error = ended(executor, "kill -KILL $PPID", JOB)
+    assert type(error) is JobFailed
+    assert re.match(
+        r"bash_app command \(task 1\), job \S+: killed by SIGKILL: exec: .* flux-shell", str(error)
+    )
 
 
 @pytest.mark.flux

@@ -90,6 +90,16 @@ def test_a_fatal_exception_is_no_success() -> None:
     assert (result.status, result.exit_code, result.exception) == (JobStatus.FAILED, None, "exec")
 
 
+def test_a_killed_shell_is_told_from_a_task_that_a_signal_killed() -> None:
+    record = {"result": 2, "t_run": 1.0, "exception_occurred": False}
+    task, shell = (
+        read_result({**record, "waitstatus": status}, "task(s) Killed") for status in (137 << 8, 9)
+    )
+    assert (task.signal, task.exception) == (9, "")
+    assert (shell.signal, shell.exception) == (9, "exec")
+    assert "flux-shell was killed" in shell.note
+
+
 def _event(name: str, **context: object) -> str:
     return json.dumps({"timestamp": 1.0, "name": name, "context": context}) + "\n"
 
