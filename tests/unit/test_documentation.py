@@ -121,6 +121,15 @@ def test_every_block_names_its_language_and_runs_or_says_why_not(page: Path) -> 
             assert value or key in ("continues", "output"), f"{where}: {key} says nothing"
 
 
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    docs = helpers.PROJECT / "docs"
+    index = documentation.blocks_of(docs / "index.md")
+    trees = "".join(block.text for block in index if block.language == "{toctree}")
+    listed = re.findall(r"^(?:[^:\n]* <)?([\w/-]+)>?$", trees, re.MULTILINE)
+    pages = [path.relative_to(docs).with_suffix("").as_posix() for path in docs.rglob("*.md")]
+    assert sorted(["index", *listed]) == sorted(pages)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=documentation.name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     broken = []
