@@ -254,6 +254,14 @@ def test_a_lone_task_is_left_to_the_completion_thread_while_that_is_awake(bench)
     bench.shut_down()
 
 
+def test_a_lone_task_is_left_to_the_completion_thread_where_threads_compete_for_the_gil(bench):
+    bench.start_worker()
+    bench.runtime.batching_delay(WAIT)
+    bench.put()
+    assert (bench.tasks_sent(), bench.wakes) == ([], 1)
+    bench.shut_down()
+
+
 def test_what_only_the_completion_thread_can_send_is_left_to_it(bench):
     bench.start_worker()
     bench.completion.any_thread = False
