@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -31,11 +32,48 @@ def run(command: list[str], directory: Path, source: str | None = None) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def outcomes(where: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def run_notebook(source: str, directory: Path) -> str:
+    """Run a notebook with a cell for each statement of a module; return what the cells printed."""
+    nbclient = pytest.importorskip("nbclient", reason="needs Jupyter: pip install nbclient ipykernel")
+    pytest.importorskip("ipykernel", reason="needs Jupyter: pip install nbclient ipykernel")
+    import nbformat
+
+    lines = source.splitlines()
+    notebook = nbformat.v4.new_notebook()
+    for statement in ast.parse(source).body:
+        first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", ()))])
+        notebook.cells.append(nbformat.v4.new_code_cell("\n".join(lines[first - 1 : statement.end_lineno])))
+    done = nbclient.execute(notebook, cwd=str(directory), timeout=BOUND, kernel_name="python3")
+    streams = [o for cell in done.cells for o in cell.get("outputs", ()) if o["output_type"] == "stream"]
+    assert [output["text"] for output in streams if output["name"] != "stdout"] == []
+    return "".join(output["text"] for output in streams)
+
+
+def run_in_ipython(script: Path, arguments: list[str], directory: Path) -> str:
+    """Run a script in IPython, as one cell; return what it printed."""
+    pytest.importorskip("IPython", reason="needs IPython: pip install ipython")
+    # Not by the file's path, with which IPython makes a module of its own.
+    source = (
+        f"import sys\nsys.argv = {['cell', *arguments]!r}\nget_ipython().run_cell({script.read_text()!r})\n"
+    )
+    (directory / "cells.ipy").write_text(source)
+    return run(["-m", "IPython", "--no-banner", "--colors=NoColor", "cells.ipy"], directory)
+
+
+@pytest.fixture(scope="module", params=["script", "ipython", "notebook"])
+def outcomes(
+    request: pytest.FixtureRequest, where: str, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
     """What each case of the script came to; the cases share an executor."""
-    printed = run([str(SCRIPT), json.dumps({"instance": where})], tmp_path_factory.mktemp("everyday"))
-    found: dict[str, str] = json.loads(printed.splitlines()[-1])
+    directory, options = tmp_path_factory.mktemp("everyday"), json.dumps({"instance": where})
+    if request.param == "script":
+        printed = run([str(SCRIPT), options], directory)
+    elif request.param == "ipython":
+        printed = run_in_ipython(SCRIPT, [options], directory)
+    else:
+        arguments = f"import sys\nsys.argv = ['notebook', {options!r}]\n"
+        printed = run_notebook(arguments + SCRIPT.read_text(), directory)
+    found: dict[str, str] = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))
     return found
 
 
