@@ -93,7 +93,7 @@ def test_every_public_method_has_a_reference(documented: type) -> None:
 UNDESCRIBED = {
     "FluxBulkExecutor": {
         # What Parsl calls.
-        "start", "scale_in", "scale_out_facade", "status", "outstanding", "workers_per_node",
+        "start", "scale_in", "scale_out_facade", "status", "outstanding",
         "handle_errors", "set_bad_state_and_fail_all",
         # What FluxPoolExecutor calls.
         "queue", "submit_call",
