@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import time
 from collections.abc import Callable
 
@@ -54,3 +56,16 @@ def test_what_is_free_and_which_jobs_wait(seam: Seam) -> None:
     seam.connection.cancel([second], "the test is over")
     seam.wait([first, second])
     survey(seam, lambda usage: sum(cores for cores, _ in usage.free) == capacity.cores)
+
+
+def test_a_question_that_is_not_answered_yet_leaves_nothing_open(seam: Seam) -> None:
+    def open_and_ask() -> int:
+        completion = seam.instance.completion()
+        completion.survey()
+        completion.close()
+        del completion
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    before = open_and_ask()
+    assert {open_and_ask() for _ in range(3)} == {before}

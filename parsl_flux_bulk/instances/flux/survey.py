@@ -2,7 +2,7 @@
 
 ::
 
-    ask ──> sched.resource-status ──> job-list.list (state SCHED) ──> Usage
+    ask ──> resource.sched-status ──> job-list.list (state SCHED) ──> Usage
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ class Survey:
 
     def ask(self) -> None:
         """Send the question, unless the last one is not answered yet."""
-        from flux.resource import resource_list
-
         if self._pending is None:
-            self._pending = resource_list(self._handle).then(self._on_resources)
+            # Not `flux.resource.resource_list`: nobody can let go of the request that is inside its future,
+            # which keeps the handle open for good if the answer is not awaited.
+            request = self._handle.rpc("resource.sched-status", nodeid=0)
+            self._pending = request.then(self._on_resources)
 
     def close(self) -> None:
         """Await no answer any more."""
@@ -48,9 +49,10 @@ class Survey:
     def _on_resources(self, future: Any) -> None:
         from flux.constants import FLUX_JOB_STATE_SCHED
         from flux.job import job_list
+        from flux.resource import SchedResourceList
 
         try:
-            resources = future.get()
+            resources = SchedResourceList(future.get())
         except (OSError, ValueError):
             self._pending = None  # the scheduler is not loaded, or is being reloaded
             return
