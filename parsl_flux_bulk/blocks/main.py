@@ -35,8 +35,9 @@ if __name__ == "__main__" and not __package__:
 import zmq
 
 from parsl_flux_bulk.blocks.relay import protocol
-from parsl_flux_bulk.blocks.relay.client import BlockEnd, BlockRelay, SocketTransport
+from parsl_flux_bulk.blocks.relay.client import BlockEnd, BlockRelay
 from parsl_flux_bulk.blocks.relay.join import join
+from parsl_flux_bulk.blocks.relay.shared_socket import SocketTransport
 from parsl_flux_bulk.errors import InstanceError
 from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.jobspec.job_environment import base_environment

@@ -38,7 +38,7 @@ _OPTIONS = frozenset(
         "signal",
     ]
 )
-"""Shell options that an embedded instance applies as Flux does, or that mean nothing to a single task."""
+"""Shell options that an embedded instance applies as Flux does, or that change nothing for MPICH."""
 
 
 class PackedPlacement(NestedPlacement):
@@ -53,15 +53,14 @@ class PackedPlacement(NestedPlacement):
 
 
 def is_packable(jobspec: Jobspec, demand: Demand) -> bool:
-    """Tell whether a job needs nothing that only Flux gives. Several tasks may need PMI."""
+    """Tell whether a job needs nothing that only Flux gives."""
     tasks, options = jobspec.data["tasks"], jobspec.system.get("shell", {}).get("options", {})
     if demand.exclusive or len(tasks) > 1 or not _OPTIONS.issuperset(options):
         return False
     if any(str(options.get(key)).startswith("map:") for key in ("cpu-affinity", "gpu-affinity")):
         return False
-    totals, _ = jobspec.count_resources()
-    single = totals["slot"] == 1 and tasks[0]["count"].get("total", 1) == 1 and "per-resource" not in options
-    return single or "none" in (options.get("mpi"), options.get("pmi")) or options.get("pmi") == "off"
+    # Flux's shell may be told of other implementations of PMI; an embedded instance has PMI-1.
+    return options.get("pmi", "simple") in ("simple", "off")
 
 
 class PackedJobs(NestedInstances):

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from parsl_flux_bulk.blocks.relay import protocol
-from parsl_flux_bulk.blocks.relay.shared_socket import SharedSocket
 from parsl_flux_bulk.errors import InstanceError, InstanceLost, OutputUnavailable
 from parsl_flux_bulk.instances.base import (
     Connection,
@@ -70,25 +69,6 @@ class Transport(Protocol):
 
     def close(self, linger: float) -> None:
         """Close; what was sent has `linger` seconds to leave."""
-
-
-class SocketTransport:
-    """A ZeroMQ socket that has joined, as a transport."""
-
-    def __init__(self, socket: SharedSocket) -> None:
-        self._socket = socket
-        self.wake = socket.wake
-        self.wait = socket.wait
-        self.close = socket.close
-
-    def send(self, records: list[protocol.Record]) -> None:
-        self._socket.send(protocol.pack(records))
-
-    def receive(self) -> list[protocol.Record]:
-        return [record for _, frames in self._socket.receive() for record in protocol.unpack(frames)]
-
-    def ended(self) -> bool:
-        return bool(self._socket.disconnected())
 
 
 class BlockRelay:

@@ -10,6 +10,7 @@ from typing import Any
 
 import zmq
 
+from parsl_flux_bulk.blocks.relay import protocol
 from parsl_flux_bulk.protocol.wakeup import Wakeup
 
 _RECEIVE_LIMIT = 64
@@ -108,3 +109,22 @@ class SharedSocket:
             self._socket.disable_monitor()
             self._monitor.close(0)
             self._socket.close(int(linger * 1000))
+
+
+class SocketTransport:
+    """A ZeroMQ socket that has joined, as a transport."""
+
+    def __init__(self, socket: SharedSocket) -> None:
+        self._socket = socket
+        self.wake = socket.wake
+        self.wait = socket.wait
+        self.close = socket.close
+
+    def send(self, records: list[protocol.Record]) -> None:
+        self._socket.send(protocol.pack(records))
+
+    def receive(self) -> list[protocol.Record]:
+        return [record for _, frames in self._socket.receive() for record in protocol.unpack(frames)]
+
+    def ended(self) -> bool:
+        return bool(self._socket.disconnected())

@@ -10,9 +10,9 @@ This module is the user's end. Queue and processes belong to a small separate pr
 (:mod:`.server`), which ends, and kills every process of every job, when this process ends. The
 workers' channel is served here, in the completion thread (:mod:`.socket_channel`).
 
-Differences from Flux: no PMI (an MPI program of several tasks runs as so many single ones), no
-queues, dependencies or properties, ids are small decimal numbers, and what a task leaves behind in
-the background is killed when its job ends. Linux only, as Flux.
+Differences from Flux: PMI-1 is the only PMI (:mod:`.pmi`), for jobs of several tasks; no queues,
+dependencies or properties, ids are small decimal numbers, and what a task leaves behind in the
+background is killed when its job ends. Linux only, as Flux.
 """
 
 from __future__ import annotations

@@ -15,12 +15,13 @@ from __future__ import annotations
 import os
 import selectors
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from parsl_flux_bulk.instances.full_disk import OUTPUT_CUT, cut_off
 from parsl_flux_bulk.instances.local.job_plan import Environment, JobPlan
 from parsl_flux_bulk.instances.local.kept_output import Spool, SpoolFiles
+from parsl_flux_bulk.instances.local.pmi import PmiServer
 from parsl_flux_bulk.instances.local.processes import kill_group
 from parsl_flux_bulk.instances.local.scratch import ScratchDirectories
 from parsl_flux_bulk.instances.local.spawn import Limits, spawn
@@ -84,8 +85,8 @@ class LocalJob(Stateful):
     """
 
     __slots__ = (
-        "_environment", "_errors", "_exit_code", "_failure_code", "_labels", "_signal", "_spool", "_supplies",
-        "_written", "cores", "exception", "gpus", "id", "note", "plan", "size", "state", "tasks",
+        "_environment", "_errors", "_exit_code", "_failure_code", "_labels", "_pmi", "_signal", "_spool",
+        "_supplies", "_written", "cores", "exception", "gpus", "id", "note", "plan", "size", "state", "tasks",
     )  # fmt: skip
 
     def __init__(self, job_id: int, plan: JobPlan, environment: Environment, supplies: Supplies) -> None:
@@ -101,6 +102,7 @@ class LocalJob(Stateful):
         self._environment = environment
         self._supplies = supplies
         self._spool: SpoolFiles | None = None
+        self._pmi: PmiServer | None = None
         self._exit_code = 0
         self._failure_code = 0
         self._signal = 0
@@ -114,7 +116,11 @@ class LocalJob(Stateful):
     # -- start ---------------------------------------------------------------------------------------
 
     def start(
-        self, cpus: Sequence[Sequence[int]], gpus: Sequence[str] | None, selector: selectors.BaseSelector
+        self,
+        cpus: Sequence[Sequence[int]],
+        gpus: Sequence[str] | None,
+        selector: selectors.BaseSelector,
+        abort: Callable[[int, int], None],
     ) -> None:
         """Start all tasks.
 
@@ -124,6 +130,8 @@ class LocalJob(Stateful):
             For each core that the job got, its CPUs; none for a core to which jobs must not be pinned.
         gpus : sequence of str or None
             The job's GPUs as ``CUDA_VISIBLE_DEVICES`` names them; None leaves that variable alone.
+        abort : callable
+            See :class:`PmiServer`.
 
         Raises
         ------
@@ -140,6 +148,8 @@ class LocalJob(Stateful):
         if plan.stdout is None or plan.stderr is None:
             self._spool = supplies.spool.open(self.id)
         files = JobFiles(plan, self._spool, cwd)
+        if plan.pmi and self.size > 1:
+            self._pmi = PmiServer(f"job{self.id}", self.size, abort)
         try:
             for rank in range(self.size):
                 task = values.of_task(rank)
@@ -151,7 +161,12 @@ class LocalJob(Stateful):
                 environment = self._variables(task, gpus)
                 if pinned is None and _TOKEN in environment:
                     environment[_UNPINNED] = b"1"
-                self._spawn(task, cwd, environment, stdio)
+                descriptors: tuple[int, ...] = stdio
+                if self._pmi is not None:
+                    descriptor, more = self._pmi.open(rank)
+                    environment |= more
+                    descriptors = (*stdio, descriptor)
+                self._spawn(task, cwd, environment, descriptors)
         finally:
             os.sched_setaffinity(0, supplies.cpus)
             os.chdir("/")  # the server keeps no file system busy
@@ -159,6 +174,8 @@ class LocalJob(Stateful):
             files.close()
             for pipe in self._labels:
                 pipe.watch(selector)
+            if self._pmi is not None:
+                self._pmi.watch(selector)
 
     def _open(self, files: JobFiles, values: TaskValues) -> tuple[int, int, int]:
         try:
@@ -169,11 +186,11 @@ class LocalJob(Stateful):
             raise StartFailed(f"cannot open a file of the job: {error}") from error
 
     def _spawn(
-        self, task: TaskValues, cwd: str, environment: dict[bytes, bytes], stdio: tuple[int, int, int]
+        self, task: TaskValues, cwd: str, environment: dict[bytes, bytes], descriptors: tuple[int, ...]
     ) -> None:
         argv = [task.render(word) for word in self.plan.command]
         try:
-            pid = spawn(argv, environment, stdio, self._supplies.limits.setter(self.plan.rlimits))
+            pid = spawn(argv, environment, descriptors, self._supplies.limits.setter(self.plan.rlimits))
         except (OSError, ValueError) as error:
             _enter(cwd)  # which may have vanished
             reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -248,6 +265,8 @@ class LocalJob(Stateful):
             pipe.close()
             lacking = pipe.error or lacking
         self._labels = []
+        if self._pmi is not None:
+            self._pmi.close()
         result = self._result(lacking)
         if self._spool is not None:
             self._supplies.spool.keep(self._spool, reuse=clean)

@@ -39,6 +39,8 @@ class JobPlan(NamedTuple):
         Variables whose mustache templates are expanded for each task.
     exit_timeout : float or None
         Seconds that the other tasks have after the first one ended.
+    pmi : bool
+        Whether the tasks of a job of several find each other by PMI.
     signal : list or None
         Signal number, and how many seconds before `duration` ends the signal is sent.
     """
@@ -62,6 +64,7 @@ class JobPlan(NamedTuple):
     env_expand: dict[str, str]
     exit_timeout: float | None
     exit_on_error: bool
+    pmi: bool
     signal: list[float] | None
 
 

@@ -116,6 +116,7 @@ def plan_job(jobspec: Jobspec, machine: Machine, urgency: int) -> JobPlan:
         env_expand=shell.object("env-expand").strings(),
         exit_timeout=options.exit_timeout(shell),
         exit_on_error=bool(shell.get("exit-on-error")),
+        pmi=shell.get("pmi") != "off",
         signal=options.warning_signal(shell),
     )
 

@@ -25,6 +25,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from parsl_flux_bulk.instances.framed_socket import LONGEST_WAIT, FramedSocket
@@ -190,7 +191,8 @@ class Server:
             self._running[job.id] = job
             gpus = None if self._gpus is None else [self._gpus[gpu] for gpu in job.gpus]
             try:
-                job.start([self._cpus[core] for core in job.cores], gpus, self.selector)
+                cpus = [self._cpus[core] for core in job.cores]
+                job.start(cpus, gpus, self.selector, partial(self._abort, job))
             except StartFailed as failure:
                 job.fail("exec", str(failure), failure.exit_code)
             except Exception as error:  # one strange job must not end all the others
@@ -210,6 +212,9 @@ class Server:
         if job.plan.signal:
             number, left = job.plan.signal
             self._after(max(0.0, duration - left), job, lambda: job.kill(int(number)))
+
+    def _abort(self, job: LocalJob, rank: int, code: int) -> None:
+        self._end_early(job, "exec", f"task {rank} called MPI_Abort({code})", signal.SIGTERM, code)
 
     def _end_early(self, job: LocalJob, exception: str, note: str, signum: int, exit_code: int = 0) -> None:
         if job.fail(exception, note, exit_code):

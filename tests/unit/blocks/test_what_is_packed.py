@@ -19,8 +19,9 @@ from parsl_flux_bulk.jobspec.resources import Resources
     [
         ({}, True),
         ({"cores_per_task": 4, "gpus_per_task": 1, "duration": 60}, True),
-        ({"num_tasks": 2}, False),
+        ({"num_tasks": 2}, True),
         ({"num_tasks": 2, "shell_options": {"pmi": "off"}}, True),
+        ({"num_tasks": 2, "shell_options": {"pmi": "pmix"}}, False),
         ({"num_tasks": 2, "shell_options": {"mpi": "none"}}, True),
         ({"num_nodes": 1, "exclusive": True}, False),
         ({"shell_options": {"cpu-affinity": "per-task"}}, True),

@@ -1,0 +1,88 @@
+"""MPI programs of several tasks on one node: the tasks find each other, on every kind of instance."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from seam import Seam, jobspec, shell
+
+from parsl_flux_bulk.instances.base import JobStatus
+
+pytestmark = pytest.mark.mpi
+
+# Where Debian has several, `mpicc` may be one that Flux cannot start without more ado (docs/mpi.md).
+MPICC = shutil.which("mpicc.mpich") or shutil.which("mpicc")
+needs_mpicc = pytest.mark.skipif(
+    MPICC is None, reason="no MPI here: no `mpicc` on PATH (Debian: libmpich-dev, mpich)"
+)
+
+FOUR = {"type": "node", "count": 4}
+"""Tasks on one node, whatever its number of cores."""
+
+PROGRAM = r"""
+#include <mpi.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+int main(int argc, char **argv)
+{
+    int rank, size, sum;
+    MPI_Init(&argc, &argv);
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+    MPI_Allreduce(&rank, &sum, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
+    printf("%d of %d, sum %d\n", rank, size, sum);
+    fflush(stdout);
+    if (argc > 1 && rank == 1)
+        MPI_Abort(MPI_COMM_WORLD, atoi(argv[1]));
+    MPI_Barrier(MPI_COMM_WORLD);
+    MPI_Finalize();
+    return 0;
+}
+"""
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A compiled MPI program; with a number as its argument, rank 1 aborts with it."""
+    directory = tmp_path_factory.mktemp("mpi")
+    (directory / "program.c").write_text(PROGRAM)
+    assert MPICC is not None
+    subprocess.run([MPICC, "-o", "program", "program.c"], cwd=directory, check=True, timeout=60)
+    return str(directory / "program")
+
+
+def lines_of(path: Path) -> list[str]:
+    return sorted(path.read_text().splitlines())
+
+
+@needs_mpicc
+def test_four_ranks_add_up(seam: Seam, program: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stdout = {"stdout": {"type": "file", "path": str(out)}}
+    _, result = seam.run_one(jobspec([program], per_resource=FOUR, output=stdout))
+    assert result.ok, result
+    assert lines_of(out) == [f"{rank} of 4, sum 6" for rank in range(4)]
+
+
+@needs_mpicc
+def test_a_shell_may_start_the_program(seam: Seam, program: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stdout = {"stdout": {"type": "file", "path": str(out)}}
+    _, result = seam.run_one(shell(f"{program}; exit $?", per_resource=FOUR, output=stdout))
+    assert result.ok, result
+    assert lines_of(out) == [f"{rank} of 4, sum 6" for rank in range(4)]
+
+
+@needs_mpicc
+def test_one_rank_aborts_all(seam: Seam, program: str) -> None:
+    _, result = seam.run_one(jobspec([program, "9"], per_resource=FOUR))
+    assert result.status is JobStatus.FAILED
+
+
+def test_without_pmi_each_task_is_alone(seam: Seam) -> None:
+    _, result = seam.run_one(shell('test -z "$PMI_FD$PMI_RANK$PMI_SIZE"', per_resource=FOUR, pmi="off"))
+    assert result.ok, result
