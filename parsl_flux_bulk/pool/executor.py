@@ -57,6 +57,7 @@ class _Engine:
             if self._pid:
                 return
             executor.run_dir = os.path.abspath(DIRECTORY)
+            self._set_script_dir()
             executor.start()
             self._pid = os.getpid()
             if executor.provider is not None:
@@ -66,6 +67,15 @@ class _Engine:
                 self._poller.add_executors([executor])
         # After the executor's own handler, and so called before it: tasks end before the interpreter does.
         atexit.register(self.finish)
+
+    def _set_script_dir(self) -> None:
+        """Give the provider a directory for its scripts, as the DataFlowKernel does."""
+        executor = self.executor
+        provider: Any = executor.provider
+        if provider is not None and getattr(provider, "script_dir", "") is None:
+            directory = executor.working_dir or os.path.join(executor.run_dir, executor.label)
+            provider.script_dir = os.path.join(os.path.abspath(directory), "submit_scripts")
+            os.makedirs(provider.script_dir, exist_ok=True)
 
     def submit(self, resources: Resources, fn: Callable[..., Any], *args: Any) -> Future[Any]:
         return self.executor.submit_call(fn, resources, args, {})

@@ -23,7 +23,7 @@ from commands import command
 from helpers import run_documentation, wait_gone
 from parsl.app.python import timeout
 
-from parsl_flux_bulk import FluxBulkExecutor
+from parsl_flux_bulk import FluxBulkExecutor, FluxPoolExecutor
 from parsl_flux_bulk.jobspec.job_environment import LAUNCHER_VARIABLES
 
 pytestmark = [pytest.mark.flux, pytest.mark.mpi]
@@ -102,11 +102,20 @@ def mpi4py(mpi_environment: dict[str, str]) -> None:
 
 
 @pytest.fixture(scope="module")
+def four_nodes() -> Iterator[str]:
+    """The URI of an instance of four nodes, all of them this machine."""
+    with helpers.flux_instance("-s4") as uri:
+        yield uri
+
+
+@pytest.fixture(scope="module")
 def executor(
-    new_executor: Callable[..., AbstractContextManager[FluxBulkExecutor]], mpi_environment: dict[str, str]
+    new_executor: Callable[..., AbstractContextManager[FluxBulkExecutor]],
+    four_nodes: str,
+    mpi_environment: dict[str, str],
 ) -> Iterator[FluxBulkExecutor]:
-    """An executor on an instance of four nodes, all of them this machine."""
-    with helpers.flux_instance("-s4") as uri, new_executor(uri, environment=mpi_environment) as executor:
+    """An executor on an instance of four nodes."""
+    with new_executor(four_nodes, environment=mpi_environment) as executor:
         yield executor
 
 
@@ -132,6 +141,20 @@ def test_a_program_that_fails_on_one_rank_fails_the_app(executor, hello, tmp_pat
 @pytest.mark.parametrize("spec", [TWO_BY_TWO, {"num_nodes": 4, "num_ranks": 4}], ids=["2x2", "4x1"])
 def test_a_python_app_runs_on_every_rank_and_returns_the_value_of_rank_0(executor, spec):
     assert executor.submit(ranks.allreduce, spec, 100).result(BOUND) == (406, 0, 4)
+
+
+@pytest.mark.usefixtures("mpi4py")
+def test_the_pool_runs_mpi_functions_beside_others(four_nodes, mpi_environment, tmp_path):
+    with FluxPoolExecutor(
+        instance=four_nodes, environment=mpi_environment, working_dir=str(tmp_path)
+    ) as pool:
+        on_four = pool.with_resources(**TWO_BY_TWO)
+        first = on_four.submit(ranks.allreduce, 100)
+        assert list(pool.map(abs, range(100))) == list(range(100))
+        assert first.result(BOUND) == (406, 0, 4)
+        assert list(on_four.map(ranks.allreduce, [0, 10])) == [(6, 0, 4), (46, 0, 4)]
+        nodes = on_four.submit(ranks.gather_environment, "FLUX_JOB_NNODES", "FLUX_TASK_LOCAL_ID")
+        assert nodes.result(BOUND) == [["2", "0"], ["2", "1"], ["2", "0"], ["2", "1"]]
 
 
 @pytest.mark.usefixtures("mpi4py")

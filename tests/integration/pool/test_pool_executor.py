@@ -270,6 +270,34 @@ def test_a_buffer_bounds_what_is_taken(pool: FluxPoolExecutor) -> None:
             pool.map(square, [1], **wrong)
 
 
+MILLION = """
+import os, time
+from parsl_flux_bulk import FluxPoolExecutor
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+with FluxPoolExecutor(instance={where!r}) as pool:
+    results = pool.map(abs, range(1_000_000), buffersize=20_000)
+    for n in range(200_000):
+        assert next(results) == n
+    while (tasks := pool.status_report().tasks).pending or tasks.running:
+        time.sleep(0.02)
+    size, used = resident(), time.process_time()
+    time.sleep(1.0)
+    print(pool.status_report().tasks.done - tasks.done, time.process_time() - used < 0.1)
+    assert sum(results) == sum(range(200_000, 1_000_000))
+    print((resident() - size) / 2**20 < 10 or resident() - size)
+"""
+
+
+def test_map_of_a_million_items_in_flat_memory(where: str, tmp_path: Path) -> None:
+    done = run_script(MILLION.format(where=where), tmp_path)
+    # Nothing is submitted, and nothing polls, while the results of a full buffer are not taken.
+    assert (done.stdout, done.stderr) == ("0 True\nTrue\n", "")
+
+
 def test_map_times_out(pool: FluxPoolExecutor, tmp_path: Path) -> None:
     results = pool.map(wait_for_file, [str(tmp_path / "go")], timeout=0.05)
     with pytest.raises(concurrent.futures.TimeoutError):
