@@ -8,6 +8,7 @@ does that. Importing cloudpickle costs a worker as much as most of its other imp
 
 from __future__ import annotations
 
+import builtins
 import io
 import marshal
 import pickle
@@ -289,8 +290,8 @@ def _globals_of(module: str, package: str | None, used: dict[str, str] | None) -
         if module not in sys.modules:
             __import__(module)
         return vars(sys.modules[module])
-    # Relative imports read __package__.
-    found: dict[str, Any] = {"__name__": module, "__package__": package}
+    # Relative imports read __package__; imports from C, such as that of `strptime`, read __builtins__.
+    found: dict[str, Any] = {"__name__": module, "__package__": package, "__builtins__": builtins}
     for name, imported in used.items():
         __import__(imported)
         found[name] = sys.modules[imported]

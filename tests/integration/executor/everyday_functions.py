@@ -676,6 +676,20 @@ def case_sys_path_changed():
         yield [call(lambda name: __import__(name).f(), name) for _ in range(4)], [number] * 4
 
 
+def case_imports_from_c():
+    """C code finds the built-in functions in the globals of its caller."""
+
+    def parse(text):
+        import datetime
+        import time
+
+        time.tzset()
+        return datetime.datetime.strptime(text, "%Y").year
+
+    yield call(parse, "2020"), 2020
+    yield call(lambda text: time.strptime(text, "%Y").tm_year, "2021"), 2021
+
+
 # -- what cannot travel ------------------------------------------------------------------------------------
 
 
