@@ -7,7 +7,8 @@ before the block is a comment that says why not. These comments are known::
     <!-- needs: flux -->                             the block runs where there is Flux
     <!-- file: campaign.py -->                       the block is saved under this name
     <!-- continues -->                               the Python block runs after the Python block before it
-    <!-- output -->                                  what the block before prints; ... is anything
+    <!-- output -->                                  what the block before prints; see `matches`
+    <!-- output: in any order -->                    the same lines, in any order
 """
 
 from __future__ import annotations
@@ -94,7 +95,8 @@ def run_blocks(
         if "file" in block.comments:
             (directory / block.comments["file"]).write_text(block.text, encoding="utf-8")
         if "output" in block.comments:
-            assert matches(block.text, output), f"{where}: printed\n{output}"
+            in_order = block.comments["output"] != "in any order"
+            assert matches(block.text, output, in_order=in_order), f"{where}: printed\n{output}"
         if not block.runs or (block.comments.get("needs") == "flux" and helpers.flux_missing()):
             continue
         if block.language == "python":
@@ -111,7 +113,10 @@ def run_blocks(
         output = done.stdout.removeprefix(before)
 
 
-def matches(expected: str, output: str) -> bool:
-    """Whether the lines of an output are as a page has them, where ``...`` is any text."""
+def matches(expected: str, output: str, *, in_order: bool = True) -> bool:
+    """Whether an output is as a page has it, where ``...`` is any text, and a decimal number is any other."""
+    if not in_order:
+        expected, output = ("\n".join(sorted(text.splitlines())) for text in (expected, output))
     pattern = re.escape(expected.strip()).replace(re.escape("..."), ".*?")
+    pattern = re.sub(r"\d+\\\.\d+", r"\\d+\\.\\d+", pattern)
     return re.fullmatch(pattern, output.strip(), re.DOTALL) is not None

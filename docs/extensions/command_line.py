@@ -82,12 +82,16 @@ def help_of(action: argparse.Action) -> str:
 
 
 def literal(text: str) -> str:
-    """Return plain text as reStructuredText: commands in backquotes as literals, other markup escaped."""
-    text = " ".join(text.split())
-    parts = re.split(r"`([^`]*)`", text)
-    escaped = [re.sub(r"([\\*|_`])", r"\\\1", part) for part in parts]
-    escaped[1::2] = [f"``{part}``" for part in parts[1::2]]
-    return "".join(escaped)
+    """Return plain text as reStructuredText: options, and commands in backquotes, as literals."""
+    parts = re.split(r"`([^`]*)`", " ".join(text.split()))
+    parts[::2] = [_options_as_literals(part) for part in parts[::2]]
+    parts[1::2] = [f"``{part}``" for part in parts[1::2]]
+    return "".join(parts)
+
+
+def _options_as_literals(text: str) -> str:
+    escaped = re.sub(r"([\\*|_`])", r"\\\1", text)
+    return re.sub(r"(?<!\w)--[a-z][\w-]*(?:=\w+)?", r"``\g<0>``\\ ", escaped)
 
 
 def setup(app: Any) -> dict[str, bool]:

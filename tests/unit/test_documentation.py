@@ -32,7 +32,14 @@ def test_every_parameter_is_documented(page: str, documented: type) -> None:
 
 @pytest.mark.parametrize(
     ("expected", "output", "same"),
-    [("a\n", "a\n", True), ("a\n", "b\n", False), ("a\n...c", "a\nb\nc\n", True), ("a...", "ba", False)],
+    [
+        ("a\n", "a\n", True),
+        ("a\n", "b\n", False),
+        ("a\n...c", "a\nb\nc\n", True),
+        ("a...", "ba", False),
+        ("in 0.5 s", "in 12.34 s", True),
+        ("in 0.5 s", "in 12 s", False),
+    ],
 )
 def test_an_output_is_compared(expected: str, output: str, same: bool) -> None:
     assert documentation.matches(expected, output) == same
