@@ -126,6 +126,9 @@ def environment_of_process():
         "excepthook": sys.excepthook is sys.__excepthook__,
         "loop": loop_by_default(asyncio),
         "gc": (gc.isenabled(), gc.get_threshold()),
+        "digits": sys.get_int_max_str_digits(),
+        "zone": time.tzname,
+        "imports": (len(sys.meta_path) > 2, len(sys.path_hooks) > 1),
         "affinity": sorted(os.sched_getaffinity(0)),
     }
 
@@ -153,6 +156,8 @@ def disturb(directory):
     os.environ["LEFT"] = "by a task"
     os.environ.pop("HOME", None)
     os.environ["PATH"] = "/nowhere"
+    os.environ["TZ"] = "XYZ-7"
+    time.tzset()
     os.umask(0o777)
     for number in (signal.SIGALRM, signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
@@ -178,6 +183,9 @@ def disturb(directory):
     loop.close()
     gc.disable()
     gc.set_threshold(1)
+    sys.set_int_max_str_digits(1000)
+    sys.meta_path.clear()
+    sys.path_hooks.clear()
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
@@ -185,6 +193,21 @@ def leave_thread():
     import threading
 
     threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+    return os.getpid()
+
+
+def clear_modules():
+    sys.modules.clear()
+    return os.getpid()
+
+
+def change_group():
+    os.setpgid(0, os.getpgid(os.getppid()))
+    return os.getpid()
+
+
+def change_scheduler():
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     return os.getpid()
 
 

@@ -23,7 +23,19 @@ import time
 
 # Bound here: quicker to look up, and out of reach of a task that replaces those of the modules.
 from faulthandler import cancel_dump_traceback_later
-from os import dup2, getcwd, getpid, getpriority, getresuid, sched_getaffinity, umask
+from os import (
+    dup2,
+    getcwd,
+    getgroups,
+    getpgrp,
+    getpid,
+    getpriority,
+    getresgid,
+    getresuid,
+    sched_getaffinity,
+    sched_getscheduler,
+    umask,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +56,16 @@ def _directory() -> str:
         return getcwd()
     except OSError:
         return ""  # it was deleted
+
+
+def _read_fixed() -> tuple[Any, ...]:
+    """Return what cannot be put back, or not by everybody: priority, user, groups, process group, policy."""
+    return getpriority(0, 0), getresuid(), getresgid(), getgroups(), getpgrp(), sched_getscheduler(0)
+
+
+# New in Python 3.11, and in updates of 3.10.
+_get_int_digits = getattr(sys, "get_int_max_str_digits", lambda: 0)
+_set_int_digits = getattr(sys, "set_int_max_str_digits", lambda digits: None)
 
 
 def _read_state() -> tuple[Any, ...]:
@@ -67,9 +89,10 @@ def _read_state() -> tuple[Any, ...]:
             gc.isenabled(),
             gc.get_threshold(),
             gc.get_debug(),
+            _get_int_digits(),
         ),
         sched_getaffinity(0),
-        (getpriority(0, 0), getresuid()),
+        _read_fixed(),
         # A changed root directory shows in the path of the working directory.
         _directory(),
     )
@@ -84,6 +107,7 @@ def _set_values(
     enabled: bool,
     threshold: tuple[int, int, int],
     debug: int,
+    digits: int,
 ) -> None:
     sys.setrecursionlimit(recursion)
     sys.setswitchinterval(switch)
@@ -93,6 +117,7 @@ def _set_values(
     (gc.enable if enabled else gc.disable)()
     gc.set_threshold(*threshold)
     gc.set_debug(debug)
+    _set_int_digits(digits)
 
 
 class ProcessState:
@@ -121,6 +146,7 @@ class ProcessState:
         """Take over what the modules of a function did when they were imported, since that happens once."""
         self._environment = dict(os.environb)
         self._path_entries = list(sys.path)
+        self._import_hooks: Any = list(sys.meta_path), list(sys.path_hooks)
         self._threads = _thread._count()
         decimal = sys.modules.get("decimal")
         self._decimal: Any = decimal and decimal.getcontext().copy()
@@ -148,6 +174,8 @@ class ProcessState:
 
     def _restore(self) -> str:
         modules = sys.modules
+        if modules.get("sys") is not sys:
+            return "the imported modules"
         watched = not modules.keys().isdisjoint(_WATCHED_MODULES)
         if watched and "signal" in modules:
             self._restore_signals()
@@ -170,6 +198,8 @@ class ProcessState:
             or self._environ._data != self._environment  # type: ignore[attr-defined]
             or sys.path is not self._path
             or self._path != self._path_entries
+            or len(sys.meta_path) < len(self._import_hooks[0])
+            or len(sys.path_hooks) < len(self._import_hooks[1])
             or _read_state() != self._state
         ):
             left = self._restore_state()
@@ -186,11 +216,15 @@ class ProcessState:
         self._restore_environment()
         sys.path = self._path
         self._path[:] = self._path_entries
+        hooks: Any
+        for hooks, before in zip((sys.meta_path, sys.path_hooks), self._import_hooks, strict=True):
+            # What came stays: a module such as six installs a hook when it is imported.
+            hooks[:] = [*before, *(hook for hook in hooks if hook not in before)]
         _set_values(*values)
         if sched_getaffinity(0) != affinity:
             os.sched_setaffinity(0, affinity)
-        if (getpriority(0, 0), getresuid()) != fixed:
-            return "its priority, or its user"
+        if _read_fixed() != fixed:
+            return "its priority, user, groups or process group"
         return self._restore_directory(directory)
 
     def _restore_signals(self) -> None:
@@ -219,11 +253,14 @@ class ProcessState:
 
     def _restore_environment(self) -> None:
         os.environ = self._environ  # noqa: B003 (the object that is in step with the process)
+        zone = os.environb.get(b"TZ")
         for name in [name for name in os.environb if name not in self._environment]:
             del os.environb[name]
         for name, value in self._environment.items():
             if os.environb.get(name) != value:
                 os.environb[name] = value
+        if os.environb.get(b"TZ") != zone:
+            time.tzset()
 
     def _restore_directory(self, directory: str) -> str:
         if _directory() == directory:

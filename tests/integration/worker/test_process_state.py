@@ -28,7 +28,16 @@ def test_everything_is_put_back(end, tmp_path):
     assert manager.value(1) == manager.value(5)
 
 
-@pytest.mark.parametrize("function", [calls.leave_thread, calls.lower_priority])
+@pytest.mark.parametrize(
+    "function",
+    [
+        calls.leave_thread,
+        calls.lower_priority,
+        calls.clear_modules,
+        calls.change_group,
+        calls.change_scheduler,
+    ],
+)
 def test_a_worker_that_cannot_be_put_back_is_replaced(end, function):
     manager = ManagerProcess(end)
     manager.add_function(function)
