@@ -14,15 +14,17 @@ from parsl_flux_bulk.version import __version__
 if TYPE_CHECKING:
     from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
     from parsl_flux_bulk.executor.executor import FluxBulkExecutor
+    from parsl_flux_bulk.executor.progress import progress
     from parsl_flux_bulk.pool.executor import FluxPoolExecutor
 
-__all__ = ["BulkSubmitter", "FluxBulkExecutor", "FluxPoolExecutor", "JobFuture", "__version__"]
+__all__ = ["BulkSubmitter", "FluxBulkExecutor", "FluxPoolExecutor", "JobFuture", "__version__", "progress"]
 
 _MODULES = {
     "BulkSubmitter": "parsl_flux_bulk.bulk",
     "FluxBulkExecutor": "parsl_flux_bulk.executor",
     "FluxPoolExecutor": "parsl_flux_bulk.pool.executor",
     "JobFuture": "parsl_flux_bulk.bulk",
+    "progress": "parsl_flux_bulk.executor.progress",
 }
 
 

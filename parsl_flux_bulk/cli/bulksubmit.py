@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.util
 import logging
 import os
 import signal
@@ -29,8 +30,11 @@ from parsl_flux_bulk.cli.report import Report
 from parsl_flux_bulk.cli.run import Run
 from parsl_flux_bulk.cli.streams import Output, Records, open_standard_streams
 from parsl_flux_bulk.cli.work import Work, refuse_invalid
-from parsl_flux_bulk.errors import InstanceError
+from parsl_flux_bulk.errors import InstanceError, TraceError
 from parsl_flux_bulk.instances.factory import choose_instance
+from parsl_flux_bulk.report.main import NEEDS as REPORT_NEEDS
+from parsl_flux_bulk.report.main import write as write_report
+from parsl_flux_bulk.trace.format import SUFFIX
 
 EXIT_OK, EXIT_FAILED, EXIT_UNUSABLE = 0, 1, 2
 
@@ -99,6 +103,7 @@ def _run(options: argparse.Namespace, output: Output, errors: Output) -> int:
             run.say_stopped()
         else:
             report.finish()
+        _write_report(trace, options.report, report)
         if work.earlier is not None:
             _say_skipped(work.earlier, report)
         if run.signal is not None:
@@ -120,12 +125,31 @@ def _open_records(options: argparse.Namespace, work: Work) -> Records | None:
 
 
 def _open_trace(options: argparse.Namespace, work: Work) -> JobTrace | None:
-    if options.trace is None:
+    name = options.trace
+    if options.report is not None:
+        if importlib.util.find_spec("bokeh") is None:
+            raise UnusableInput(f"--report: {REPORT_NEEDS}")
+        name = name or f"{os.path.splitext(options.report)[0]}{SUFFIX}"
+    if name is None:
         return None
     try:
-        return JobTrace(options.trace, vars(options), work.total)
+        return JobTrace(name, vars(options), work.total)
     except OSError as error:
-        raise UnusableInput(f"cannot write {options.trace!r} (--trace): {error.strerror}") from error
+        raise UnusableInput(f"cannot write {name!r} (--trace): {error.strerror}") from error
+
+
+def _write_report(trace: JobTrace | None, name: str | None, report: Report) -> None:
+    if trace is None:
+        return
+    trace.close()
+    if name is None:
+        return
+    try:
+        write_report(trace.path, name)
+    except (TraceError, OSError) as error:
+        report.warn(f"no report (--report): {error}; the trace is {trace.path!r}")
+    else:
+        report.say(f"Report: {name}")
 
 
 def _earlier(options: argparse.Namespace) -> EarlierRun | None:

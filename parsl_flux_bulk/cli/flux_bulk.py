@@ -11,6 +11,7 @@ from parsl_flux_bulk.version import __version__
 
 COMMANDS = {
     "doctor": ("parsl_flux_bulk.doctor.main", "check whether this machine is ready, and say what to do"),
+    "report": ("parsl_flux_bulk.report.main", "write a page about a run, to look at in a browser"),
 }
 """Subcommands: the module, which has `add_options` and `run`, and what the command does."""
 

@@ -54,6 +54,8 @@ class JobTrace:
     """
 
     def __init__(self, path: str, options: Mapping[str, Any], total: int | None) -> None:
+        self.path = path
+        self._closed = False
         self._writer = Writer(path, self._take_request)
         given = {name: value for name, value in options.items() if value not in (None, [], False)}
         self._config = {name: repr(value) for name, value in given.items() if name != "env"}
@@ -165,7 +167,10 @@ class JobTrace:
         ]  # fmt: skip
 
     def close(self) -> None:
-        """Write the last counts, and close."""
+        """Write the last counts, and close; a second call does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         self._write_counts(time.monotonic())
         self._writer.event("end", {})
         self._writer.close()

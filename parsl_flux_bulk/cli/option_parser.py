@@ -147,6 +147,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--trace", metavar="FILE", help="write what happens when to FILE, for flux-bulk report and top"
     )
     group.add_argument(
+        "--report",
+        metavar="FILE",
+        help="write a page about the run to FILE, and the trace beside it; needs parsl-flux-bulk[report]",
+    )
+    group.add_argument(
         "--output-dir",
         metavar="DIR",
         help="send the output of each job to a file there, and the records to DIR/records.jsonl",

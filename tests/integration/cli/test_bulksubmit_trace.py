@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import helpers
+import pytest
 from test_bulksubmit import Where, bulksubmit, in_tmp_path, where
 
 from parsl_flux_bulk import trace
@@ -35,6 +36,14 @@ def test_every_job_is_a_task_of_the_trace(where: Where) -> None:
     (failure,) = read.failures
     assert "exit status 3" in failure["error"]
     assert (read.statuses[-1]["done"], read.statuses[-1]["failed"]) == (2, 1)
+
+
+def test_a_report_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bokeh")
+    run = bulksubmit("--local", "--report", "run.html", "sh", "-c", "exit {}", ":::", "0", "3")
+    assert (run.returncode, run.stdout.splitlines()[-1]) == (1, "bulksubmit: Report: run.html")
+    text = Path("run.html").read_text()
+    assert "exit status 3" in text and len(trace.tasks("run.trace")["task"]) == 2
 
 
 def test_a_job_is_canceled_through_the_trace() -> None:
