@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections import deque
+from typing import cast
 
 if __name__ == "__main__" and not __package__:
     # Run by path: import from the package, not from this directory.
@@ -23,7 +24,8 @@ if __name__ == "__main__" and not __package__:
 from parsl_flux_bulk.blocks.relay import protocol
 from parsl_flux_bulk.blocks.relay.client import BlockRelay
 from parsl_flux_bulk.errors import InstanceError
-from parsl_flux_bulk.instances.local.client import LocalInstance
+from parsl_flux_bulk.instances.base import Connection
+from parsl_flux_bulk.instances.local.client import LocalConnection, LocalInstance
 from parsl_flux_bulk.protocol import frames, variables
 from parsl_flux_bulk.protocol.wakeup import Wakeup
 from parsl_flux_bulk.worker import handshake
@@ -89,6 +91,10 @@ class ChannelTransport:
         return [self._unsent.popleft() for _ in range(len(self._unsent))]
 
 
+def _jobs_with_output(connection: Connection) -> int:
+    return cast("LocalConnection", connection).jobs_with_output()
+
+
 def main() -> int:
     """Run the program; return its exit status."""
     environ = dict(os.environ)
@@ -102,7 +108,7 @@ def main() -> int:
     try:
         channel = handshake.introduce(environ)  # first: the user's process gets ready in the meantime
         instance.start()
-        relay = BlockRelay(instance, ChannelTransport(channel))
+        relay = BlockRelay(instance, ChannelTransport(channel), {"kept": _jobs_with_output})
         signal.signal(signal.SIGTERM, lambda *_: relay.end("it got SIGTERM", 1))
         end = relay.run()
         watchdog = threading.Timer(END_TIMEOUT, os._exit, (1,))

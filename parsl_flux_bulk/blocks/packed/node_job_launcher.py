@@ -15,11 +15,19 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 from parsl_flux_bulk.blocks.relay import protocol
 from parsl_flux_bulk.blocks.relay.instance import BlockState, RelayedInstance
 from parsl_flux_bulk.errors import InstanceError
-from parsl_flux_bulk.instances.base import EMBEDDED_IN_FLIGHT, Completion, PeerId, PeerMessage, Usage
+from parsl_flux_bulk.instances.base import (
+    EMBEDDED_IN_FLIGHT,
+    Completion,
+    JobEnded,
+    PeerId,
+    PeerMessage,
+    Usage,
+)
 from parsl_flux_bulk.instances.events import MemberInstance
 from parsl_flux_bulk.instances.federation.inner_instance_launcher import (
     PING_PERIOD,
@@ -37,6 +45,9 @@ from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.protocol import frames, variables
 
 logger = logging.getLogger(__name__)
+
+IDLE_TIMEOUT = 2.0
+"""Seconds without a job after which a node job ends, and gives its cores back."""
 
 SURVEY_TIMEOUT = 10.0
 """Seconds that the instance may take to say what is free."""
@@ -70,7 +81,7 @@ class Link:
 
 
 class NodeJobLauncher(Launcher):
-    """Starts and ends node jobs."""
+    """Starts node jobs where cores are free, and ends those that are idle."""
 
     NOUN = "node job"
 
@@ -79,15 +90,100 @@ class NodeJobLauncher(Launcher):
     ) -> None:
         super().__init__(outer, add, registry)
         self._links: dict[PeerId, RelayedInstance] = {}
+        self._idle: dict[Member, float] = {}  # until when it may stay idle
+        self._wanted: list[threading.Event] = []
+        self._launches: list[threading.Event] = []
+        self.joined = 0
+        self.ended = 0  # and not replaced
 
-    def _jobspecs(self, completion: Completion) -> list[Jobspec]:
+    def launch(self, timeout: float) -> None:
+        """Start node jobs where cores are free, and wait until each is ready or has failed; from any thread.
+
+        Parameters
+        ----------
+        timeout : float
+            Seconds to wait at most.
+        """
+        self.ended = 0
+        settled = threading.Event()
+        self._call(lambda _: self._wanted.append(settled))
+        if self.is_alive():
+            settled.wait(timeout)
+
+    def idle(self, member: Member) -> None:
+        """Note that a node job has no jobs left; from any thread."""
+        self._call(lambda _: self._note_idle(member))
+
+    def run(self) -> None:
+        try:
+            super().run()
+        finally:
+            for settled in [*self._wanted, *self._launches]:
+                settled.set()
+
+    def _needed(self) -> bool:
+        return True  # node jobs may be wanted later
+
+    def _step(self, completion: Completion, timeout: float | None) -> None:
+        self._run_calls(completion)
+        # Not before those that end have given their cores back.
+        if self._wanted and not self._in_state(InnerState.RETIRING):
+            self._launches += self._wanted
+            self._wanted.clear()
+            self._submit(completion)
+        if self._launches and not self._in_state(InnerState.SUBMITTED):
+            for settled in self._launches:
+                settled.set()
+            self._launches.clear()
+        self._end_idle()
+        if self._idle:
+            left = max(0.0, min(self._idle.values()) - time.monotonic())
+            timeout = left if timeout is None else min(left, timeout)
+        super()._step(completion, timeout)
+
+    def _note_idle(self, member: Member) -> None:
+        self._idle[member] = time.monotonic() + IDLE_TIMEOUT
+
+    def _end_idle(self) -> None:
+        now = time.monotonic()
+        for member in [member for member, until in self._idle.items() if until <= now]:
+            del self._idle[member]
+            threading.Thread(target=self._end_without_output, args=[member], daemon=True).start()
+
+    def _end_without_output(self, member: Member) -> None:
+        """Have a member end, unless it keeps output that somebody may ask for. Waits for replies."""
+        try:
+            kept = cast("RelayedInstance", member.instance).request("kept")
+        except InstanceError:
+            return
+        if not kept:
+            self._registry.drain_idle(member)  # it is told to end once it is drained
+
+    def _on_ended(self, event: JobEnded) -> None:
+        super()._on_ended(event)
+        self.ended += 1
+
+    def _jobspecs(self, completion: Completion, first: int) -> list[Jobspec]:
         environment = completion.channel().environment
-        return [
-            _jobspec(cores, gpus, token, environment)
-            # Large ones first: a small one would also fit their nodes.
-            for token, (cores, gpus) in enumerate(sorted(_free(completion), reverse=True))
-            if cores
-        ]
+        # Large ones first: a small one would also fit their nodes.
+        free = sorted((pair for pair in self._free(completion) if pair[0]), reverse=True)
+        return [_jobspec(cores, gpus, token, environment) for token, (cores, gpus) in enumerate(free, first)]
+
+    def _free(self, completion: Completion) -> tuple[tuple[int, int], ...]:
+        """Return the free cores and GPUs of each node."""
+        completion.survey()
+        deadline = time.monotonic() + SURVEY_TIMEOUT
+        while (left := deadline - time.monotonic()) > 0:
+            free = None
+            for event in completion.poll(left):
+                if isinstance(event, Usage):
+                    free = event.free
+                else:
+                    self._act_on(completion, event)
+            if free is not None:
+                return free
+        logger.warning("the instance did not say what is free timeout=%gs", SURVEY_TIMEOUT)
+        return ()
 
     def _on_message(self, completion: Completion, message: PeerMessage) -> None:
         relayed = self._links.get(message.peer)
@@ -127,12 +223,18 @@ class NodeJobLauncher(Launcher):
 
     def _joined(self, inner: Inner, member: Member) -> None:
         inner.member = member
+        self.joined += 1
         if inner.state is InnerState.SUBMITTED:
             inner.move_to(InnerState.READY)
+            self._note_idle(member)
 
     def _on_peer_lost(self, peer: PeerId) -> None:
         relayed = self._links.pop(peer, None)
+        for inner in self._in_state(InnerState.READY):
+            if inner.peer == peer:
+                inner.move_to(InnerState.RETIRING)  # its job is about to end, too
         if relayed is not None:
+            self.ended += 1
             relayed.end(BlockState.LOST, "its program has ended")
 
     def _end_all(self, completion: Completion) -> None:
@@ -145,18 +247,6 @@ class NodeJobLauncher(Launcher):
         completion.send(
             inner.peer, protocol.pack_message([(protocol.BYE, 0, 0, b"it is not needed any more")])
         )
-
-
-def _free(completion: Completion) -> tuple[tuple[int, int], ...]:
-    """Return the free cores and GPUs of each node."""
-    completion.survey()
-    deadline = time.monotonic() + SURVEY_TIMEOUT
-    while (left := deadline - time.monotonic()) > 0:
-        for event in completion.poll(left):
-            if isinstance(event, Usage):
-                return event.free
-    logger.warning("the instance did not say what is free timeout=%gs", SURVEY_TIMEOUT)
-    return ()
 
 
 def _jobspec(cores: int, gpus: int, token: int, channel: Mapping[str, str]) -> Jobspec:

@@ -7,6 +7,9 @@
 
 A Flux job costs its broker and shell some 40 ms of CPU. A packed job costs a process on its node.
 
+A node job that has been idle for some time ends and gives its cores back, unless it keeps output of jobs.
+Node jobs that ended, or were lost, are replaced when jobs need them.
+
 A job is packed if a node job has room for it and it asks for nothing that only Flux gives. The first job
 that is not packed dissolves the node jobs: they get no more jobs, end when they are empty, and all later jobs
 go to the outer instance in the order of their submission. So no job waits for ever.
@@ -14,13 +17,20 @@ go to the outer instance in the order of their submission. So no job waits for e
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
+
 from parsl_flux_bulk.blocks.packed.node_job_launcher import NodeJobLauncher
 from parsl_flux_bulk.instances.base import Capacity, Instance
+from parsl_flux_bulk.instances.federation.inner_instance_launcher import START_TIMEOUT
 from parsl_flux_bulk.instances.federation.inner_instances import NestedInstances
-from parsl_flux_bulk.instances.federation.members import Member
+from parsl_flux_bulk.instances.federation.members import Member, MemberState
 from parsl_flux_bulk.instances.federation.placement import NestedPlacement
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
 from parsl_flux_bulk.jobspec.jobspec import Demand, Jobspec
+
+REFILL_INTERVAL = 5.0
+"""Seconds between two attempts to replace node jobs that have ended, while others run jobs."""
 
 _OPTIONS = frozenset(
     [
@@ -43,6 +53,14 @@ _OPTIONS = frozenset(
 
 class PackedPlacement(NestedPlacement):
     """The policy for node jobs; see the module."""
+
+    def __init__(self, outer: Instance, dissolve: Callable[[], None], refill: Callable[[], None]) -> None:
+        super().__init__(outer, dissolve)
+        self._refill = refill
+
+    def prepare(self, jobspecs: Sequence[Jobspec]) -> None:
+        if not self.dissolved and any(not self.demand(jobspec).particular for jobspec in jobspecs):
+            self._refill()
 
     def label(self, member: Member) -> str:
         return "outer instance" if self.is_outer(member) else f"node job {member.name}"
@@ -67,10 +85,33 @@ class PackedJobs(NestedInstances):
     """A Flux instance with a node job on each node that has free cores."""
 
     def __init__(self, outer: FluxInstance) -> None:
-        super().__init__(outer, PackedPlacement)
+        super().__init__(outer, lambda outer, dissolve: PackedPlacement(outer, dissolve, self._refill))
+        self._node_jobs: NodeJobLauncher | None = None
+        self._refilled = time.monotonic()
 
     def _new_launcher(self, capacity: Capacity) -> NodeJobLauncher:
-        return NodeJobLauncher(self._outer, self._add, self._federation.registry)
+        self._node_jobs = NodeJobLauncher(self._outer, self._add, self._federation.registry)
+        return self._node_jobs
+
+    def _refill(self) -> None:
+        """Start node jobs if there are none, or if some have ended and the others are busy."""
+        launcher = self._node_jobs
+        if launcher is None or not launcher.joined:
+            return  # nothing was free at the start
+        ready = [member for member in self._inner_members() if member.state is MemberState.READY]
+        if not ready:
+            launcher.launch(START_TIMEOUT)
+        elif (
+            launcher.ended
+            and all(member.free_cores <= 0 for member in ready)
+            and time.monotonic() - self._refilled > REFILL_INTERVAL
+        ):
+            self._refilled = time.monotonic()
+            launcher.launch(0)
+
+    def _on_idle(self, member: Member) -> None:
+        if self._node_jobs is not None and not self._policy.is_outer(member):
+            self._node_jobs.idle(member)
 
     def _describe(self, members: int) -> str:
         return f"jobs packed into {members} node job(s)"

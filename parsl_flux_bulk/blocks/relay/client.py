@@ -15,7 +15,7 @@ import itertools
 import json
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from parsl_flux_bulk.blocks.relay import protocol
@@ -80,10 +80,18 @@ class BlockRelay:
         Started.
     transport : Transport
         Connected to the executor.
+    verbs : mapping
+        Further requests: verb -> what answers it, with the connection.
     """
 
-    def __init__(self, instance: Instance, transport: Transport) -> None:
+    def __init__(
+        self,
+        instance: Instance,
+        transport: Transport,
+        verbs: Mapping[str, Callable[[Connection], object]] | None = None,
+    ) -> None:
         self.instance = instance
+        self.verbs = verbs or {}
         self.active_jobs: set[JobId] = set()
         self.peer_numbers = itertools.count(1)
         self._transport = transport
@@ -198,6 +206,8 @@ class RequestThread(threading.Thread):
             return subscription.source.address.environment
         if verb == "close":
             return self._relay.subscriptions.pop(argument).source.close()
+        if verb in self._relay.verbs:
+            return self._relay.verbs[verb](connection)
         raise ValueError("no such verb")
 
 

@@ -38,7 +38,7 @@ class Federation:
     ----------
     policy : Placement, optional
         For blocks by default.
-    on_drained : callable
+    on_drained, on_idle : callable
         See :class:`.registry.MemberRegistry`.
 
     Attributes
@@ -48,9 +48,13 @@ class Federation:
     """
 
     def __init__(
-        self, policy: Placement | None = None, *, on_drained: Callable[[Member], None] = lambda _: None
+        self,
+        policy: Placement | None = None,
+        *,
+        on_drained: Callable[[Member], None] = lambda _: None,
+        on_idle: Callable[[Member], None] = lambda _: None,
     ) -> None:
-        self.registry = MemberRegistry(policy or Placement(), on_drained)
+        self.registry = MemberRegistry(policy or Placement(), on_drained, on_idle)
 
     def add(
         self,
@@ -115,6 +119,7 @@ class FederationConnection:
         return min(known, default=FLUX_IN_FLIGHT)
 
     def submit(self, requests: Sequence[JobRequest]) -> list[JobId | Refusal]:
+        self._registry.policy.prepare([request.jobspec for request in requests])
         answers: list[JobId | Refusal] = [Refusal("")] * len(requests)
         placed: dict[Member, list[tuple[int, JobRequest, Demand]]] = {}
         for index, request in enumerate(requests):

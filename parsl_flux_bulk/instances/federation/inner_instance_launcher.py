@@ -27,6 +27,7 @@ from pathlib import Path
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
 from parsl_flux_bulk.instances.base import (
     Completion,
+    Event,
     Instance,
     JobEnded,
     JobId,
@@ -117,6 +118,7 @@ class Launcher(threading.Thread):
         self._settled = threading.Event()
         self._calls: deque[Callable[[Completion], None]] = deque()
         self._inner: dict[int, Inner] = {}
+        self._next_token = 0
         self._stopping = False
 
     def start(self) -> None:
@@ -152,7 +154,7 @@ class Launcher(threading.Thread):
             self._completion = completion = self._outer.completion()
             try:
                 self._submit(completion)
-                while self._inner and not self._stopping:
+                while self._needed() and not self._stopping:
                     self._step(completion, None)
                 self._end_all(completion)
             finally:
@@ -166,14 +168,16 @@ class Launcher(threading.Thread):
             self._settled.set()
 
     def _submit(self, completion: Completion) -> None:
-        requests = [JobRequest(jobspec) for jobspec in self._jobspecs(completion)]
+        first = self._next_token
+        requests = [JobRequest(jobspec) for jobspec in self._jobspecs(completion, first)]
+        self._next_token += len(requests)
         # Not guarded: inner instances notice the end of this process, and then have time to end their jobs.
         connection = self._outer.connect(guarded=False)
         try:
             answers = connection.submit(requests)
         finally:
             connection.close()
-        for token, answer in enumerate(answers):
+        for token, answer in enumerate(answers, first):
             if isinstance(answer, Refusal):
                 logger.warning("%s refused: %s", self.NOUN, answer.reason)
             else:
@@ -181,22 +185,32 @@ class Launcher(threading.Thread):
                 completion.watch(answer)
 
     def _step(self, completion: Completion, timeout: float | None) -> None:
-        while self._calls:
-            self._calls.popleft()(completion)
+        self._run_calls(completion)
         if not self._in_state(InnerState.SUBMITTED):
             self._settled.set()
         for event in completion.poll(timeout):
-            if isinstance(event, PeerMessage):
-                self._on_message(completion, event)
-            elif isinstance(event, PeerLost):
-                self._on_peer_lost(event.peer)
-            elif isinstance(event, JobEnded):
-                self._on_ended(event)
+            self._act_on(completion, event)
+
+    def _run_calls(self, completion: Completion) -> None:
+        while self._calls:
+            self._calls.popleft()(completion)
+
+    def _act_on(self, completion: Completion, event: Event) -> None:
+        if isinstance(event, PeerMessage):
+            self._on_message(completion, event)
+        elif isinstance(event, PeerLost):
+            self._on_peer_lost(event.peer)
+        elif isinstance(event, JobEnded):
+            self._on_ended(event)
 
     # -- for subclasses ---------------------------------------------------------------------------
 
-    def _jobspecs(self, completion: Completion) -> list[Jobspec]:
-        """Return the jobs to submit; a job's token is its index."""
+    def _needed(self) -> bool:
+        """Tell whether the thread has anything to do, now or later."""
+        return bool(self._inner)
+
+    def _jobspecs(self, completion: Completion, first: int) -> list[Jobspec]:
+        """Return the jobs to submit; their tokens count from `first`."""
         raise NotImplementedError
 
     def _on_message(self, completion: Completion, message: PeerMessage) -> None:
@@ -277,10 +291,11 @@ class InstanceLauncher(Launcher):
         self._shares = shares
         self._attach = attach
 
-    def _jobspecs(self, completion: Completion) -> list[Jobspec]:
+    def _jobspecs(self, completion: Completion, first: int) -> list[Jobspec]:
         environment = completion.channel().environment
         return [
-            _jobspec(nodes, cores, token, environment) for token, (nodes, cores) in enumerate(self._shares)
+            _jobspec(nodes, cores, token, environment)
+            for token, (nodes, cores) in enumerate(self._shares, first)
         ]
 
     def _on_message(self, completion: Completion, message: PeerMessage) -> None:

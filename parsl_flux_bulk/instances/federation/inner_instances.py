@@ -47,7 +47,7 @@ class NestedInstances:
     ):
         self._outer = outer
         self._policy = policy(outer, self._dissolve)
-        self._federation = Federation(self._policy, on_drained=self._end_drained)
+        self._federation = Federation(self._policy, on_drained=self._end_drained, on_idle=self._on_idle)
         self._launcher: Launcher | None = None
 
     def _new_launcher(self, capacity: Capacity) -> Launcher | None:
@@ -57,6 +57,9 @@ class NestedInstances:
     def _describe(self, members: int) -> str:
         """Return what to say of so many members."""
         raise NotImplementedError
+
+    def _on_idle(self, member: Member) -> None:
+        """Note that a member has no jobs left; under the registry's lock."""
 
     @property
     def description(self) -> str:

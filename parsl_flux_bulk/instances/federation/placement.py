@@ -34,6 +34,9 @@ class Placement:
         """Restrict the choice between the members that can run a job; return at least one of them."""
         return fitting
 
+    def prepare(self, jobspecs: Sequence[Jobspec]) -> None:
+        """Get ready to place these jobs; may block, unlike the other methods."""
+
     def preferred(self, members: list[Member]) -> list[Member]:
         """Return the members that the next jobs go to, unless they do not fit there."""
         return members

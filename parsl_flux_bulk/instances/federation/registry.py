@@ -36,12 +36,20 @@ class MemberRegistry:
     policy : Placement
     on_drained : callable
         Called, under the lock, with a DRAINING member that has no jobs left; perhaps more than once.
+    on_idle : callable
+        Called, under the lock, with a member whose last job has ended.
     """
 
-    def __init__(self, policy: Placement, on_drained: Callable[[Member], None]) -> None:
+    def __init__(
+        self,
+        policy: Placement,
+        on_drained: Callable[[Member], None],
+        on_idle: Callable[[Member], None] = lambda _: None,
+    ) -> None:
         self.policy = policy
         self.lock = threading.RLock()
         self._on_drained = on_drained
+        self._on_idle = on_idle
         self._job_ended = threading.Condition(self.lock)
         self._members: dict[int, Member] = {}
         self._completions: dict[str, FederationCompletion] = {}
@@ -91,6 +99,12 @@ class MemberRegistry:
                 member.move_to(MemberState.DRAINING)
                 self._announce_capacity()
                 self._report_drained(member)
+
+    def drain_idle(self, member: Member) -> None:
+        """Drain a member, unless it has jobs, or gets one now."""
+        with self.lock:
+            if not member.cores_used:
+                self.drain(member)
 
     def remove(self, member: Member, why: str) -> None:
         """Remove a member and close its instance; its jobs end as lost."""
@@ -222,6 +236,7 @@ class MemberRegistry:
             if not member.jobs:
                 self._job_ended.notify_all()
                 self._report_drained(member)
+                self._on_idle(member)
 
     def _report_drained(self, member: Member) -> None:
         # Judged by cores, which include those of jobs that are being submitted.

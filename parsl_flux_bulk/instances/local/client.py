@@ -205,6 +205,11 @@ class LocalConnection:
                 raise OutputUnavailable(missing)
         return out, err
 
+    def jobs_with_output(self) -> int:
+        """Return of how many jobs output is kept."""
+        self._send({"op": "kept"})
+        return int(self._receive()["jobs"])
+
     def capacity(self) -> Capacity:
         """Return what the machine has for jobs."""
         self._server.check()

@@ -83,6 +83,11 @@ class Spool:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         return SpoolFiles(job_id, paths, (os.open(paths[0], flags, 0o666), os.open(paths[1], flags, 0o666)))
 
+    @property
+    def jobs(self) -> int:
+        """Number of ended jobs whose output is kept."""
+        return len(self._jobs)
+
     def missing(self, job_id: int) -> str:
         """Return why the output of a job is not there; "" if it was not dropped."""
         if job_id not in self._dropped:

@@ -169,6 +169,11 @@ class Server:
                 unknown = {"status": "failed", "started": False, "exception": "unknown-job", "note": note}
                 self._report(client, job_id, unknown)
 
+    @property
+    def jobs_with_output(self) -> int:
+        """Number of jobs whose output is kept."""
+        return self._supplies.spool.jobs
+
     def missing_output(self, job_id: int) -> str:
         """Return why the output of a job is not there; "" for a job that printed nothing."""
         if not self._first_id <= job_id <= self._last_id:
@@ -339,6 +344,8 @@ class Client:
             self._server.cancel(message["ids"], message["reason"])
         elif message["op"] == "output":
             self._send({"missing": self._server.missing_output(message["id"])})
+        elif message["op"] == "kept":
+            self._send({"jobs": self._server.jobs_with_output})
         elif message["op"] == "watch":
             self._server.watch(self, message["ids"])
 

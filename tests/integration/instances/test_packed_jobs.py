@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 
 import parsl_flux_bulk
 from parsl_flux_bulk import BulkSubmitter
+from parsl_flux_bulk.blocks.packed import node_job_launcher
+from parsl_flux_bulk.blocks.relay.instance import RelayedInstance
 from parsl_flux_bulk.cli import packing
 from parsl_flux_bulk.errors import BlockLost, JobCanceled, JobFailed, JobTimeout
 
@@ -101,7 +104,7 @@ def test_every_kind_of_end(flux_uri: str) -> None:
 
 @pytest.mark.parametrize(
     "resources",
-    [{"num_tasks": 2}, {"exclusive": True, "num_nodes": 1}, {"shell_options": {"pty": True}}],
+    [{"exclusive": True, "num_nodes": 1}, {"shell_options": {"pty": True}}],
     ids=str,
 )
 def test_a_job_that_only_flux_can_run_runs_there_with_all_later_ones(
@@ -169,6 +172,61 @@ def test_a_node_job_that_dies_fails_its_jobs_only(tmp_path: Path) -> None:
         (tmp_path / "fifo").write_text("")
         assert sum(future.exception(BOUND) is None for future in held) == 1
         assert all(future.result(BOUND).ok for future in later)
+
+
+def test_an_idle_node_job_gives_its_cores_back(flux_uri: str) -> None:
+    with BulkSubmitter(flux_uri, packed=True) as bulk:
+        assert bulk.submit_command(["true"]).result(BOUND).ok
+        helpers.wait_until(lambda: jobs_of(flux_uri) == [], BOUND, "the node job ends")
+        again = bulk.submit_command(["true"])
+        assert again.result(BOUND).ok
+        assert not again.job_name.startswith(IN_FLUX)
+        assert jobs_of(flux_uri) == ["bulksubmit"]
+
+
+def test_a_node_job_with_output_stays(flux_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_job_launcher, "IDLE_TIMEOUT", 0.1)
+    request = RelayedInstance.request
+    looks: list[int] = []
+
+    def observed(self: RelayedInstance, verb: str, argument: object = None) -> object:
+        answer = request(self, verb, argument)
+        if verb == "kept":
+            looks.append(answer)
+        return answer
+
+    monkeypatch.setattr(RelayedInstance, "request", observed)
+    with BulkSubmitter(flux_uri, packed=True) as bulk:
+        printed = bulk.submit_command(["echo", "hello"])
+        assert printed.result(BOUND).ok
+        for _ in range(3):
+            before = len(looks)
+            helpers.wait_until(lambda before=before: len(looks) > before, BOUND, "a look at the idle one")
+            again = bulk.submit_command(["true"])
+            assert again.result(BOUND).ok
+            assert (again.job_id or 0) // 10**8 == (printed.job_id or 0) // 10**8
+        assert looks[-1] == 1
+        assert printed.stdout() == "hello\n"
+
+
+def test_a_lost_node_job_is_replaced_and_its_jobs_are_retried(flux_uri: str, tmp_path: Path) -> None:
+    script = f"echo x >> {tmp_path}/ran; test -e {tmp_path}/go || exec sleep 600"
+    command = [sys.executable, "-m", "parsl_flux_bulk", "--packed", "--retries", "1", "--copies", str(CORES)]
+    with subprocess.Popen(
+        [*command, "--json", str(tmp_path / "records"), "--", "sh", "-c", script],
+        env={**os.environ, "FLUX_URI": flux_uri}, stdout=subprocess.PIPE, text=True,
+    ) as run:  # fmt: skip
+        assert run.stdout is not None
+        ran = tmp_path / "ran"
+        helpers.wait_until(lambda: ran.exists() and ran.stat().st_size == 2 * CORES, BOUND)
+        (tmp_path / "go").touch()
+        os.kill(node_jobs(flux_uri)[0], signal.SIGKILL)
+        printed = run.communicate(timeout=BOUND)[0]
+    assert run.returncode == 0, printed
+    assert f"Ran {CORES} jobs" in printed
+    records = [json.loads(line) for line in (tmp_path / "records").read_text().splitlines()]
+    assert [record["retries"] for record in records] == [1] * CORES
+    assert not any(record["id"].startswith(IN_FLUX) for record in records)
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["attached", "owned"])
