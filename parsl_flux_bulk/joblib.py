@@ -155,7 +155,9 @@ class FluxBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
                 (function, [*map(self._in_file, args)], {k: self._in_file(v) for k, v in kwargs.items()})
                 for function, args, kwargs in func.items
             ]
-        future = self._executor.submit(_call, func)
+        # Joblib holds its lock, and bounds the batches itself.
+        submit = getattr(self._executor, "submit_now", self._executor.submit)
+        future = submit(_call, func)
         self._futures.add(future)
         future.add_done_callback(self._futures.discard)
         if callback is not None:

@@ -17,8 +17,6 @@ from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import typeguard
-from parsl.dataflow.dflow import DataFlowKernelLoader
-from parsl.errors import NoDataFlowKernelError
 from parsl.executors.status_handling import BlockProviderExecutor
 from parsl.jobs.states import JobStatus
 from parsl.monitoring.radios.base import RadioConfig
@@ -32,6 +30,8 @@ from parsl_flux_bulk.executor.bash_apps import check_walltime, recognize, render
 from parsl_flux_bulk.executor.block_scaling import BlockScaling
 from parsl_flux_bulk.executor.inspection import Inspection
 from parsl_flux_bulk.executor.job_factory import WorkerSettings
+from parsl_flux_bulk.executor.parsl_hooks import install_backpressure
+from parsl_flux_bulk.executor.pending_limit import PendingLimit, submit_within
 from parsl_flux_bulk.executor.runtime import TaskPipeline, TaskRuntime
 from parsl_flux_bulk.executor.serialize_calls import FunctionTable, own_sys_path, serialize_call, walltime_of
 from parsl_flux_bulk.executor.submission_queue import SubmissionQueue
@@ -100,6 +100,9 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
         The same on one node, whose cores they divide among them. None means as many as fit.
     cores_per_worker : float
         Cores of a warm worker whose tasks name no ``cores_per_task``. With 0.5, two workers share a core.
+    max_pending_tasks : int or None
+        Bound on the tasks that could run and have not ended: further calls of apps wait. See
+        ``docs/executor.md``.
     initializer : callable or None
         Called in each worker process before its first task, with `initargs`. If it raises, all tasks end with
         InitializerFailed.
@@ -154,6 +157,7 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
         max_workers: int | None = None,
         max_workers_per_node: int | None = None,
         cores_per_worker: int | float = 1,
+        max_pending_tasks: int | None = None,
         initializer: Callable[..., object] | None = None,
         initargs: tuple[Any, ...] = (),
         isolation: str = "worker",
@@ -172,6 +176,7 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
             tasks_per_job=tasks_per_job,
             max_active_jobs=max_active_jobs,
             max_workers=max_workers,
+            max_pending_tasks=max_pending_tasks,
             max_workers_per_node=max_workers_per_node,
             cores_per_worker=cores_per_worker,
             tasks_per_worker=tasks_per_worker,
@@ -192,6 +197,7 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
         self.worker_idle_time = worker_idle_time
         self.tasks_per_worker = tasks_per_worker
         self.max_workers = max_workers
+        self.max_pending_tasks = max_pending_tasks
         self.max_workers_per_node = max_workers_per_node
         self.cores_per_worker = cores_per_worker
         self.initializer = initializer
@@ -210,6 +216,9 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
         self._pipeline: TaskPipeline | None = None
         self._trace: TaskTrace | None = None
         self._closed = False
+        self.pending_limit: PendingLimit | None = None
+        if max_pending_tasks is not None:
+            install_backpressure()
 
     def __enter__(self: Self) -> Self:
         self.start()
@@ -223,6 +232,8 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
             if self._pipeline is not None:
                 return
             self._closed = False
+            if self.max_pending_tasks is not None:
+                self.pending_limit = PendingLimit(self.max_pending_tasks, self.label)
             self._cwd = os.getcwd()
             settings = self._settings()
             if self.python in (None, sys.executable):
@@ -326,7 +337,14 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
                 f"resource_specification must be a dictionary, not {resource_specification!r}: call "
                 "submit(function, {}, *args), or use FluxPoolExecutor, whose submit takes the arguments alone"
             )
-        resources = self.resources_of(resource_specification)
+        # Below Parsl, app calls have waited already: Parsl's own thread calls this method.
+        limit = self.pending_limit if self.run_id is None else None
+        return submit_within(limit, lambda: self._submit(func, resource_specification, args, kwargs))
+
+    def _submit(
+        self, func: Callable[..., Any], specification: Mapping[str, Any], args: Any, kwargs: dict[str, Any]
+    ) -> Future[Any]:
+        resources = self.resources_of(specification)
         check_walltime(func, kwargs)
         if self.bash_apps == "native" and (resources.shape is None or self.tasks_per_job == 1):
             app = recognize(func)
@@ -347,7 +365,7 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
     def submit_call(
         self, func: Callable[..., Any], resources: Resources, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Future[Any]:
-        """Run ``func(*args, **kwargs)`` in Python, whatever the names of its arguments; see `submit`."""
+        """Run ``func(*args, **kwargs)`` in Python, at once; see `submit`."""
         self._refuse_fork()
         function = self._functions.get(func)
         call = serialize_call(function.name, args, kwargs)
@@ -397,6 +415,8 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
             pipeline = self._pipeline
             self._queue = self._pipeline = None
             self._closed = True
+        if self.pending_limit is not None:
+            self.pending_limit.close()
         if pipeline is not None:
             pipeline.close(grace=SHUTDOWN_GRACE)
             if self._trace is not None:
@@ -411,18 +431,3 @@ def _fail_if_not_initialized(queue: SubmissionQueue, future: Future[Any]) -> Non
     error = None if future.cancelled() else future.exception()
     if isinstance(error, InitializerFailed):
         queue.fail(error)
-
-
-def _unload_parsl() -> None:
-    """Unload Parsl's configuration in a fork of the script.
-
-    A fork has none of Parsl's threads, so an app's future would never end there. Without a configuration, the
-    call of an app raises NoDataFlowKernelError, and the fork can load a configuration of its own.
-    """
-    with contextlib.suppress(NoDataFlowKernelError):
-        executors = DataFlowKernelLoader.dfk().executors.values()
-        if any(isinstance(executor, FluxBulkExecutor) for executor in executors):
-            DataFlowKernelLoader.clear()
-
-
-os.register_at_fork(after_in_child=_unload_parsl)

@@ -22,6 +22,7 @@ def validate_arguments(
     tasks_per_job: int | None,
     max_active_jobs: int | None,
     max_workers: int | None,
+    max_pending_tasks: int | None,
     max_workers_per_node: int | None,
     cores_per_worker: float,
     tasks_per_worker: int | None,
@@ -38,6 +39,7 @@ def validate_arguments(
     for name, value in (
         ("max_active_jobs", max_active_jobs),
         ("max_workers", max_workers),
+        ("max_pending_tasks", max_pending_tasks),
         ("max_workers_per_node", max_workers_per_node),
         ("tasks_per_worker", tasks_per_worker),
     ):

@@ -19,6 +19,7 @@ from parsl.jobs.job_status_poller import JobStatusPoller
 
 from parsl_flux_bulk.errors import ExecutorClosed
 from parsl_flux_bulk.executor.executor import FluxBulkExecutor
+from parsl_flux_bulk.executor.pending_limit import submit_within
 from parsl_flux_bulk.executor.runtime import StatusReport
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.pool.ordered_map import OrderedMap
@@ -154,6 +155,17 @@ class _Face(Executor):
             After `shutdown`. A RuntimeError.
         InstanceUnavailable, InstanceLost, InitializerFailed
             Subclasses of :class:`concurrent.futures.BrokenExecutor`.
+        """
+        self._start()
+        executor = self._engine.executor
+        return submit_within(
+            executor.pending_limit, lambda: executor.submit_call(fn, self._resources, args, kwargs)
+        )
+
+    def submit_now(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run ``fn(*args, **kwargs)``; do not wait for `max_pending_tasks`.
+
+        For callers that hold a lock that callbacks of their futures need.
         """
         self._start()
         return self._engine.executor.submit_call(fn, self._resources, args, kwargs)
