@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import threading
 import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, InvalidStateError
+from itertools import islice
 from typing import Any
 
 from parsl_flux_bulk.instances.base import JobId
@@ -20,6 +22,12 @@ from parsl_flux_bulk.scheduler.state_machine import Scheduler
 from parsl_flux_bulk.scheduler.states import TaskState
 from parsl_flux_bulk.scheduler.story import Record
 from parsl_flux_bulk.scheduler.task import Task
+
+HAND_OVER_TIME = 0.02
+"""Seconds for which the scheduler is handed tasks in one turn, unless a request waits behind them: 50,000
+calls. A flood that came in parts would start its workers in parts."""
+
+_HANDED_OVER_AT_ONCE = 1000
 
 
 class TaskFuture(CallbackFuture[Any]):
@@ -232,14 +240,20 @@ class SubmissionQueue:
         return bool(self._tasks or self._requests)
 
     def hand_over(self, scheduler: Scheduler) -> None:
-        """Pass all tasks and requests to the scheduler, or shut it down if no more tasks can run."""
+        """Pass tasks and requests to the scheduler, or shut it down if no more tasks can run."""
         if self.error is not None:
             self._requests.clear()
             scheduler.shutdown()
         # Counted first: the task that a request cancels is in the queue before the request is.
         requests = len(self._requests)
-        if self._tasks:
-            scheduler.submit(self.take())
+        left = len(self._tasks)
+        everything = requests or self.error is not None
+        end = math.inf if everything else time.monotonic() + HAND_OVER_TIME
+        while left > 0:
+            scheduler.submit(islice(self.take(), min(left, _HANDED_OVER_AT_ONCE)))
+            left -= _HANDED_OVER_AT_ONCE
+            if time.monotonic() > end:
+                break
         for _ in range(requests):
             self._requests.popleft()(scheduler)
 

@@ -29,6 +29,9 @@ from parsl_flux_bulk.instances.events import SCOPE_BITS
 from parsl_flux_bulk.pipeline.exit_status_to_error import canceled, refused
 from parsl_flux_bulk.pipeline.job import JobState, JobT
 
+SLICE = 0.005
+"""Seconds for which events are handled before the runtime gets a turn."""
+
 
 class Runtime:
     """What the completion thread serves besides jobs. This base class, for jobs alone, does nothing.
@@ -147,6 +150,7 @@ class CompletionLoop(Generic[JobT]):
 
     def _handle(self, events: list[Event]) -> None:
         ended = 0
+        due = time.monotonic() + SLICE
         for event in events:
             if isinstance(event, JobEnded):
                 ended += 1
@@ -160,6 +164,9 @@ class CompletionLoop(Generic[JobT]):
             else:
                 self._resized(event.capacity)
                 self._runtime.resized(event.capacity)
+            if time.monotonic() > due:
+                self._runtime.turn()
+                due = time.monotonic() + SLICE
         if ended:
             self._released(ended)
 

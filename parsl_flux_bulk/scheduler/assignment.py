@@ -2,16 +2,18 @@
 
 Idle workers come first, each with its share; then busy ones whose queue is half empty. Nothing is searched:
 workers enter `WorkerGroup.refillable` and `WorkerGroup.idle` as their tasks end. The cost of a pass is
-proportional to the tasks that it assigns, whatever the number of workers and of waiting tasks.
+proportional to the tasks that it assigns, whatever the number of workers and of waiting tasks. `PASS_LIMIT`
+bounds a pass: what is left follows in the next one, after the events that arrived meanwhile.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
 from parsl_flux_bulk.scheduler.lifecycle import Lifecycle
 from parsl_flux_bulk.scheduler.messages import AssignTasks, Instruction, KillWorker, RecallTasks
-from parsl_flux_bulk.scheduler.model import Peer, Worker, WorkerGroup
+from parsl_flux_bulk.scheduler.model import Peer, Worker, WorkerGroup, WorkerJob
 from parsl_flux_bulk.scheduler.service_time import BYTES_LIMIT, TARGET
 from parsl_flux_bulk.scheduler.states import PeerState, TaskState, WorkerState
 from parsl_flux_bulk.scheduler.story import Story
@@ -23,6 +25,10 @@ STALL = 0.1
 
 STEAL = 0.005
 """Seconds of work behind which no task may wait while a worker of its shape is idle."""
+
+PASS_LIMIT = 300
+"""Tasks assigned, or workers searched for tasks to recall, in one pass: about 2 ms. With 1000,
+so many instructions outlive young collections that full collections are twice as frequent."""
 
 FUNCTIONS_LIMIT = 512
 """Functions that a peer keeps."""
@@ -53,32 +59,29 @@ class Assigner:
         """Evaluate the events of workers since the last call."""
         unsettled, self.unsettled = self.unsettled, {}
         for worker in unsettled:
-            if worker.ended:
-                self._measure(worker, now)
+            group = worker.group
+            if count := worker.ended:
+                group.assigned -= count
+                group.service_time.observe(worker.function_id, (now - worker.mark) / count, count)
+                group.start_failures = worker.peer.start_failures = worker.ended = 0
+                worker.mark = now
             if worker.cancels and worker.peer.state is not PeerState.LOST:
                 self._kill_canceled(worker)
+            state = worker.state
             if worker.queue:
-                if worker.state is WorkerState.BUSY:
-                    worker.group.refillable.append(worker)
-            elif worker.state in (WorkerState.BUSY, WorkerState.DRAINING):
-                self._now_idle(worker, now)
+                if state is WorkerState.BUSY:
+                    group.refillable.append(worker)
+            elif state is WorkerState.BUSY:
+                worker.move_to(WorkerState.IDLE)
+                del group.busy[worker]
+                group.idle[worker] = None
+                self._note_done(worker.job, now)
+            elif state is WorkerState.DRAINING:
+                worker.move_to(WorkerState.OFFLINE)
+                self._note_done(worker.job, now)
 
-    def _measure(self, worker: Worker, now: float) -> None:
-        group, count = worker.group, worker.ended
-        group.assigned -= count
-        group.service_time.observe(worker.function_id, (now - worker.mark) / count, count)
-        group.start_failures = worker.peer.start_failures = worker.ended = 0
-        worker.mark = now
-
-    def _now_idle(self, worker: Worker, now: float) -> None:
-        if worker.state is WorkerState.BUSY:
-            worker.move_to(WorkerState.IDLE)
-            group = worker.group
-            del group.busy[worker]
-            group.idle[worker] = None
-        else:
-            worker.move_to(WorkerState.OFFLINE)
-        job = worker.job
+    def _note_done(self, job: WorkerJob, now: float) -> None:
+        """Note that a worker of a job ended its last task."""
         job.busy -= 1
         if not job.busy:
             self._lifecycle.note_idle(job, now)
@@ -104,33 +107,40 @@ class Assigner:
 
     def assign(self, now: float) -> None:
         """Assign the tasks that can be assigned, and recall those that should be."""
-        for group in self._lifecycle.groups.values():
+        groups = self._lifecycle.groups.values()
+        # A limit for each: a flood of one shape must not keep the workers of the others idle.
+        limit = max(1, PASS_LIMIT // max(1, sum(group.waiting > 0 for group in groups)))
+        for group in groups:
             if group.waiting and (group.idle or group.busy):
-                self._assign(group, now)
-            group.refillable.clear()
-            if not group.waiting and group.short_since is not None:
-                group.short_since = None
-                self._lifecycle.changed = True
-            if group.idle and group.backlogged and not group.waiting:
-                self._steal(group, now)
+                self._assign(group, limit, now)
+            if not group.waiting:
+                group.refillable.clear()
+                if group.short_since is not None:
+                    group.short_since = None
+                    self._lifecycle.changed = True
+                if group.idle and group.backlogged:
+                    self._steal(group, now)
+            elif group.idle or group.refillable:
+                self._timers.wake(now)
 
-    def _assign(self, group: WorkerGroup, now: float) -> None:
+    def _assign(self, group: WorkerGroup, limit: int, now: float) -> None:
+        """Assign about `limit` tasks of a group."""
         allowance = group.service_time.allowance(group.outstanding, group.workers)
-        idle = group.idle
-        while idle and group.waiting:
-            share = -(-group.waiting // len(idle))
+        idle, refillable, queue = group.idle, group.refillable, group.queue
+        least = queue.waiting - limit
+        while idle and queue.waiting > least and queue.waiting:
+            share = -(-queue.waiting // len(idle))
             # The worker that became idle last has the warmest caches; the others can reach the idle timeout.
             worker = idle.popitem()[0]
             self._fill(worker, 1 if worker.peer.start_failures else min(allowance, share), now)
-        if not group.waiting:
-            return
-        for worker in group.refillable:
-            if group.waiting and worker.state is WorkerState.BUSY:
+        while refillable and queue.waiting > least and queue.waiting:
+            worker = refillable.popleft()
+            if worker.state is WorkerState.BUSY:
                 self._refill(worker, allowance, now)
         if allowance < 2:
             return
         for worker in list(islice(group.busy, _SCANNED)):
-            if not group.waiting:
+            if queue.waiting <= least or not queue.waiting:
                 return
             # To the end of the line: the next pass scans the others.
             del group.busy[worker]
@@ -145,10 +155,10 @@ class Assigner:
     def _fill(self, worker: Worker, limit: int, now: float) -> None:
         group, queue, waiting = worker.group, worker.queue, worker.group.queue
         expected = group.service_time.expected
-        budget = TARGET - _load(worker)
+        budget = TARGET - _load(worker) if queue else TARGET
         size, known = worker.size, worker.peer.functions
         tasks: list[CallTask] = []
-        functions: list[Function] = []
+        functions: Sequence[Function] = ()
         last, cost = -1, 0.0
         while limit > 0 and waiting.waiting:
             if queue and (budget <= 0.0 or (size >= BYTES_LIMIT and len(queue) > 1)):
@@ -158,7 +168,7 @@ class Assigner:
             if function_id != last:
                 last, cost = function_id, expected(function_id)
                 if function_id not in known and all(f.function_id != function_id for f in functions):
-                    functions.append(task.function)
+                    functions = [*functions, task.function]
             budget -= cost
             size += len(task.call)
             limit -= 1
@@ -172,7 +182,7 @@ class Assigner:
         group.assigned += len(tasks)
         worker.size = size
         worker.recalled = False
-        self._story.assigned(worker, tasks)
+        self._story.assigned(worker, tasks, now)
         if worker.state is WorkerState.IDLE:
             worker.move_to(WorkerState.BUSY)
             worker.mark = now
@@ -182,8 +192,8 @@ class Assigner:
             group.backlogged[worker] = None
             if not worker.watched:
                 worker.watched = True
-                self._timers.at(now + STALL, lambda now: self._check_stalled(worker, now))
-        forget = _note_functions(worker.peer, functions) if functions else []
+                self._timers.at(now + STALL, self._check_stalled, worker)
+        forget = _note_functions(worker.peer, functions) if functions else ()
         self._out.append(AssignTasks(worker.peer.peer_id, worker.slot, tasks, functions, forget))
 
     # -- no task waits behind a long one -----------------------------------------------------------
@@ -197,11 +207,11 @@ class Assigner:
             self._lifecycle.recall(worker, "they wait behind a long task")
         else:
             worker.watched = True
-            self._timers.at(due, lambda now: self._check_stalled(worker, now))
+            self._timers.at(due, self._check_stalled, worker)
 
     def _steal(self, group: WorkerGroup, now: float) -> None:
         """Recall tasks that wait in queues, for idle workers."""
-        wanted = len(group.idle)
+        wanted = min(len(group.idle), PASS_LIMIT)
         soonest: float | None = None
         for worker in list(islice(group.backlogged, 2 * wanted + _SCANNED)):
             behind = len(worker.queue) - 1
@@ -229,7 +239,7 @@ def _load(worker: Worker) -> float:
     return sum(service_time.expected(task.function.function_id) for task in queue)
 
 
-def _note_functions(peer: Peer, functions: list[Function]) -> list[int]:
+def _note_functions(peer: Peer, functions: Sequence[Function]) -> list[int]:
     """Note that a peer gets functions; return the ids of those that it must forget first."""
     known = peer.functions
     forget: list[int] = []

@@ -8,7 +8,7 @@ Other modules decide when. Each change here keeps four counts in step: the slots
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 
 from parsl_flux_bulk.instances.base import JobResult
 from parsl_flux_bulk.jobspec.resources import Shape
@@ -56,6 +56,7 @@ class Lifecycle:
         self._story = story
         self._idle_time = idle_time
         self._last_token = 0
+        self._node_cores: Counter[object] = Counter()
         self._ambiguous: set[object] = set()
 
     def group(self, shape: Shape) -> WorkerGroup:
@@ -165,6 +166,7 @@ class Lifecycle:
             self._enter(job, WorkerJobState.SERVING)
         job.peers[peer.rank] = peer
         peer.workers = [Worker(peer, job, slot) for slot in range(slots)]
+        self._node_cores[peer.node] += job.unit.units(slots) * job.unit.cores
         self._note_node(peer.node)
         self.changed = True
         if job.state is WorkerJobState.SERVING:
@@ -200,6 +202,11 @@ class Lifecycle:
 
     def _dismiss(self, peer: Peer, state: PeerState) -> None:
         """Withdraw the workers of a peer that was lost, or whose job ended; their queues stay as they are."""
+        if peer.state is PeerState.CONNECTED and isinstance(peer.job, WorkerJob):
+            unit = peer.job.unit
+            self._node_cores[peer.node] -= unit.units(len(peer.workers)) * unit.cores
+            if not self._node_cores[peer.node]:
+                del self._node_cores[peer.node]
         if state in peer.state.successors:
             peer.move_to(state)
         for worker in peer.workers:
@@ -223,14 +230,7 @@ class Lifecycle:
     def _note_node(self, node: object) -> None:
         """Detect nodes of the same name, as several brokers on one machine have."""
         total = self.allocations.total
-        cores = sum(
-            job.unit.units(len(peer.workers)) * job.unit.cores
-            for group in self.groups.values()
-            for job in group.jobs
-            for peer in job.connected
-            if peer.node == node
-        )
-        if cores > -(-total.cores // total.nodes):
+        if self._node_cores[node] > -(-total.cores // total.nodes):
             self._ambiguous.add(node)
 
     # -- workers -----------------------------------------------------------------------------------
@@ -259,7 +259,7 @@ class Lifecycle:
         """Recall the tasks that a worker has not started."""
         worker.recalled = True
         worker.group.backlogged.pop(worker, None)
-        self._story.job("recall", worker.job, f"worker {worker.slot} on {worker.peer.host}: {reason}")
+        self._story.job("recall", worker.job, f"{worker.name}: {reason}")
         self._out.append(RecallTasks(worker.peer.peer_id, worker.slot))
 
     # -- worker jobs leave, or stay ----------------------------------------------------------------
@@ -324,7 +324,7 @@ class Lifecycle:
             self.changed = True
         if job.idle_timer is None and self._idle_time < math.inf:
             # One timer for each job, however often its workers become busy and idle.
-            job.idle_timer = self._timers.at(now + self._idle_time, lambda now: self._check_idle(job, now))
+            job.idle_timer = self._timers.at(now + self._idle_time, self._check_idle, job)
 
     def _check_idle(self, job: WorkerJob, now: float) -> None:
         job.idle_timer = None
@@ -336,4 +336,4 @@ class Lifecycle:
         if now >= due:
             self.stop(job, f"idle for {self._idle_time:g} s")
         else:
-            job.idle_timer = self._timers.at(due, lambda now: self._check_idle(job, now))
+            job.idle_timer = self._timers.at(due, self._check_idle, job)

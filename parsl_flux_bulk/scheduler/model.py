@@ -236,6 +236,8 @@ class Worker(Stateful):
         Canceled tasks in its queue.
     killing : int
         Id of the task whose process was to be killed last.
+    name : str
+        For people.
     """
 
     peer: Peer
@@ -252,9 +254,11 @@ class Worker(Stateful):
     watched: bool = False
     cancels: int = 0
     killing: int = 0
+    name: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.group = self.job.group
+        self.name = f"worker {self.slot} on {self.peer.host}"
 
     def __repr__(self) -> str:
         return f"<Worker {self.slot} {self.state} of {self.peer}>"
@@ -289,8 +293,8 @@ class WorkerGroup:
         Its workers in these states; ordered.
     backlogged : dict of Worker to None
         Workers that had more than one task when last assigned any.
-    refillable : list of Worker
-        Busy workers with an outcome since the last pass of the assigner.
+    refillable : deque of Worker
+        Busy workers with an outcome since the assigner last considered them.
     service_time : ServiceTime
     start_failures : int
         Jobs in a row that ended before a worker started.
@@ -312,7 +316,7 @@ class WorkerGroup:
     idle: dict[Worker, None] = field(default_factory=dict)
     busy: dict[Worker, None] = field(default_factory=dict)
     backlogged: dict[Worker, None] = field(default_factory=dict)
-    refillable: list[Worker] = field(default_factory=list)
+    refillable: deque[Worker] = field(default_factory=deque)
     service_time: ServiceTime = field(default_factory=ServiceTime)
     start_failures: int = 0
     slot_limit: int = NO_LIMIT

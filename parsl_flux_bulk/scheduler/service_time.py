@@ -44,7 +44,7 @@ class ServiceTime:
         """Note that `count` tasks in a row took so many seconds each."""
         # Two readings of the clock can be equal.
         seconds = max(seconds, 1e-6)
-        weight = min(1.0, max(0.25, count / 8))
+        weight = 0.25 if count <= 2 else min(1.0, count / 8)
         self.mean += (seconds - self.mean) * (weight if self.mean else 1.0)
         mean, seen = self._functions.get(function_id, (seconds, 0))
         if not seen and len(self._functions) >= _FUNCTIONS_LIMIT:

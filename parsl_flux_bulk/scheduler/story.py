@@ -66,8 +66,11 @@ class Record:
         return f"{' '.join(parts)}: {self.cause}"
 
 
-_Entry: TypeAlias = tuple[str, str, Sequence[int], int, Shape | None]
-_Log: TypeAlias = deque[tuple[int, float, _Entry]]
+_Entry: TypeAlias = tuple[int, str, str, Sequence[int], int, Shape | None]
+_Log: TypeAlias = deque[tuple[float, _Entry]]
+_Assignment: TypeAlias = tuple[int, float, str, Sequence[int], int, float, float]
+# A tuple of nothing but numbers, texts and arrays is left alone by the garbage collector. With a Shape in it,
+# the tuple made full collections twice as frequent, with 64,000 workers.
 
 
 class Story:
@@ -76,8 +79,9 @@ class Story:
     def __init__(self) -> None:
         self._unsettled: list[_Entry] = []
         self._count = 0
+        self._debug = False
         self._decisions: _Log = deque(maxlen=DECISIONS_LIMIT)
-        self._assignments: _Log = deque(maxlen=ASSIGNMENTS_LIMIT)
+        self._assignments: deque[_Assignment] = deque(maxlen=ASSIGNMENTS_LIMIT)
         self._waits: dict[object, str] = {}
         self._blocked: dict[object, str] = {}
 
@@ -86,18 +90,18 @@ class Story:
     def job(self, event: str, job: WorkerJob | TaskJob, cause: str) -> None:
         """Record a decision about a job."""
         if isinstance(job, TaskJob):
-            self._unsettled.append((event, cause, (job.task.task_id,), job.token, None))
+            self._add(event, cause, (job.task.task_id,), job.token, None)
         else:
-            self._unsettled.append((event, cause, (), job.token, job.shape))
+            self._add(event, cause, (), job.token, job.shape)
 
     def group(self, event: str, group: WorkerGroup | None, cause: str) -> None:
         """Record a decision about a worker group, or (None) about all task jobs."""
-        self._unsettled.append((event, cause, (), 0, group.shape if group is not None else None))
+        self._add(event, cause, (), 0, group.shape if group is not None else None)
 
     def task(self, event: str, task: Task, cause: str, job: ExecutorJob | None = None) -> None:
         """Record a decision about a task."""
         token = job.token if job is not None else 0
-        self._unsettled.append((event, cause, (task.task_id,), token, task.resources.shape))
+        self._add(event, cause, (task.task_id,), token, task.resources.shape)
 
     def waits(self, group: WorkerGroup | None, reason: str, room: Callable[[], str] | None = None) -> None:
         """Record why a group gets no worker, or (None) why no task job is submitted; each reason once."""
@@ -126,20 +130,26 @@ class Story:
         self._waits.pop(what, None)
         self._blocked.pop(what, None)
 
-    def assigned(self, worker: Worker, tasks: Sequence[CallTask]) -> None:
+    def assigned(self, worker: Worker, tasks: Sequence[CallTask], now: float) -> None:
         """Record that a worker was assigned tasks."""
         ids = (tasks[0].task_id,) if len(tasks) == 1 else array("q", [task.task_id for task in tasks])
-        cause = f"worker {worker.slot} on {worker.peer.host}"
-        self._unsettled.append(("assign", cause, ids, worker.job.token, worker.group.shape))
+        self._count += 1
+        cores, gpus = worker.group.shape
+        self._assignments.append((self._count, now, worker.name, ids, worker.job.token, cores, gpus))
+        if self._debug:
+            logger.debug("%s", _assignment(self._assignments[-1])[1])
+
+    def _add(self, event: str, cause: str, tasks: Sequence[int], job: int, shape: Shape | None) -> None:
+        self._count += 1
+        self._unsettled.append((self._count, event, cause, tasks, job, shape))
 
     def settle(self, now: float) -> None:
         """Set the time of the records since the last call: events have none."""
+        self._debug = logger.isEnabledFor(logging.DEBUG)
         for entry in self._unsettled:
-            self._count += 1
-            log = self._assignments if entry[0] == "assign" else self._decisions
-            log.append((self._count, now, entry))
-            if logger.isEnabledFor(logging.DEBUG):
-                logger.debug("%s", Record(now, *entry))
+            self._decisions.append((now, entry))
+            if self._debug:
+                logger.debug("%s", Record(now, *entry[1:]))
         self._unsettled.clear()
 
     def reason(self, what: WorkerGroup | None) -> str:
@@ -157,12 +167,9 @@ class Story:
             Of the group where the task waits for a worker: all records of that group are included.
         """
         # Copying a deque holds the GIL throughout: the scheduler's thread cannot change it meanwhile.
-        records = [
-            Record(time, *entry)
-            for _, time, entry in sorted(
-                [*self._decisions.copy(), *self._assignments.copy()], key=itemgetter(0)
-            )
-        ]
+        numbered = [(entry[0], Record(time, *entry[1:])) for time, entry in self._decisions.copy()]
+        numbered += map(_assignment, self._assignments.copy())
+        records = [record for _, record in sorted(numbered, key=itemgetter(0))]
         own = [record for record in records if task_id in record.tasks]
         jobs = {record.job for record in own if record.job}
         shapes = {record.shape for record in own} | {shape}
@@ -180,7 +187,7 @@ class Story:
         """Return a record that says where a task is, and what it waits for."""
         place, waits_for = task.place, ""
         if isinstance(place, Worker):
-            where = f"in the queue of worker {place.slot} on {place.peer.host}, in {place.job!r}"
+            where = f"in the queue of {place.name}, in {place.job!r}"
         elif isinstance(place, TaskJob):
             where = f"in {place!r}"
             waits_for = self._blocked.get(place, "")
@@ -197,3 +204,9 @@ class Story:
             where = "on its way to the scheduler"
         cause = f"{where}; {waits_for}" if waits_for else where
         return Record(now, "now", cause, (task.task_id,))
+
+
+def _assignment(entry: _Assignment) -> tuple[int, Record]:
+    """Return the number and the record of an entry of the log of assignments."""
+    number, now, cause, tasks, job, cores, gpus = entry
+    return number, Record(now, "assign", cause, tasks, job, Shape(cores, gpus))

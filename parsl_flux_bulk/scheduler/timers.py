@@ -5,15 +5,20 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable
+from typing import Any
+
+RUN_LIMIT = 1000
+"""Calls made in one `run`; `deadline` is in the past while more are due."""
 
 
 class Timer:
     """One call that is due at some time."""
 
-    __slots__ = ("call",)
+    __slots__ = ("arguments", "call")
 
-    def __init__(self, call: Callable[[float], None]) -> None:
-        self.call: Callable[[float], None] | None = call
+    def __init__(self, call: Callable[..., None], arguments: tuple[Any, ...] = ()) -> None:
+        self.call: Callable[..., None] | None = call
+        self.arguments = arguments
 
     def cancel(self) -> None:
         """Drop the call."""
@@ -37,9 +42,9 @@ class Timers:
         self._order = itertools.count()
         self._relative: list[tuple[float, Timer]] = []
 
-    def at(self, when: float, call: Callable[[float], None]) -> Timer:
-        """Call ``call(now)`` in the first `run` at or after `when`, in seconds."""
-        timer = Timer(call)
+    def at(self, when: float, call: Callable[..., None], *arguments: Any) -> Timer:
+        """Call ``call(*arguments, now)`` in the first `run` at or after `when`, in seconds."""
+        timer = Timer(call, arguments)
         heapq.heappush(self._heap, (when, next(self._order), timer))
         return timer
 
@@ -61,11 +66,13 @@ class Timers:
         return self.now
 
     def run(self) -> None:
-        """Make the calls that are due."""
-        heap = self._heap
-        while heap and heap[0][0] <= self.now:
-            if (call := heapq.heappop(heap)[2].call) is not None:
-                call(self.now)
+        """Make the calls that are due, at most `RUN_LIMIT` of them."""
+        heap, left = self._heap, RUN_LIMIT
+        while heap and heap[0][0] <= self.now and left:
+            left -= 1
+            timer = heapq.heappop(heap)[2]
+            if timer.call is not None:
+                timer.call(*timer.arguments, self.now)
 
     def settle(self) -> None:
         """Fix the time of the calls that were requested with `after`."""

@@ -10,6 +10,7 @@ from concurrent.futures import Future
 import pytest
 
 from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost
+from parsl_flux_bulk.executor import submission_queue
 from parsl_flux_bulk.executor.job_factory import WorkerSettings
 from parsl_flux_bulk.executor.runtime import BATCHING_DELAY, LARGE_BATCH, StatusReport, TaskRuntime
 from parsl_flux_bulk.executor.serialize_calls import FunctionTable, serialize_call
@@ -182,6 +183,29 @@ def test_the_scheduler_knows_a_task_before_it_is_canceled(bench):
     assert (scheduler.known, scheduler.canceled) == ([first], [])
     bench.queue.hand_over(scheduler)
     assert scheduler.canceled == scheduler.known[1:] != []
+
+
+def test_a_flood_is_handed_over_in_parts_so_that_outcomes_are_not_kept_waiting(bench, monkeypatch):
+    monkeypatch.setattr(submission_queue, "HAND_OVER_TIME", 0.0)
+    scheduler = SlowScheduler(None)
+    tasks = [bench.put() for _ in range(2500)]
+    # One part goes even if no time is left.
+    parts = []
+    while bench.queue:
+        assert bench.wants_a_turn()
+        bench.queue.hand_over(scheduler)
+        parts.append(len(scheduler.known) - sum(parts))
+    assert parts == [1000, 1000, 500]
+    assert scheduler.known == tasks
+
+
+def test_a_request_is_not_overtaken_by_the_tasks_before_it(bench, monkeypatch):
+    monkeypatch.setattr(submission_queue, "HAND_OVER_TIME", 0.0)
+    scheduler = SlowScheduler(None)
+    tasks = [bench.put() for _ in range(2500)]
+    tasks[-1].future.cancel()
+    bench.queue.hand_over(scheduler)
+    assert (scheduler.known, scheduler.canceled) == (tasks, [tasks[-1]])
 
 
 # -- failing -------------------------------------------------------------------------------------------
