@@ -22,7 +22,7 @@ FOLDERS = sorted({name.rpartition(".")[0] for name in USES} - {""})
 ORDER = [
     "__main__",
     "cli joblib",
-    "doctor report",
+    "doctor report top",
     "pool",
     "executor bulk",
     "scheduler",
@@ -86,7 +86,13 @@ def test_libraries_that_are_imported_are_declared() -> None:
     setup.read(helpers.PROJECT / "setup.cfg")
     declared = re.findall(r"^([\w-]+)>=", setup["options"]["install_requires"], re.MULTILINE)
     imported = set().union(*map(PACKAGE.outside, USES)) - set(sys.stdlib_module_names) - {"flux", "_flux"}
-    optional = {"argcomplete": "completion", "bokeh": "report", "joblib": "joblib", "numpy": "report"}
+    optional = {
+        "argcomplete": "completion",
+        "bokeh": "report",
+        "joblib": "joblib",
+        "numpy": "report",
+        "textual": "top",
+    }
     assert imported == {"zmq" if name == "pyzmq" else name for name in declared} | optional.keys()
     for name, extra in optional.items():
         assert re.search(rf"^{name}>=", setup["options.extras_require"][extra], re.MULTILINE)
