@@ -15,7 +15,7 @@ import helpers
 import pytest
 from parsl.providers import SlurmProvider
 
-from parsl_flux_bulk import FluxBulkExecutor
+from parsl_flux_bulk import FluxBulkExecutor, FluxPoolExecutor
 from parsl_flux_bulk.instances.local import LocalInstance
 
 BOUND = 60.0
@@ -124,3 +124,20 @@ def test_slots_of_a_node_are_workers() -> None:
     assert executor.workers_per_node == 8
     executor = FluxBulkExecutor(provider=SlurmProvider(cores_per_node=4), max_workers_per_node=3)
     assert executor.workers_per_node == 3
+
+
+def test_a_pool_counts_workers_that_share_cores(
+    two_cores: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with FluxPoolExecutor(instance=two_cores, cores_per_worker=0.5) as pool:
+        assert pool.slots() == 4
+        assert pool.with_resources(cores_per_task=0.25).slots() == 8
+
+
+def test_tasks_share_a_gpu_of_the_embedded_instance(new_executor: NewExecutor, tmp_path: Path) -> None:
+    instance = LocalInstance(cores=2, oversubscribe=True, gpus=1)
+    with new_executor(instance, cores_per_worker=0.5) as executor:
+        run_at_once(executor, 4, {"gpus_per_task": 0.25}, tmp_path)
+        seen = executor.submit(apps.environment, {"gpus_per_task": 0.25}, "CUDA_VISIBLE_DEVICES")
+        assert seen.result(BOUND) == {"CUDA_VISIBLE_DEVICES": "0"}

@@ -227,5 +227,18 @@ def test_a_task_counts_with_its_share_of_a_node(specification: dict[str, Any], s
     assert cores_of(resources.shape or resources, cores=8, gpus=2) == slots
 
 
+@pytest.mark.parametrize(
+    ("shape", "bound", "slots"),
+    [
+        (Shape(0.5), None, 0.5),
+        (Shape(1, 0.25), None, 1),
+        (Shape(1), 2, 4),  # two workers divide the node
+        (Shape(0.5), 16, 0.5),
+    ],
+)
+def test_workers_that_share_count_with_their_part(shape: Shape, bound: int | None, slots: float) -> None:
+    assert cores_of(shape, 8, 2, bound) == slots
+
+
 def test_gpus_do_not_count_where_no_node_is_known_to_have_any() -> None:
     assert cores_of(Shape(1, 2), cores=8, gpus=0) == 1
