@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
+
 TIMEOUT = 60.0
 """Seconds that an instance may take to end."""
 
@@ -56,6 +58,9 @@ def flux_instance(fake_cores: int = 0, *start_options: str) -> Iterator[str]:
         try:
             process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
+            # Each broker has a session of its own; one whose peers were killed may wait for them.
+            for broker in psutil.Process(process.pid).children(recursive=True):
+                broker.kill()
             process.kill()
             process.wait()
         process.stdout.close()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from seam import BOUND, Seam, jobspec
 
-from parsl_flux_bulk.instances.base import Usage
+from parsl_flux_bulk.instances.base import JobRequest, Usage
 
 
 def survey(seam: Seam, until: Callable[[Usage], bool]) -> Usage:
@@ -69,3 +69,23 @@ def test_a_question_that_is_not_answered_yet_leaves_nothing_open(seam: Seam) -> 
 
     before = open_and_ask()
     assert {open_and_ask() for _ in range(3)} == {before}
+
+
+def test_a_job_whose_end_is_not_read_to_the_end_leaves_nothing_open(seam: Seam) -> None:
+    def open_and_leave(polls: int) -> int:
+        connection, completion = seam.instance.connect(), seam.instance.completion()
+        (job,) = connection.submit([JobRequest(jobspec(["false"]))])
+        assert isinstance(job, int)
+        completion.watch(job)
+        for _ in range(polls):
+            completion.poll(0.05)
+        completion.close()
+        connection.close()
+        seam.completion.watch(job)
+        seam.wait([job])
+        del connection, completion
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    before = open_and_leave(0)
+    assert {open_and_leave(polls) for polls in range(12)} == {before}

@@ -2,9 +2,9 @@
 
 ::
 
-    watch ──> wait_async ── success ───────────────────────────────────────────────────────> JobEnded
-                  └─ failure ──> result_async ── killed by a signal ──> guest.exec.eventlog ─┐
-                                     └─ other ───────────────> end of guest.output <─────────┘ ──> JobEnded
+    watch ──> wait_async ── success ───────────────────────────────────────────────────> JobEnded
+                  └─ failure ──> eventlog ── killed by a signal ──> guest.exec.eventlog ─┐
+                                    └─ other ──────────> end of guest.output <───────────┘ ──> JobEnded
 
 A job that ended well, but whose output went to a full disk, fails.
 
@@ -91,17 +91,24 @@ class FluxCompletion:
         if success:
             self._end(job_id, JobResult(JobStatus.COMPLETED, exit_code=0))
             return
-        from flux.job import result_async
+        from flux.job import event_watch_async
 
         note = message.decode(errors="replace") if isinstance(message, bytes) else str(message)
-        self._waits[job_id] = result_async(self._handle, job_id).then(self._on_result, job_id, note)
+        # Not `result_async`: dropped before it is fulfilled, it leaks the handle (flux-core 0.88).
+        watch = event_watch_async(self._handle, job_id)
+        self._waits[job_id] = watch.then(self._on_event, job_id, note, [])
 
-    def _on_result(self, future: Any, job_id: JobId, note: str) -> None:
+    def _on_event(self, future: Any, job_id: JobId, note: str, events: list[Any]) -> None:
         try:
-            result = read_result(future.get_dict(), note)
+            event = future.get_event()
         except OSError:
             # An owned instance purges inactive jobs; the wait's message is all that is left.
-            result = read_result({}, note)
+            event = None
+            events.clear()
+        if event is not None:
+            events.append(event)
+            return
+        result = read_result(events, note)
         if result.ok or not result.started:
             self._end(job_id, result)
         elif result.signal is not None:

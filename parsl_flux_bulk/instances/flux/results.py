@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,35 +19,47 @@ _LOG_FATAL, _LOG_ERROR = 2, 3
 
 SHELL_KILLED = "the job's flux-shell was killed, and what it had started may still run"
 
-_STATUS = {1: JobStatus.COMPLETED, 2: JobStatus.FAILED, 4: JobStatus.CANCELED, 8: JobStatus.TIMEOUT}
+_STATUS = {"cancel": JobStatus.CANCELED, "timeout": JobStatus.TIMEOUT}
+"""How a job ended that a fatal exception of this type ended."""
 
 
-def read_result(record: dict[str, Any], note: str) -> JobResult:
-    """Convert the record of ``flux_job_result_get(3)`` and the message of ``flux_job_wait(3)``.
+def read_result(events: Sequence[Mapping[str, Any]], note: str) -> JobResult:
+    """Convert the eventlog of an ended job (RFC 21), and the message of ``flux_job_wait(3)``.
 
-    The record says COMPLETED whenever the wait status is 0, also after a fatal exception.
+    The first fatal exception counts: Flux may raise others while it ends the job. The wait status may be 0 in
+    spite of one.
+
+    Parameters
+    ----------
+    events : sequence of dict
+        Empty if the instance does not have them any more.
     """
-    status = _STATUS.get(record.get("result", 2), JobStatus.FAILED)
-    exit_code, signal = _exit_of(record.get("waitstatus"), note)
-    exception = record.get("exception_type", "") if record.get("exception_occurred", True) else ""
-    if status is JobStatus.COMPLETED and exception:
-        status = JobStatus.FAILED
-    if status is JobStatus.FAILED and not exception and os.WIFSIGNALED(record.get("waitstatus") or 0):
+    started, status, fatal = not events, None, None
+    for event in events:
+        context = event.get("context", {})
+        if event["name"] == "alloc":
+            started = True
+        elif event["name"] == "finish":
+            status = context["status"]
+        elif event["name"] == "exception" and context["severity"] == 0 and fatal is None:
+            fatal = context
+    exit_code, signal = _exit_of(status, note)
+    exception = ""
+    if fatal is not None:
+        exception, note = fatal["type"], fatal.get("note", "") or note
+    elif os.WIFSIGNALED(status or 0):
         # A shell whose task a signal killed exits with 128 + signal.
         exception, note = "exec", SHELL_KILLED
-    if status is not JobStatus.COMPLETED and exit_code == 0:
-        exit_code = None
-    note = record.get("exception_note", "") or note
     explained = explain(note)
     if explained != note:  # nothing ran; the wait status is the shell's
         exit_code = signal = None
+    if started and exit_code == 0 and not exception:
+        ended = JobStatus.COMPLETED
+    else:
+        ended = _STATUS.get(exception, JobStatus.FAILED)
+        exit_code = exit_code or None
     return JobResult(
-        status,
-        exit_code=exit_code,
-        signal=signal,
-        exception=exception,
-        note=explained,
-        started="t_run" in record or not record,
+        ended, exit_code=exit_code, signal=signal, exception=exception, note=explained, started=started
     )
 
 

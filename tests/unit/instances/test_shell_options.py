@@ -76,25 +76,43 @@ def test_output_without_a_file_is_bounded_or_spooled(tmp_path: Path) -> None:
     assert read_spool(str(tmp_path), 7) == ("out", "")
 
 
+def _ended(status: int, *exceptions: tuple[str, str, int]) -> list[dict[str, object]]:
+    """The eventlog of a job that ran; an exception is a type, a note and a severity."""
+    return [
+        {"name": "submit", "context": {}},
+        {"name": "alloc"},
+        *(
+            {"name": "exception", "context": {"type": type_, "note": note, "severity": severity}}
+            for type_, note, severity in exceptions
+        ),
+        {"name": "finish", "context": {"status": status}},
+    ]
+
+
 def test_a_fatal_exception_is_no_success() -> None:
-    record = {
-        "result": 1,
-        "waitstatus": 0,
-        "t_run": 1.0,
-        "exception_occurred": True,
-        "exception_severity": 0,
-        "exception_type": "exec",
-        "exception_note": "exit-timeout=2s has expired",
-    }
-    result = read_result(record, "")
+    result = read_result(_ended(0, ("exec", "exit-timeout=2s has expired", 0)), "")
     assert (result.status, result.exit_code, result.exception) == (JobStatus.FAILED, None, "exec")
+    result = read_result(_ended(0, ("cancel", "", 0)), "")
+    assert (result.status, result.exit_code, result.exception) == (JobStatus.CANCELED, None, "cancel")
+
+
+def test_the_first_fatal_exception_says_how_a_job_ended() -> None:
+    result = read_result(_ended(9 << 8, ("x", "warning", 3), ("timeout", "over", 0), ("exec", "late", 0)), "")
+    assert (result.status, result.exit_code, result.note) == (JobStatus.TIMEOUT, 9, "over")
+    result = read_result(_ended(0, ("x", "warning", 3)), "")
+    assert result.ok and result.started
+
+
+def test_without_an_eventlog_the_message_is_all_there_is() -> None:
+    result = read_result([], "task(s) exited with exit code 3")
+    assert (result.status, result.exit_code, result.started) == (JobStatus.FAILED, None, True)
+    assert result.note == "task(s) exited with exit code 3"
+    result = read_result([{"name": "submit"}, {"name": "clean"}], "")
+    assert (result.status, result.started) == (JobStatus.FAILED, False)
 
 
 def test_a_killed_shell_is_told_from_a_task_that_a_signal_killed() -> None:
-    record = {"result": 2, "t_run": 1.0, "exception_occurred": False}
-    task, shell = (
-        read_result({**record, "waitstatus": status}, "task(s) Killed") for status in (137 << 8, 9)
-    )
+    task, shell = (read_result(_ended(status), "task(s) Killed") for status in (137 << 8, 9))
     assert (task.signal, task.exception) == (9, "")
     assert (shell.signal, shell.exception) == (9, "exec")
     assert "flux-shell was killed" in shell.note
