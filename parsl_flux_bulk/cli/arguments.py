@@ -112,6 +112,6 @@ def _check(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None
         parser.error("--literal leaves no place for inputs: give input lists, or --literal")
     if not options.command:
         for name in _COPIES if options.commands is not None else COMMAND_ONLY:
-            if getattr(options, name):
+            if getattr(options, name) and not (options.inputs and name == "open_mode"):
                 option = "--" + name.replace("_", "-")
                 parser.error(f"{option} needs a command: bulksubmit {option} ... -- COMMAND")

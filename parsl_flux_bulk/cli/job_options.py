@@ -37,7 +37,7 @@ FLAGS = {
 }  # fmt: skip
 """The options that may have templates, by their names in the parser; in the order in which they are shown."""
 
-_SPECIAL = ("/dev/null", "/dev/stdout", "/dev/stderr", "/dev/tty")
+SPECIAL_FILES = ("/dev/null", "/dev/stdout", "/dev/stderr", "/dev/tty")
 
 
 class Filled(NamedTuple):
@@ -179,7 +179,7 @@ def refuse_one_file(options: argparse.Namespace) -> None:
     """Raise UnusableInput if several jobs would overwrite one file of output."""
     for option, name in (("--output", options.output), ("--error", options.error)):
         # Without braces, nothing in the name differs from job to job.
-        one_file = name is not None and name not in _SPECIAL and "{" not in name
+        one_file = name is not None and name not in SPECIAL_FILES and "{" not in name
         if one_file and options.open_mode != "append":
             raise UnusableInput(
                 f"{option} {name!r} is one file for all jobs, which would overwrite each other's output: "

@@ -17,6 +17,7 @@ from parsl_flux_bulk.cli.inputs import UnusableInput, find_files, read_lines
 from parsl_flux_bulk.cli.item import Item
 from parsl_flux_bulk.cli.job_lines import CommandLines, JobLines
 from parsl_flux_bulk.cli.job_options import urgency_number
+from parsl_flux_bulk.cli.named_outputs import NamedOutputs
 from parsl_flux_bulk.cli.output_directory import OutputDirectory
 from parsl_flux_bulk.cli.report import printable
 from parsl_flux_bulk.cli.streams import reason
@@ -59,7 +60,8 @@ class Work:
             self.total = work.count()
         elif options.inputs:
             self.files, self.repeated = find_files(options.inputs, read_lines(sys.stdin))
-            self._source = _Files(self.files, urgency_number(options.urgency))
+            outputs = NamedOutputs(options.open_mode)
+            self._source = _Files(self.files, urgency_number(options.urgency), outputs)
             self.total = len(self.files)
         else:
             self._source = CommandLines(options) if options.commands is not None else JobLines(options)
@@ -78,16 +80,20 @@ class Work:
 
 
 class _Files:
-    def __init__(self, files: list[Path], urgency: int) -> None:
+    def __init__(self, files: list[Path], urgency: int, outputs: NamedOutputs) -> None:
         self._files = files
         self._urgency = urgency
+        self._outputs = outputs
 
     def items(self, wait: Wait) -> Iterator[Item]:
         return map(self._item, self._files)
 
     def _item(self, path: Path) -> Item:
         name = str(path)
-        return Item(name, name, name, lambda: JobRequest(read_jobspec(path), self._urgency))
+        return Item(name, name, name, lambda: self._request(path, name))
+
+    def _request(self, path: Path, name: str) -> JobRequest:
+        return self._outputs.check(JobRequest(read_jobspec(path), self._urgency), name)
 
 
 def refuse_invalid(files: Iterable[Path]) -> None:

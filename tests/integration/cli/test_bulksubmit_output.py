@@ -47,6 +47,32 @@ def test_jobspecs_and_streams_in_a_directory(where: Where) -> None:
 
 
 @pytest.mark.parametrize(
+    ("output", "options", "status"),
+    [
+        ({"stdout": {"type": "file", "path": "all"}}, [], 1),
+        ({"stderr": {"type": "file", "path": "./all"}}, [], 1),
+        ({"stdout": {"type": "file", "path": "all"}}, ["--open-mode=append"], 0),
+        ({"stdout": {"type": "file", "path": "all"}, "mode": "append"}, [], 0),
+        ({"stdout": {"type": "file", "path": "{{id}}"}}, [], 0),
+        ({"stdout": {"type": "file", "path": "/dev/null"}}, [], 0),
+    ],
+    ids=str,
+)
+def test_jobspecs_that_name_one_file(output: dict[str, object], options: list[str], status: int) -> None:
+    for name in ("a", "b"):
+        write_job(f"jobs/{name}.json", "sh", "-c", f"echo {name}; echo {name} >&2")
+        spec = json.loads(Path(f"jobs/{name}.json").read_text())
+        spec["attributes"]["system"]["shell"] = {"options": {"output": output}}
+        Path(f"jobs/{name}.json").write_text(json.dumps(spec))
+    run = bulksubmit("--local", *options, "jobs")
+    assert run.returncode == status, run.stderr
+    message = "jobs/b.json: not a valid jobspec: its output would overwrite that of jobs/a.json"
+    assert (message in run.stderr) == bool(status)
+    if Path("all").exists():
+        assert set(Path("all").read_text().split()) == ({"a"} if status else {"a", "b"})
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--output-dir", "{seq}", "--", "true"], "--output-dir '{seq}' takes no template; --output does"),
