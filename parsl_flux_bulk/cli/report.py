@@ -148,6 +148,7 @@ class Report:
         self._record(
             item,
             id=future.job_name or None,
+            node=future.node or None,
             submitted=future.t_submit,
             finished=future.t_end,
             status=result.status.value,
@@ -227,6 +228,6 @@ def printable(text: str) -> str:
 
 
 _FIELDS = (
-    "file", "key", "id", "submitted", "finished", "status", "exit_code", "signal", "exception", "note",
-    "retries",
+    "file", "key", "id", "node", "submitted", "finished", "status", "exit_code", "signal", "exception",
+    "note", "retries",
 )  # fmt: skip

@@ -20,7 +20,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY, Jobspec
 from parsl_flux_bulk.protocol import variables
@@ -305,6 +305,14 @@ class Completion(Protocol):
 
     def close(self) -> None:
         """Close; may be called twice."""
+
+
+@runtime_checkable
+class KnowsNodes(Protocol):
+    """An instance that knows on which node its jobs are."""
+
+    def job_node(self, job_id: JobId) -> str:
+        """Return the host that a job is on; "" if that is not known."""
 
 
 class Instance(Protocol):

@@ -36,6 +36,8 @@ class Job:
         None until the instance has accepted the job.
     name : str
         The job id as people write it; "" until it is known.
+    node : str
+        Host that the job is on, if the instance knows that of every job; or "".
     dropped : bool
         Canceled before it was submitted. Written by the submission thread only.
     result : JobResult or None
@@ -49,6 +51,7 @@ class Job:
         "dropped",
         "job_id",
         "name",
+        "node",
         "pipeline_state",
         "result",
         "t_end",
@@ -59,6 +62,7 @@ class Job:
         self.pipeline_state = JobState.CREATED
         self.job_id: JobId | None = None
         self.name = ""
+        self.node = ""
         self.dropped = False
         self.result: JobResult | None = None
         self.t_submit: float | None = None

@@ -34,6 +34,7 @@ from parsl_flux_bulk.instances.base import (
     JobRequest,
     JobResult,
     JobStatus,
+    KnowsNodes,
     Refusal,
 )
 from parsl_flux_bulk.instances.call_queue import CallQueue
@@ -347,6 +348,8 @@ class Pipeline(Generic[JobT]):
     def _job_submitted(self, job: JobT) -> None:
         if job.job_id is not None:
             job.name = self._instance.job_name(job.job_id)
+            if isinstance(self._instance, KnowsNodes):
+                job.node = self._instance.job_node(job.job_id)
         owner = self._jobs.get(job)
         if owner is not None:
             call_logged(owner.job_submitted, job)

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from parsl_flux_bulk.blocks.packed.node_job_launcher import NodeJobLauncher
-from parsl_flux_bulk.instances.base import Capacity, Instance
+from parsl_flux_bulk.instances.base import Capacity, Instance, JobId
 from parsl_flux_bulk.instances.federation.inner_instance_launcher import START_TIMEOUT
 from parsl_flux_bulk.instances.federation.inner_instances import NestedInstances
 from parsl_flux_bulk.instances.federation.members import Member, MemberState
@@ -112,6 +112,11 @@ class PackedJobs(NestedInstances):
     def _on_idle(self, member: Member) -> None:
         if self._node_jobs is not None and not self._policy.is_outer(member):
             self._node_jobs.idle(member)
+
+    def job_node(self, job_id: JobId) -> str:
+        """Return the host of a packed job."""
+        member = self._federation.registry.member_of(job_id)
+        return getattr(member.instance, "host", "") if member is not None else ""
 
     def _describe(self, members: int) -> str:
         return f"jobs packed into {members} node job(s)"

@@ -156,6 +156,10 @@ class LocalInstance:
         """Return the id as people write it."""
         return str(job_id)
 
+    def job_node(self, job_id: JobId) -> str:
+        """Return this host."""
+        return socket.gethostname()
+
     def close(self) -> None:
         """Kill what still runs and end the server."""
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -63,6 +64,7 @@ def test_every_job_runs_once_and_inside(flux_uri: str, tmp_path: Path) -> None:
         inside = jobs_of(flux_uri)
     assert sorted(map(int, (tmp_path / "ran").read_text().split())) == list(range(40))
     assert not any(future.job_name.startswith(IN_FLUX) for future in futures)
+    assert {future.node for future in futures} == {socket.gethostname()}
     assert inside == ["bulksubmit"]
     helpers.wait_until(lambda: jobs_of(flux_uri) == [], 30.0, "the node job ends")
 
