@@ -149,7 +149,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--report",
         metavar="FILE",
-        help="write a page about the run to FILE, and the trace beside it; needs parsl-flux-bulk[report]",
+        help="write a page about the run to FILE, and the trace beside it; needs Bokeh",
     )
     group.add_argument(
         "--output-dir",

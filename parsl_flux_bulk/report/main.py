@@ -11,7 +11,7 @@ from parsl_flux_bulk.trace.reader import Trace, find
 
 EXIT_OK, EXIT_UNUSABLE = 0, 2
 
-NEEDS = "the report needs Bokeh: pip install 'parsl-flux-bulk[report]', or pip install bokeh"
+NEEDS = "the report needs Bokeh: pip install bokeh"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from parsl_flux_bulk.trace.reader import Trace, find
 
 EXIT_OK, EXIT_UNUSABLE = 0, 2
 
-NEEDS = "the live view needs Textual: pip install 'parsl-flux-bulk[top]', or pip install textual"
+NEEDS = "the live view needs Textual: pip install textual"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

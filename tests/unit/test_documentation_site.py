@@ -43,7 +43,7 @@ def text_of(page: str) -> str:
 
 
 def test_every_public_name_has_a_reference() -> None:
-    described = inventory()["class"]
+    described = inventory()["class"] | inventory()["function"]
     named = {f"parsl_flux_bulk.{name}" for name in parsl_flux_bulk.__all__ if not name.startswith("__")}
     assert len(named) >= 4 and not named - described
     assert "parsl_flux_bulk.__version__" in text_of("reference/executors.html")

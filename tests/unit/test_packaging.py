@@ -53,6 +53,12 @@ def test_ci_runs_the_command_of_the_readme() -> None:
     assert f"{command} --notest" in (helpers.PROJECT / ".ci" / "run").read_text().splitlines()
 
 
+def test_no_message_installs_what_is_not_on_pypi() -> None:
+    sources = (helpers.PROJECT / "parsl_flux_bulk").rglob("*.py")
+    naming = [path.name for path in sources if re.search(r"parsl[-_]flux[-_]bulk\[", path.read_text("utf-8"))]
+    assert not naming
+
+
 @pytest.mark.parametrize("name", ["demo/run", "tests/run"])
 def test_the_commands_of_the_readme_print_what_they_start(name: str, tmp_path: Path) -> None:
     assert f"\n{name}\n" in (helpers.PROJECT / "README.md").read_text()
