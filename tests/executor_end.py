@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from helpers import PROJECT
 
 from parsl_flux_bulk.protocol import frames
+from parsl_flux_bulk.protocol.framing import LANE_OPEN
 
 LENGTH = struct.Struct("<Q")
 WORKER = PROJECT / "parsl_flux_bulk" / "worker" / "main.py"
@@ -36,10 +37,12 @@ class Frame:
 
 
 class Peer:
-    """A connected peer; `frames` holds all frames that it has sent."""
+    """A connected peer; `frames` holds all frames that it has sent, by its connection and by its lanes."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, with_lanes: bool = False) -> None:
         self.connection = connection
+        self.with_lanes = with_lanes
+        self.lanes: list[Peer] = []
         connection.setblocking(False)
         self.frames: list[Frame] = []
         self.messages = 0
@@ -60,7 +63,7 @@ class Peer:
     def read(self) -> None:
         while not self.closed:
             try:
-                data = self.connection.recv(1 << 20)
+                data = self._receive()
             except BlockingIOError:
                 break
             except ConnectionResetError:
@@ -75,6 +78,25 @@ class Peer:
             del self._buffer[: 8 + length]
             self.messages += 1
             self.frames += [Frame(k, s, i, bytes(p)) for k, s, i, p in frames.decode(message)]
+        for lane in self.lanes:
+            lane.read()
+            self.frames += lane.frames
+            lane.frames.clear()
+
+    def _receive(self) -> bytes:
+        if not self.with_lanes:
+            return self.connection.recv(1 << 20)  # drops descriptors
+        data, descriptors, _, _ = socket.recv_fds(self.connection, 1 << 20, 8)
+        for descriptor in descriptors:
+            lane = Peer(socket.socket(fileno=descriptor))
+            with suppress(BrokenPipeError):  # the worker has ended
+                lane.connection.send(LANE_OPEN)
+            self.lanes.append(lane)
+        return data
+
+    def close(self) -> None:
+        for peer in (self, *self.lanes):
+            peer.connection.close()
 
     def until(self, condition: Callable[[], object], bound: float = 20.0, what: str = "") -> None:
         """Read until `condition` holds; the test fails if it does not within `bound` seconds."""
@@ -86,7 +108,8 @@ class Peer:
             left = deadline - time.monotonic()
             assert left > 0, f"not within {bound} s: {what or condition}; last frames {self.frames[-5:]}"
             assert not self.closed, f"the peer closed before {what or condition}; frames {self.frames[-5:]}"
-            select.select([self.connection], [], [], min(left, 1.0))
+            lanes = [lane.connection for lane in self.lanes if not lane.closed]
+            select.select([self.connection, *lanes], [], [], min(left, 1.0))
 
     def until_closed(self, bound: float = 20.0) -> None:
         deadline = time.monotonic() + bound
@@ -114,6 +137,7 @@ class ExecutorEnd:
         self.listener.listen()
         self.listener.settimeout(20)
         self.peers: list[Peer] = []
+        self.with_lanes = False
         self.processes: list[subprocess.Popen[bytes]] = []
         self.environment = {
             **os.environ,
@@ -134,7 +158,7 @@ class ExecutorEnd:
 
     def accept(self) -> Peer:
         """Wait for a connection and its HELLO."""
-        peer = Peer(self.listener.accept()[0])
+        peer = Peer(self.listener.accept()[0], self.with_lanes)
         self.peers.append(peer)
         peer.get(frames.HELLO)
         return peer
@@ -142,7 +166,7 @@ class ExecutorEnd:
     def close(self) -> None:
         self.listener.close()
         for peer in self.peers:
-            peer.connection.close()
+            peer.close()
         for process in self.processes:
             try:
                 process.communicate(timeout=10)

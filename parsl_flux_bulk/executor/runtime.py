@@ -143,7 +143,7 @@ class TaskRuntime(Runtime):
         self._scheduler.handle(CapacityChanged(capacity))
         self._handled_before = 0
         self._reported = 0.0
-        self._contended = False
+        self._awaited = False
         self._postponed: list[Instruction] = []
         self._sleeps_until: float | None = None
         self._trace = trace
@@ -218,14 +218,14 @@ class TaskRuntime(Runtime):
     def _turn_at_once(self) -> bool:
         """Assign a lone task in the thread that submits the task: one wake-up of a thread less.
 
-        Futures are resolved in the completion thread only. Where threads compete for the GIL, tasks are
-        batched instead.
+        Futures are resolved in the completion thread only. Where no thread waits for results, as in a flood,
+        tasks are batched instead.
         """
         queue, scheduler = self._queue, self._scheduler
         if queue.taken != queue.ended or queue.error is not None or not self.lock.acquire(blocking=False):
             return False
         try:
-            if self._contended or self._postponed or not scheduler.has_idle_worker:
+            if not self._awaited or self._postponed or not scheduler.has_idle_worker:
                 return False
             now = self._reported = time.monotonic()
             scheduler.submit(queue.take())
@@ -258,12 +258,11 @@ class TaskRuntime(Runtime):
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
     def batching_delay(self, gil_wait: float) -> float:
-        self._contended = gil_wait > GIL_WAIT_LIMIT
         handled_before, self._handled_before = self._handled_before, self._queue.taken + self._queue.ended
         handled = self._handled_before - handled_before
         chain = handled <= CHAIN_LIMIT and self._queue.taken - self._queue.ended <= 1
         if (
-            self._contended
+            gil_wait > GIL_WAIT_LIMIT
             and handled < LARGE_BATCH
             and not chain
             and self._scheduler.service_time < BATCHING_DELAY
@@ -304,6 +303,7 @@ class TaskRuntime(Runtime):
                 self._queue.ended += 1
                 task = resolution.task
                 result, error = self._read(task, resolution.outcome)
+                self._awaited = getattr(task.future, "is_awaited", False)
                 if error is not None and trace is not None:
                     trace.failed(resolution, error)
                 resolve(task.future, result, error)

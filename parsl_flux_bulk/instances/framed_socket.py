@@ -5,6 +5,7 @@ Standard library only: the server imports this module.
 
 from __future__ import annotations
 
+import os
 import selectors
 import socket
 from collections import deque
@@ -20,6 +21,8 @@ _READ_BUDGET = 1 << 22
 """Bytes that one `receive` reads at most, so that one fast sender does not starve the others."""
 LONGEST_WAIT = 86400.0
 """Longest timeout (s) for a selector: epoll_wait(2) counts milliseconds in an int."""
+_ANCILLARY_SIZE = socket.CMSG_SPACE(4 * 8)
+"""Bytes for file descriptors that come with one read."""
 _VECTORS = 64
 """Buffers passed to one sendmsg(2); the limit of the system is IOV_MAX, 1024."""
 
@@ -35,6 +38,8 @@ class FramedSocket:
     selector : selectors.BaseSelector
     ready : callable
         The data of the selector's key; has to call :meth:`receive`.
+    take_descriptor : callable
+        Takes each file descriptor that comes with a message, to close it in the end.
 
     Attributes
     ----------
@@ -43,13 +48,18 @@ class FramedSocket:
     """
 
     def __init__(
-        self, sock: socket.socket, selector: selectors.BaseSelector, ready: Callable[[], object]
+        self,
+        sock: socket.socket,
+        selector: selectors.BaseSelector,
+        ready: Callable[[], object],
+        take_descriptor: Callable[[int], object] = os.close,
     ) -> None:
         sock.setblocking(False)
         self.closed = False
         self._sock = sock
         self._selector = selector
         self._ready = ready
+        self._take_descriptor = take_descriptor
         self._unsent: deque[memoryview] = deque()
         self._writing = False
         self._received = bytearray()
@@ -110,14 +120,17 @@ class FramedSocket:
         taken, size = 0, _SMALL_READ_SIZE
         while taken < _READ_BUDGET:
             try:
-                data = self._sock.recv(size)
+                data, ancillary, _, _ = self._sock.recvmsg(size, _ANCILLARY_SIZE)
             except BlockingIOError:
                 break
             except OSError:
-                data = b""
+                data, ancillary = b"", []
             if not data:
                 self._stop_watching()
                 break
+            for _, _, descriptors in ancillary:
+                for descriptor in memoryview(descriptors).cast("i"):
+                    self._take_descriptor(descriptor)
             self._received += data
             taken += len(data)
             if len(data) < size:

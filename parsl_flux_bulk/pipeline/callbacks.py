@@ -24,6 +24,11 @@ class _Condition(RLock):  # type: ignore[misc]  # not final at run time
 
     _waiting: threading.Condition | None = None
 
+    @property
+    def waits(self) -> bool:
+        """Whether a thread waits."""
+        return self._waiting is not None
+
     def wait(self, timeout: float | None = None) -> bool:
         if self._waiting is None:
             self._waiting = threading.Condition(self)
@@ -54,6 +59,12 @@ class CallbackFuture(Future[T]):
         self._exception = None
         self._waiters = []
         self._done_callbacks: list[Callable[..., object]] = []
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a thread waits for the result."""
+        condition: Any = self._condition
+        return bool(condition.waits)
 
     def _invoke_callbacks(self) -> None:
         for callback in self._done_callbacks:

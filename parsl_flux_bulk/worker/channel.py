@@ -17,6 +17,7 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
 
@@ -33,6 +34,10 @@ class Channel:
     def send(self, body: bytes) -> None:
         """Send a message. Blocks while the system's buffers are full, but never waits for the executor."""
         raise NotImplementedError
+
+    def open_lane(self) -> socket.socket | None:
+        """Open a way by which another process sends messages of this peer; None where there is none."""
+        return None
 
     def fileno(self) -> int:
         """Return a file descriptor that becomes readable when `receive` must be called.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import select
 import signal
 import socket
 import time
+from functools import partial
 
 from parsl_flux_bulk.protocol.wakeup import Wakeup
 from parsl_flux_bulk.worker import lifeline
@@ -28,6 +30,8 @@ class Forkserver:
     ----------
     bindings
         CPUs and environment of each slot.
+    open_lane
+        Opens a socket to the executor for a worker, if that is possible.
 
     Attributes
     ----------
@@ -36,10 +40,13 @@ class Forkserver:
         Readable when a process may have exited, or on any other signal.
     """
 
-    def __init__(self, bindings: Sequence[Binding]) -> None:
+    def __init__(
+        self, bindings: Sequence[Binding], open_lane: Callable[[], socket.socket | None] = lambda: None
+    ) -> None:
         self.running = RunningTasks(len(bindings))
         lifeline.start_guard(self.running.pids)
         self._bindings = bindings
+        self._open_lane = open_lane
         self._alive: set[int] = set()
         self.wakeup = Wakeup()
         self.wakeup.wake_on_signals()
@@ -84,7 +91,10 @@ class Forkserver:
                 pass
             for fd in process.descriptors:
                 os.close(fd)
-            workers.append(Worker(pid, tasks, process.tasks, outcomes, stderr, limit))
+            if process.lane is not None:
+                process.lane.close()
+            direct = partial(self.running.direct, process.slot)
+            workers.append(Worker(pid, tasks, process.tasks, outcomes, stderr, limit, direct))
         return workers
 
     def _prepare(self, slot: int, limit: float) -> tuple[WorkerProcess, socket.socket, int, int]:
@@ -93,7 +103,11 @@ class Forkserver:
         outcomes, worker_outcomes = os.pipe()
         stderr, worker_stderr = os.pipe()
         descriptors = (worker_outcomes, worker_stderr)
-        process = WorkerProcess(slot, self._bindings[slot], self.running, worker_tasks, descriptors, limit)
+        # The manager has to count the tasks of a worker that may run so many only.
+        lane = self._open_lane() if limit == math.inf else None
+        process = WorkerProcess(
+            slot, self._bindings[slot], self.running, worker_tasks, descriptors, limit, lane
+        )
         return process, tasks, outcomes, stderr
 
     def kill(self, pid: int) -> None:

@@ -116,7 +116,7 @@ class Manager(Stateful):
         self._channel = channel
         self._functions: dict[bytes, Packet] = {}
         self._slots = [Slot(number) for number in range(len(bindings))]
-        self._forkserver = Forkserver(bindings)
+        self._forkserver = Forkserver(bindings, channel.open_lane)
         self._limit = math.inf
         self._out: list[bytes] = []
         self._out_size = 0
@@ -394,6 +394,7 @@ class Manager(Stateful):
         """Report how each task of a worker ended; a negative exit code is a signal."""
         while self._read_outcomes(slot, worker):
             pass
+        worker.note_direct()
         running, started = self._forkserver.running.read(slot.number)
         if running not in worker.given:
             running = 0

@@ -31,7 +31,7 @@ from parsl_flux_bulk.worker.packets import BY_DESCRIPTOR, PACKET_LIMIT, MemoryFi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _QUEUED_FILES = 2
 """Packets with a file that one worker's queue may hold: the system bounds a user's descriptors in flight."""
@@ -68,6 +68,8 @@ class Worker(Stateful):
         File descriptors to read from.
     limit
         Number of tasks after which the process exits; may be infinite.
+    direct
+        Returns the id of the latest task whose outcome the process sent to the executor itself.
 
     Attributes
     ----------
@@ -83,7 +85,14 @@ class Worker(Stateful):
     """
 
     def __init__(
-        self, pid: int, tasks: socket.socket, queue: socket.socket, outcomes: int, stderr: int, limit: float
+        self,
+        pid: int,
+        tasks: socket.socket,
+        queue: socket.socket,
+        outcomes: int,
+        stderr: int,
+        limit: float,
+        direct: Callable[[], int] = lambda: 0,
     ) -> None:
         tasks.setblocking(False)
         os.set_blocking(outcomes, False)
@@ -97,6 +106,7 @@ class Worker(Stateful):
         self.retired = self.overdue = False
         self.exceeded: float | None = None
         self._queue = queue
+        self._direct = direct
         self._limit = limit
         self._queued_files = 0
         self._functions: set[bytes] = set()
@@ -112,6 +122,7 @@ class Worker(Stateful):
 
     def give(self, waiting: deque[Packet], functions: Mapping[bytes, Packet]) -> None:
         """Send the packets that wait, in order, until the queue or the task limit is full."""
+        self.note_direct()
         given, ready = self.given, WorkerState.READY
         while waiting and self.state is ready:
             packet = waiting[0]
@@ -145,6 +156,7 @@ class Worker(Stateful):
 
     def take_back(self) -> list[Packet]:
         """Remove the packets that the worker has not received from its queue."""
+        self.note_direct()
         taken: list[Packet] = []
         while self._queue.fileno() >= 0:
             try:
@@ -164,6 +176,16 @@ class Worker(Stateful):
                 taken.append(Packet(0, b"", content))
         self.unblock()
         return taken
+
+    def note_direct(self) -> None:
+        """Note the outcomes that the worker sent itself: of that task, all given before it have ended too."""
+        task_id = self._direct()
+        if task_id in self.given:
+            for given in list(self.given):
+                self._queued_files -= self.given.pop(given)
+                self.done += 1
+                if given == task_id:
+                    return
 
     def unblock(self) -> None:
         """Note that the queue has room again."""
@@ -220,7 +242,7 @@ class Worker(Stateful):
             end = start + header + length
             if end > size:
                 break
-            self._queued_files -= given.pop(id)
+            self._queued_files -= given.pop(id, False)
             self.done += 1
             start = end
         return start

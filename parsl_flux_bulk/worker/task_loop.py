@@ -1,8 +1,9 @@
 """A worker process: forked by a manager, runs one task after the other.
 
 Tasks arrive as packets (:mod:`.packets`), of which the process receives one at a time: the manager can take
-back the rest. Outcomes go back through a pipe. Memory shared with the manager says which task is running,
-so that the manager knows it even if the process is killed.
+back the rest. Outcomes go back through a pipe. On the executor's node, the outcome of a small task goes
+directly to the executor if no other task waits. Memory shared with the manager says which task is running, so
+that the manager knows it even if the process is killed, and which outcome went directly.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import atexit
 import ctypes
 import mmap
 import os
+import select
 import socket
 import struct
 import time
 from contextvars import copy_context
 
-from parsl_flux_bulk.protocol import frames, serialize
+from parsl_flux_bulk.protocol import frames, framing, serialize
 from parsl_flux_bulk.worker import handshake, lifeline, packets, walltime
 from parsl_flux_bulk.worker.process_state import ProcessState
 
@@ -37,23 +39,24 @@ _fflush = ctypes.CDLL(None).fflush
 class RunningTasks:
     """The task that each worker runs, in memory that a manager shares with its workers and its guard."""
 
-    _CELL = struct.Struct("<QB3xIdd32x")  # a cache line each
+    _CELL = struct.Struct("<QB3xIddQ24x")  # a cache line each
 
     def __init__(self, slots: int) -> None:
         self.memory = mmap.mmap(-1, slots * self._CELL.size)
 
     def offset(self, slot: int) -> int:
         """Return where a slot's entry begins: task id (8 bytes), started (1), padding (3), pid (4),
-        and, while a call with a walltime runs, its deadline (8) and the walltime (8)."""
+        and, while a call with a walltime runs, its deadline (8) and the walltime (8); and the id of the
+        latest task whose outcome went directly to the executor (8)."""
         return slot * self._CELL.size
 
     def clear(self, slot: int) -> None:
         """Reset an entry for the next worker."""
-        self._CELL.pack_into(self.memory, self.offset(slot), 0, 0, 0, 0.0, 0.0)
+        self._CELL.pack_into(self.memory, self.offset(slot), 0, 0, 0, 0.0, 0.0, 0)
 
     def read(self, slot: int) -> tuple[int, bool]:
         """Return the id of the running task, or 0, and whether the worker has started."""
-        running, started, _, _, _ = self._CELL.unpack_from(self.memory, self.offset(slot))
+        running, started, *_ = self._CELL.unpack_from(self.memory, self.offset(slot))
         return running, bool(started)
 
     def set_deadline(self, slot: int, deadline: float, seconds: float) -> None:
@@ -69,6 +72,11 @@ class RunningTasks:
         """Note the process of a slot's worker; 0 for none."""
         struct.pack_into("<I", self.memory, self.offset(slot) + 12, pid)
 
+    def direct(self, slot: int) -> int:
+        """Return the id of the latest task whose outcome went directly to the executor; 0 for none."""
+        offset = self.offset(slot) + 32
+        return int.from_bytes(self.memory[offset : offset + 8], "little")
+
     def forget_pid(self, pid: int) -> None:
         """Forget a process that is about to be reaped, after which another may get its pid."""
         for slot, known in enumerate(self._pids()):
@@ -80,7 +88,7 @@ class RunningTasks:
         return [pid for pid in self._pids() if pid]
 
     def _pids(self) -> list[int]:
-        return [pid for _, _, pid, _, _ in self._CELL.iter_unpack(self.memory)]
+        return [pid for _, _, pid, *_ in self._CELL.iter_unpack(self.memory)]
 
 
 class WorkerProcess:
@@ -94,6 +102,8 @@ class WorkerProcess:
         For outcomes, and for standard error.
     limit
         Number of tasks after which to exit; may be infinite.
+    lane
+        Socket to the executor, if it is on this node.
     """
 
     def __init__(
@@ -104,10 +114,14 @@ class WorkerProcess:
         tasks: socket.socket,
         descriptors: tuple[int, int],
         limit: float,
+        lane: socket.socket | None = None,
     ) -> None:
         self.tasks = tasks
+        self.lane = lane
+        self._lane_is_open = False
+        self._is_direct = False
         self.descriptors = descriptors
-        self._slot = slot
+        self.slot = slot
         self._binding = binding
         self._running = running
         self._outcomes = descriptors[0]
@@ -149,23 +163,26 @@ class WorkerProcess:
             _signal.signal(number, _signal.SIG_DFL)
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         os.setpgid(0, 0)  # so that the manager can kill what user code starts
-        self._running.set_pid(self._slot, os.getpid())
+        self._running.set_pid(self.slot, os.getpid())
         lifeline.die_with_parent(self._manager)
         os.dup2(self.descriptors[1], 2)
         start = 3
-        for kept in (*sorted((self.tasks.fileno(), self._outcomes)), last_descriptor + 1):
+        own = [self.tasks.fileno(), self._outcomes, *([self.lane.fileno()] if self.lane else [])]
+        for kept in (*sorted(own), last_descriptor + 1):
             os.closerange(start, kept)
             start = kept + 1
         if self._binding.cpus:
             os.sched_setaffinity(0, self._binding.cpus)
         for name, value in self._binding.environment.items():
             os.environ[name] = value
-        self._running.memory[self._running.offset(self._slot) + 8] = 1
+        self._running.memory[self._running.offset(self.slot) + 8] = 1
 
     def _serve(self) -> None:
-        entry = slice(self._running.offset(self._slot), self._running.offset(self._slot) + 8)
+        entry = slice(self._running.offset(self.slot), self._running.offset(self.slot) + 8)
         memory, none = self._running.memory, bytes(8)
         self._state = ProcessState()
+        self._waiting = select.poll()
+        self._waiting.register(self.tasks, select.POLLIN)
         done = 0
         while done < self._limit and (frame := self._receive()):
             kind = frame[0]
@@ -195,6 +212,7 @@ class WorkerProcess:
     def _receive(self) -> bytes:
         """Return the next frame, or b"" after the last."""
         content, descriptor = packets.receive(self.tasks)
+        self._is_direct = descriptor < 0 and self.lane is not None
         if descriptor < 0:
             return content
         try:
@@ -220,23 +238,49 @@ class WorkerProcess:
         seconds, call = serialize.split_walltime(memoryview(frame)[frames.CALL_START :])
         if seconds is None:
             return serialize.run(function, call)
-        self._running.set_deadline(self._slot, time.monotonic() + seconds, seconds)
+        self._is_direct = False  # the manager watches its end
+        self._running.set_deadline(self.slot, time.monotonic() + seconds, seconds)
         try:
             return walltime.run(seconds, function, call)
         finally:
-            self._running.set_deadline(self._slot, 0.0, 0.0)
+            self._running.set_deadline(self.slot, 0.0, 0.0)
 
     def _send(self, task: bytes, outcome: bytes, started: float, ended: float) -> None:
         task_id = int.from_bytes(task[frames.ID], "little")
         length = frames.TIMES_SIZE + len(outcome)
-        header = frames.HEADER.pack(frames.OUTCOME, self._slot, task_id, length)
+        header = frames.HEADER.pack(frames.OUTCOME, self.slot, task_id, length)
         header += frames.TIMES.pack(started, ended)
         if len(outcome) < packets.PACKET_LIMIT:
             header += outcome
             outcome = b""
+        if self._is_direct and not outcome and self._send_directly(task, header):
+            return
         for part in (header, outcome):
             written = os.write(self._outcomes, part) if part else 0
             if written < len(part):
                 left = memoryview(part)[written:]
                 while left:
                     left = left[os.write(self._outcomes, left) :]
+
+    def _send_directly(self, task: bytes, frame: bytes) -> bool:
+        """Send an outcome to the executor if no task waits; the manager reads from memory that it was sent.
+
+        The manager need not wake up for it: no task waits for room in the queue.
+        """
+        assert self.lane is not None
+        try:
+            # Data sent before the executor has said that it holds the other end could be lost.
+            self._lane_is_open = (
+                self._lane_is_open or self.lane.recv(1, socket.MSG_DONTWAIT) == framing.LANE_OPEN
+            )
+            if not self._lane_is_open or self._waiting.poll(0):
+                return False
+            self.lane.sendall(framing.frame(frame))
+        except BlockingIOError:
+            return False
+        except OSError:  # the executor has closed it
+            self.lane = None
+            return False
+        offset = self._running.offset(self.slot) + 32
+        self._running.memory[offset : offset + 8] = task[frames.ID]
+        return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import os
 import socket
 
@@ -40,6 +41,19 @@ class UnixChannel(Channel):
                 self._socket.sendall(body)
         except OSError as error:
             raise ChannelLost(f"the executor closed its socket: {error}") from error
+
+    def open_lane(self) -> socket.socket:
+        lane, executors_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        rights = array.array("i", (executors_end.fileno(),))
+        try:
+            with executors_end:  # travels with an empty message
+                self._socket.sendmsg(
+                    [LENGTH.pack(0)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights.tobytes())]
+                )
+        except OSError as error:
+            lane.close()
+            raise ChannelLost(f"the executor closed its socket: {error}") from error
+        return lane
 
     def fileno(self) -> int:
         return self._socket.fileno()

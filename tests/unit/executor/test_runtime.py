@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 import time
 from concurrent.futures import Future
 
 import pytest
+from helpers import wait_until
 
 from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost
 from parsl_flux_bulk.executor import submission_queue
@@ -91,12 +93,18 @@ class Bench:
         self.runtime.turn()
         self.end(task)
 
-    def end(self, task):
+    def end(self, task, awaited=True):
+        thread = threading.Thread(target=task.future.result, args=[10])
+        if awaited:
+            thread.start()
+            wait_until(lambda: task.future.is_awaited)
         self.runtime.message(
             "manager", frames.encode_outcome(0, task.task_id, 1.0, 2.0, serialize.returned(3))
         )
         self.runtime.turn()
         assert task.future.result(timeout=0) == 3
+        if awaited:
+            thread.join()
         self.runtime.deadline()  # the thread goes to sleep
         self.wakes = 0
         self.completion.sent.clear()
@@ -278,9 +286,9 @@ def test_a_lone_task_is_left_to_the_completion_thread_while_that_is_awake(bench)
     bench.shut_down()
 
 
-def test_a_lone_task_is_left_to_the_completion_thread_where_threads_compete_for_the_gil(bench):
+def test_a_lone_task_is_left_to_the_completion_thread_where_no_thread_waits_for_results(bench):
     bench.start_worker()
-    bench.runtime.batching_delay(WAIT)
+    bench.end(bench.put(), awaited=False)
     bench.put()
     assert (bench.tasks_sent(), bench.wakes) == ([], 1)
     bench.shut_down()

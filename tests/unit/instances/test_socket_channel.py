@@ -12,6 +12,7 @@ import pytest
 from parsl_flux_bulk.instances import framed_socket, socket_channel
 from parsl_flux_bulk.instances.base import PeerLost, PeerMessage
 from parsl_flux_bulk.instances.socket_channel import SocketChannel
+from parsl_flux_bulk.protocol.framing import LANE_OPEN, frame
 from parsl_flux_bulk.worker import unix_channel
 from parsl_flux_bulk.worker.channel import ChannelLost
 from parsl_flux_bulk.worker.unix_channel import UnixChannel
@@ -105,3 +106,34 @@ def test_a_read_that_fills_the_buffer_is_followed_by_larger_ones(bench):
     thread.join()
     assert bench.events[0].body == body
     link.close()
+
+
+def test_messages_of_a_lane_are_those_of_its_peer_and_come_before_its_loss(bench):
+    link = UnixChannel(bench.path)
+    link.send(b"hello")
+    lane = link.open_lane()
+    bench.serve(2)
+    assert lane.recv(1) == LANE_OPEN
+    peer = bench.events[0].peer
+    lane.sendall(frame(b"from the worker"))
+    bench.serve(3)
+    lane.sendall(frame(b"the last"))
+    link.close()
+    bench.serve(5)
+    bodies = [b"hello", b"", b"from the worker", b"the last"]
+    assert bench.events == [*(PeerMessage(peer, body) for body in bodies), PeerLost(peer)]
+    assert lane.recv(1) == b"", "closed with the peer"
+    lane.close()
+
+
+def test_a_lane_that_ends_is_not_the_loss_of_its_peer(bench):
+    link = UnixChannel(bench.path)
+    link.send(b"hello")
+    link.open_lane().close()
+    link.send(b"still here")
+    bench.serve(3)
+    for key, _ in bench.selector.select(0.1):
+        key.data()
+    assert [event.body for event in bench.events] == [b"hello", b"", b"still here"]
+    link.close()
+    bench.serve(4)

@@ -23,7 +23,8 @@ class Ends:
     def __init__(self, limit: float = math.inf) -> None:
         tasks, queue = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         outcomes, self.outcomes = os.pipe()
-        self.worker = Worker(1, tasks, queue, outcomes, -1, limit)
+        self.direct = 0
+        self.worker = Worker(1, tasks, queue, outcomes, -1, limit, lambda: self.direct)
 
     def give(self, *task_ids: int, size: int = 10) -> deque[packets.Packet]:
         encoded = [frames.encode_task(0, id, 1, b"x" * size) for id in task_ids]
@@ -104,3 +105,15 @@ def test_removing_a_task_keeps_the_order_of_the_others():
 
     assert slot.remove(2) == [2] and slot.remove(2) == []
     assert slot.remove(0) == [1, 3] and not slot.waiting
+
+
+def test_outcomes_that_the_worker_sent_itself_are_noted(ends):
+    ends.give(1, 2, 3)
+    outcome = ends.answer(1)
+    ends.direct = 2
+    ends.give(4)
+    assert list(ends.worker.given) == [3, 4]
+    assert ends.worker.read() == outcome, "passed on although it is noted already"
+    ends.direct = 4
+    ends.give()
+    assert not ends.worker.given
