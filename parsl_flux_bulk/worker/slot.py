@@ -158,6 +158,7 @@ class Worker(Stateful):
         """Remove the packets that the worker has not received from its queue."""
         self.note_direct()
         taken: list[Packet] = []
+        functions: list[Packet] = []
         while self._queue.fileno() >= 0:
             try:
                 content, descriptor = packets.receive(self._queue, socket.MSG_DONTWAIT)
@@ -169,12 +170,15 @@ class Worker(Stateful):
                 taken.append(Packet(id, content[frames.HEADER_SIZE : frames.CALL_START], content, file))
                 self._queued_files -= self.given.pop(id)
             elif kind & ~BY_DESCRIPTOR == frames.FUNCTION:
-                if descriptor >= 0:
-                    os.close(descriptor)
-                self._functions.discard(content[frames.ID])
+                file = None if descriptor < 0 else MemoryFile(descriptor)
+                functions.append(Packet(0, content[frames.ID], content, file))
             else:
                 taken.append(Packet(0, b"", content))
         self.unblock()
+        for function in functions:
+            # The worker may have received a task in between, which needs it. The queue is empty now.
+            if not self.given or not self._send(function):
+                self._functions.discard(function.function_id)
         return taken
 
     def note_direct(self) -> None:

@@ -129,6 +129,7 @@ class WorkerProcess:
         self._manager = os.getpid()
         self._functions: dict[bytes, Callable[..., Any]] = {}
         self._payloads: dict[bytes, memoryview] = {}
+        self._overtook: list[bytes] = []
 
     def main(self, last_descriptor: int) -> NoReturn:
         """Run until the manager closes the socket or the limit is reached, then exit.
@@ -184,7 +185,8 @@ class WorkerProcess:
         self._waiting = select.poll()
         self._waiting.register(self.tasks, select.POLLIN)
         done = 0
-        while done < self._limit and (frame := self._receive()):
+        leaving = False
+        while done < self._limit and (frame := self._next()):
             kind = frame[0]
             if kind == frames.TASK:
                 memory[entry] = frame[frames.ID]  # the task has started
@@ -200,7 +202,8 @@ class WorkerProcess:
                 self._send(frame, outcome, started, ended)
                 memory[entry] = none
                 done += 1
-                if left:
+                leaving = leaving or bool(left)
+                if leaving and not self._overtook:
                     break  # the manager forks another worker
             else:
                 function_id = frame[frames.ID]
@@ -208,6 +211,25 @@ class WorkerProcess:
                 self._payloads.pop(function_id, None)
                 if kind == frames.FUNCTION:
                     self._payloads[function_id] = memoryview(frame)[frames.HEADER_SIZE :]
+
+    def _next(self) -> bytes:
+        if not self._overtook:
+            return self._receive()
+        self._is_direct = False  # others may wait
+        return self._overtook.pop(0)
+
+    def _wait_for_function(self, function_id: bytes) -> None:
+        """Receive until a function is there.
+
+        While the manager takes packets back, this process may receive a task after the manager has taken the
+        function that was before it. The manager then sends the function again.
+        """
+        while frame := self._receive():
+            if frame[0] == frames.FUNCTION and frame[frames.ID] == function_id:
+                self._payloads[function_id] = memoryview(frame)[frames.HEADER_SIZE :]
+                break
+            self._overtook.append(frame)
+        self._is_direct = False  # others may wait
 
     def _receive(self) -> bytes:
         """Return the next frame, or b"" after the last."""
@@ -226,6 +248,8 @@ class WorkerProcess:
         if function is None:
             # Not before: imports, and a crash in one of them, belong to the task that needs them.
             initialized = serialize.initialized
+            if function_id not in self._payloads:
+                self._wait_for_function(function_id)
             try:
                 function = serialize.loads(self._payloads[function_id])
             except BaseException as error:

@@ -25,6 +25,7 @@ class Ends:
         outcomes, self.outcomes = os.pipe()
         self.direct = 0
         self.worker = Worker(1, tasks, queue, outcomes, -1, limit, lambda: self.direct)
+        self.queue = queue
 
     def give(self, *task_ids: int, size: int = 10) -> deque[packets.Packet]:
         encoded = [frames.encode_task(0, id, 1, b"x" * size) for id in task_ids]
@@ -33,6 +34,15 @@ class Ends:
         )
         self.worker.give(waiting, {FUNCTION.function_id: FUNCTION})
         return waiting
+
+    def received(self) -> list[bytes]:
+        """What the worker has been sent, and has not received yet."""
+        found = []
+        while True:
+            try:
+                found.append(packets.receive(self.queue, socket.MSG_DONTWAIT)[0])
+            except BlockingIOError:
+                return found
 
     def answer(self, task_id: int) -> bytes:
         outcome = frames.encode(frames.OUTCOME, 0, task_id, b"R")
@@ -54,6 +64,29 @@ def limited():
     yield ends
     ends.worker.close()
     os.close(ends.outcomes)
+
+
+def test_a_function_is_sent_again_if_the_worker_has_received_a_task_behind_it(ends, monkeypatch):
+    ends.give(1, 2)
+    receive = packets.receive
+
+    def receive_and_lose_the_race(sock, flags=0):
+        content = receive(sock, flags)
+        monkeypatch.setattr(packets, "receive", receive)
+        assert content[0][0] == frames.FUNCTION
+        kind, _, task_id, _ = frames.HEADER.unpack_from(receive(sock)[0])
+        assert (kind, task_id) == (frames.TASK, 1)  # by the worker
+        return content
+
+    monkeypatch.setattr(packets, "receive", receive_and_lose_the_race)
+    assert [packet.task_id for packet in ends.worker.take_back()] == [2]
+    assert ends.received() == [FUNCTION.content]
+
+
+def test_a_function_that_no_task_needs_is_not_sent_again(ends):
+    ends.give(1, 2)
+    assert len(ends.worker.take_back()) == 2
+    assert ends.received() == []
 
 
 def test_a_full_queue_blocks_until_packets_are_taken_back(ends):
