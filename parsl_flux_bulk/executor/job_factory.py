@@ -23,6 +23,17 @@ if TYPE_CHECKING:
 
 _WORKER = str(Path(__file__).resolve().parents[1] / "worker" / "main.py")
 
+_NESTED = (
+    "sh",
+    "-c",
+    # `flux start` replaces FLUX_URI, and the task's channel leads through the outer instance.
+    f'export {variables.OUTER_URI}="$FLUX_URI"; '
+    'command -v flux >/dev/null || { echo "nested=True needs Flux: no flux command on PATH" >&2; exit 127; }'
+    '; exec flux start "$@"',
+    "nested",
+)
+"""Runs a command as the initial program of a Flux instance in the job."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
@@ -102,9 +113,12 @@ class JobFactory:
         task = job.task
         if isinstance(task, CommandTask):
             # The command does not use the channel; the cancel guard finds an executor's jobs by its address.
-            return self._request(job, task.resources, task.command.arguments, self._channel, task.name)
-        own = self._python_environment(job, task.resources, "task")
-        return self._request(job, task.resources, self._python, own, task.name)
+            own, command = self._channel, task.command.arguments
+        else:
+            own, command = self._python_environment(job, task.resources, "task"), self._python
+        if task.resources.nested:
+            command = (*_NESTED, *command)
+        return self._request(job, task.resources, command, own, task.name)
 
     def _python_environment(
         self, job: WorkerJob | TaskJob, resources: Resources, mode: str
@@ -130,12 +144,14 @@ class JobFactory:
         stdout, stderr = self.output_paths(job)
         # Append, since the files may begin with the header of a bash app, or belong to the user.
         options: dict[str, object] = {"output": {"mode": "append"}}
-        if per_node or resources.num_tasks == 1:
+        if resources.nested:
+            per_node = True  # one broker on each node; they find each other through PMI
+        elif per_node or resources.num_tasks == 1:
             # Without this, an MPI program that a task starts by itself takes the rank's PMI for its own.
             options["pmi"] = "off"
-        if per_node:
+        if per_node and not resources.nested:
             options["env-expand"] = {variables.NODE_CORES: "{{node.ncores}}"}
-        elif resources.gpus_per_task:
+        elif resources.gpus_per_task and not resources.nested:
             options["gpu-affinity"] = "per-task"
         built = jobspec.build(
             resources,

@@ -24,7 +24,9 @@ def choose_instance(spec: Instance | str | None) -> Instance:
         * ``"flux"``: a new Flux instance on this machine, which ends with this process;
         * a URI (``local:///run/flux/local``, ``ssh://login/run/flux/local``; flux-uri(1)): the
           running Flux instance there;
-        * None: the instance at the URI in ``FLUX_URI``; else, with a ``flux`` command on PATH, a new Flux
+        * None: in a task or job of an instance, a new instance on the cores that the task has: jobs in the
+          outer instance would wait for cores that the task itself holds. Otherwise the instance at the URI
+          in ``FLUX_URI``; else, with a ``flux`` command on PATH, a new Flux
           instance; else the embedded one. One log line tells which, and why.
 
     Raises
@@ -57,6 +59,11 @@ def choose_instance(spec: Instance | str | None) -> Instance:
 
 def _choose() -> Instance:
     uri = os.environ.get("FLUX_URI")
+    # The broker removes this variable from what runs in the instance but not in a job: scripts in
+    # `flux start`, `flux alloc` and `flux batch`.
+    job = os.environ.get("FLUX_JOB_ID")
+    if job:
+        return _on_own_cores(f"this process is part of the job {job}, and has cores of its own")
     if uri:
         if ":" not in uri:
             raise InstanceUnavailable(
@@ -65,8 +72,13 @@ def _choose() -> Instance:
             )
         logger.info("instance chosen uri=%s: FLUX_URI is set", uri)
         return choose_instance(uri)
+    return _on_own_cores("FLUX_URI is not set")
+
+
+def _on_own_cores(why: str) -> Instance:
+    """Choose an instance that starts with this process, on the cores that this process may use."""
     if shutil.which("flux") is None:
-        logger.info("instance chosen instance=local: no FLUX_URI, and no flux command on PATH")
+        logger.info("instance chosen instance=local: no flux command on PATH, and %s", why)
         return choose_instance("local")
     if importlib.util.find_spec("flux") is None:
         # A warning, because a user with Flux will want to know.
@@ -75,5 +87,5 @@ def _choose() -> Instance:
             "(pip install flux-python==VERSION ply pyyaml; `flux version` prints VERSION)"
         )
         return choose_instance("local")
-    logger.info("instance chosen instance=flux: flux is on PATH, and FLUX_URI is not set")
+    logger.info("instance chosen instance=flux: flux is on PATH, and %s", why)
     return choose_instance("flux")

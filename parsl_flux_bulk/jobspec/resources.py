@@ -42,6 +42,8 @@ class Resources:
         Integers, except where `shape` is a worker's.
     exclusive : bool
         Whole nodes.
+    nested : bool
+        Start a Flux instance on what the job gets, and run the task in it once.
     duration : float
         Seconds; 0 is no limit.
     urgency : int
@@ -67,6 +69,7 @@ class Resources:
     cores_per_task: float = 1
     gpus_per_task: float = 0
     exclusive: bool = False
+    nested: bool = False
     duration: float = 0.0
     urgency: int = DEFAULT_URGENCY
     priority: float | None = None
@@ -143,6 +146,8 @@ def _read(specification: Mapping[str, object]) -> Resources:
             except ValueError as error:
                 _refuse(specification, key, str(error))
     values.pop("launcher_options", None)
+    if values.get("nested") is False:
+        del values["nested"]
     shape = None
     if values.keys() <= {"cores_per_task", "gpus_per_task", "priority"}:
         shape = Shape(values.get("cores_per_task", 1), values.get("gpus_per_task", 0))

@@ -249,6 +249,7 @@ READERS: dict[str, Callable[[object], Any]] = {
     "cores_per_task": _cores,
     "gpus_per_task": _gpus,
     "exclusive": _boolean,
+    "nested": _boolean,
     "duration": parse_duration,
     "urgency": _urgency,
     "priority": _priority,

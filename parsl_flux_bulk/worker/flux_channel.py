@@ -55,6 +55,8 @@ class FluxChannel(Channel):
     ----------
     rank, service
         Rank of the executor's broker, and name of the service.
+    uri
+        Of the instance; "" for the one in ``FLUX_URI``.
     library
         Path of libflux-core to try first.
     ping, ping_timeout
@@ -62,14 +64,16 @@ class FluxChannel(Channel):
         answers a request that comes after the death of its receiver, but not one that came before.
     """
 
-    def __init__(self, rank: int, service: str, *, library: str, ping: float, ping_timeout: float) -> None:
+    def __init__(
+        self, rank: int, service: str, *, uri: str, library: str, ping: float, ping_timeout: float
+    ) -> None:
         super().__init__()
         self._rank = rank
         self._topic = {name: f"{service}.{name}".encode() for name in ("open", "send", "ping")}
         self._lib = load_library(library)
         self._match = _Match(_MSGTYPE_ANY, _TAG_NONE, None)
         error = ctypes.create_string_buffer(160)
-        self._handle = self._lib.flux_open_ex(None, 0, error)
+        self._handle = self._lib.flux_open_ex(uri.encode() or None, 0, error)
         if not self._handle:
             raise ChannelLost(f"cannot connect to Flux: {error.value.decode(errors='replace')}")
         self._pollfd: int = self._lib.flux_pollfd(self._handle)

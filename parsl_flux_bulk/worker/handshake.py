@@ -56,6 +56,8 @@ def connect(environ: Mapping[str, str]) -> Channel:
         return FluxChannel(
             int(rank),
             service,
+            # In a nested instance, FLUX_URI is that of the instance of the task.
+            uri=environ.get(variables.OUTER_URI, ""),
             library=environ.get(variables.LIBFLUX, ""),
             ping=float(environ.get(variables.PING) or DEFAULT_PING),
             ping_timeout=float(environ.get(variables.PING_TIMEOUT) or DEFAULT_PING_TIMEOUT),

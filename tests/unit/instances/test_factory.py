@@ -17,10 +17,13 @@ from parsl_flux_bulk.instances.factory import choose_instance
 def machine(monkeypatch: pytest.MonkeyPatch):
     """Say what there is on this machine; returns what would be used on it."""
 
-    def chosen(*, uri: str | None = None, command: bool = False, bindings: bool = False) -> str:
-        monkeypatch.delenv("FLUX_URI", raising=False)
-        if uri is not None:
-            monkeypatch.setenv("FLUX_URI", uri)
+    def chosen(
+        *, uri: str | None = None, command: bool = False, bindings: bool = False, job: str | None = None
+    ) -> str:
+        for name, value in (("FLUX_URI", uri), ("FLUX_JOB_ID", job)):
+            monkeypatch.delenv(name, raising=False)
+            if value is not None:
+                monkeypatch.setenv(name, value)
         monkeypatch.setattr(shutil, "which", lambda name: f"/bin/{name}" if command else None)
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if bindings else None)
         asked: list[str] = []
@@ -42,6 +45,16 @@ def test_the_order_of_choice(machine, caplog: pytest.LogCaptureFixture) -> None:
     assert machine(command=True, bindings=True) == "flux"
     assert machine() == "local"
     assert [record.levelname for record in caplog.records] == ["INFO"] * 3
+
+
+def test_a_process_in_a_job_never_waits_for_cores_that_the_job_holds(
+    machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, factory.__name__)
+    assert machine(uri="local:///x", command=True, bindings=True, job="ƒabc") == "flux"
+    assert machine(uri="local:///x", job="ƒabc") == "local"
+    assert machine(command=True, bindings=True, job="7") == "flux"
+    assert all("part of the job" in record.getMessage() for record in caplog.records)
 
 
 def test_flux_without_its_bindings_is_passed_over_aloud(machine, caplog: pytest.LogCaptureFixture) -> None:
