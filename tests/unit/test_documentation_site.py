@@ -98,6 +98,7 @@ UNDESCRIBED = {
         # What FluxPoolExecutor calls.
         "queue", "submit_call",
     },
+    "JobFuture": {"is_awaited"},  # what the completion thread asks
 }  # fmt: skip
 """Methods that are not for users."""
 
