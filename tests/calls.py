@@ -206,11 +206,6 @@ def change_group():
     return os.getpid()
 
 
-def change_scheduler():
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    return os.getpid()
-
-
 def lower_priority():
     os.nice(1)
     return os.getpid()

@@ -33,7 +33,6 @@ from os import (
     getresgid,
     getresuid,
     sched_getaffinity,
-    sched_getscheduler,
     umask,
 )
 
@@ -58,9 +57,17 @@ def _directory() -> str:
         return ""  # it was deleted
 
 
+def _credentials() -> tuple[Any, ...]:
+    return getresuid(), getresgid(), getgroups()
+
+
+_IS_ROOT = os.geteuid() == 0
+"""Whether tasks can change user and groups."""
+
+
 def _read_fixed() -> tuple[Any, ...]:
-    """Return what cannot be put back, or not by everybody: priority, user, groups, process group, policy."""
-    return getpriority(0, 0), getresuid(), getresgid(), getgroups(), getpgrp(), sched_getscheduler(0)
+    """Return what cannot be put back, or not by everybody: priority, process group, user, groups."""
+    return getpriority(0, 0), getpgrp(), _credentials() if _IS_ROOT else ()
 
 
 # New in Python 3.11, and in updates of 3.10.

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 DEFAULTED_SIGNALS = (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGHUP)
 """Signals that the manager handles; workers restore their default action."""
 
+LONE_AFTER = 1e-4
+"""Seconds for which a worker was idle before a task that may be the only one. In a flood, the manager sends
+many outcomes at once, which costs the executor less."""
+
 _fflush = ctypes.CDLL(None).fflush
 
 
@@ -184,13 +188,14 @@ class WorkerProcess:
         self._state = ProcessState()
         self._waiting = select.poll()
         self._waiting.register(self.tasks, select.POLLIN)
-        done = 0
+        done, ended = 0, 0.0
         leaving = False
         while done < self._limit and (frame := self._next()):
             kind = frame[0]
             if kind == frames.TASK:
                 memory[entry] = frame[frames.ID]  # the task has started
                 started = time.time()
+                self._is_direct = self._is_direct and started - ended > LONE_AFTER
                 try:
                     outcome = copy_context().run(self._run, frame)
                     ended = time.time()

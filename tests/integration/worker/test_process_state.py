@@ -35,7 +35,6 @@ def test_everything_is_put_back(end, tmp_path):
         calls.lower_priority,
         calls.clear_modules,
         calls.change_group,
-        calls.change_scheduler,
     ],
 )
 def test_a_worker_that_cannot_be_put_back_is_replaced(end, function):
