@@ -211,6 +211,7 @@ class NodeJobInstance(Federation):
         if self._launcher is None:
             self._outer.start()
             self._launcher = NodeJobLauncher(self._outer, self.add, self.registry)
+            self._launcher.ends_idle = False
             self._launcher.start()
 
     def close(self) -> None:

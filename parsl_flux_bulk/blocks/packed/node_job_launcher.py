@@ -81,9 +81,17 @@ class Link:
 
 
 class NodeJobLauncher(Launcher):
-    """Starts node jobs where cores are free, and ends those that are idle."""
+    """Starts node jobs where cores are free, and ends those that are idle.
+
+    Attributes
+    ----------
+    ends_idle : bool
+        Whether idle node jobs end; False for tests of one node job.
+    """
 
     NOUN = "node job"
+
+    ends_idle = True
 
     def __init__(
         self, outer: FluxInstance, add: Callable[[str, MemberInstance], Member], registry: MemberRegistry
@@ -142,7 +150,8 @@ class NodeJobLauncher(Launcher):
         super()._step(completion, timeout)
 
     def _note_idle(self, member: Member) -> None:
-        self._idle[member] = time.monotonic() + IDLE_TIMEOUT
+        if self.ends_idle:
+            self._idle[member] = time.monotonic() + IDLE_TIMEOUT
 
     def _end_idle(self) -> None:
         now = time.monotonic()
