@@ -105,6 +105,7 @@ GOOD = [
     Good({"queue": "debug"}, ("--queue=debug",), {f"{SYS}.queue": "debug"}),
     Good({"bank": "physics"}, ("--bank=physics",), {f"{SYS}.bank": "physics"}),
     Good({"name": "relax ƒ1"}, ("--job-name=relax ƒ1",), {f"{SYS}.job.name": "relax ƒ1"}),
+    Good({"nested": True, "num_tasks": 1}, ("-n1",)),
     Good({"cwd": "/usr"}, ("--cwd=/usr",), {f"{SYS}.cwd": "/usr"}),
     Good({"cwd": Path("/usr/lib")}, ("--cwd=/usr/lib",), {f"{SYS}.cwd": "/usr/lib"}),
     # -- constraints and dependencies
@@ -210,6 +211,7 @@ BAD = [
     Bad({"queue": 3}, "queue", ("string",)),
     Bad({"bank": ["a"]}, "bank", ("string",)),
     Bad({"name": ""}, "name", ("not empty",)),
+    Bad({"nested": 1}, "nested", ("True", "False")),
     Bad({"cwd": 5}, "cwd", ("path",)),
     # -- constraints and dependencies
     Bad({"constraint": ""}, "constraint", ("it ends",)),

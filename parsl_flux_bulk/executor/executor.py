@@ -247,12 +247,12 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
             queue = SubmissionQueue(pipeline.wake)
             self._forget_blocks()
             trace = self._open_trace(settings.output, queue) if self.trace else None
-            if federation is not None:
-                self._start_blocks(federation, settings, queue)
-                if trace is not None and self._blocks is not None:
-                    trace.blocks = self._blocks.states
             open_runtime = functools.partial(TaskRuntime, settings, pipeline, queue, trace=trace)
             try:
+                if federation is not None:
+                    self._start_blocks(federation, settings, queue)
+                    if trace is not None and self._blocks is not None:
+                        trace.blocks = self._blocks.states
                 pipeline.start(open_runtime, fail=queue.fail)
             except BaseException:
                 self._end_blocks()

@@ -119,7 +119,8 @@ def test_tasks_run_where_we_are_and_their_output_is_where_it_is_wanted(
     with new_executor(where, tasks_per_job=tasks_per_job, working_dir=str(output)) as executor:
         assert executor.submit(apps.cwd, {}).result(BOUND) == str(here)
         executor.submit(apps.say, {}, "said", "warned").result(BOUND)
-    printed = {path.suffix: path.read_text() for path in output.glob("jobs-*/*") if path.stat().st_size}
+    files = [path for path in output.glob("jobs-*/*") if path.suffix in (".out", ".err")]
+    printed = {path.suffix: path.read_text() for path in files if path.stat().st_size}
     assert printed[".out"] == "said\n" and printed[".err"] == "warned\n"
     assert list(here.iterdir()) == []
 

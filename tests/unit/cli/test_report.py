@@ -32,7 +32,7 @@ def test_what_counts_as_canceled(tmp_path: Path, result: JobResult, interrupted:
     records = Records(str(tmp_path / "records"))
     stream = cast("Any", io.StringIO())
     report = Report(1, records, stream, stream)
-    future = cast("Any", SimpleNamespace(t_submit=1.0, t_end=2.0, job_name="1", label="x"))
+    future = cast("Any", SimpleNamespace(t_submit=1.0, t_end=2.0, job_name="1", node="", label="x"))
     item = cast("Any", SimpleNamespace(label="x", key="x", retries=0))
     report.job_ended(item, future, result, interrupted=interrupted)
     records.close()
