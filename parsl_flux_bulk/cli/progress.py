@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import TextIO, TypeAlias
 
+from parsl_flux_bulk.jobspec.duration import format_duration
+
 WIDTH = 58
 """Width of the bar (characters), unless the terminal is narrower."""
 
@@ -121,13 +123,5 @@ def bar(
     rate = done / seconds if seconds > 0 else 0.0
     # Rounded down: 100.0% means that all have ended.
     percent = int(fraction * 1000) / 10
-    more = f", {_duration((total - done) / rate)} left" if left and done < total and rate else ""
+    more = f", {format_duration((total - done) / rate)} left" if left and done < total and rate else ""
     return f"|{full * filled}{'-' * (width - filled)}| {percent:.1f}% ({rate:.1f} job/s{more})"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol, TextIO
 
 from parsl_flux_bulk.executor.runtime import StatusReport
+from parsl_flux_bulk.jobspec.duration import format_duration
 
 TERMINAL_INTERVAL = 0.25
 PLAIN_INTERVAL = 30.0
@@ -80,7 +81,7 @@ class Meter:
         if span > 0:
             parts.append(f"{rate:.1f}/s")
         if rate > 0 and counts.ended < total:
-            parts.append(f"{_duration((total - counts.ended) / rate)} left")
+            parts.append(f"{format_duration((total - counts.ended) / rate)} left")
         return ", ".join(parts)
 
 
@@ -155,11 +156,3 @@ def _since(before: Counts, now: Counts) -> Counts:
     if ended < 0:  # the executor was started anew, or shut down
         ended, failed = now.ended, now.failed
     return Counts(now.waiting, now.running, ended, failed, now.busy, now.workers)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

@@ -1,4 +1,4 @@
-"""Parse Flux standard durations (RFC 23).
+"""Parse Flux standard durations (RFC 23), and format durations for people.
 
 A duration is a number with one of the units ``ms``, ``s``, ``m``, ``h``, ``d``; without a unit it
 means seconds. Note that ``flux run --time-limit`` alone reads a bare number as *minutes*; jobspecs
@@ -83,3 +83,12 @@ def _number(value: object) -> float:
     except (TypeError, OverflowError):
         pass
     raise ValueError(_ADVICE)
+
+
+def format_duration(seconds: float) -> str:
+    """Return seconds in short, such as ``45s``, ``7m05s`` or ``3h20m``; ``0s`` for less than none."""
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

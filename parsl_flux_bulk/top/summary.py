@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from typing import Any
 
+from parsl_flux_bulk.jobspec.duration import format_duration
 from parsl_flux_bulk.trace.reader import Trace
 
 RATE_WINDOW = 10.0
@@ -73,10 +74,10 @@ class Summary:
         run, trace = self._trace.run, self._trace
         began = run.get("time", self._now)
         last = max([trace.statuses[-1]["time"] if trace.statuses else began, *trace.columns.resolved[-1:]])
-        took = duration((last if trace.finished else self._now) - began)
+        took = format_duration((last if trace.finished else self._now) - began)
         state = f"ended after {took}" if trace.finished else f"runs for {took}"
         if not trace.finished and self.open and self._now - last > STALE:
-            state += f", silent for {duration(self._now - last)}"
+            state += f", silent for {format_duration(self._now - last)}"
         return f"{run.get('label', '?')} {state} · {run.get('instance', '')}"
 
     def progress(self) -> str:
@@ -85,7 +86,7 @@ class Summary:
         bar = "█" * int(fraction * BAR_WIDTH)
         parts = [f"{self.ended}/{self.total}", f"{self.rate:.1f}/s"]
         if self.rate > 0 and self.open:
-            parts.append(f"{duration((self.total - self.ended) / self.rate)} left")
+            parts.append(f"{format_duration((self.total - self.ended) / self.rate)} left")
         return f"{bar:·<{BAR_WIDTH}} {' · '.join(parts)}"
 
     def counts(self) -> str:
@@ -169,12 +170,3 @@ class Summary:
 
     def _count(self, name: str) -> Any:
         return self._status.get(name, 0)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in two units at most."""
-    minutes, rest = divmod(round(max(0.0, seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from pathlib import Path
 
+import mpi_program
 import pytest
+from mpi_program import needs_mpicc
 from seam import Seam, jobspec, shell
 
 from parsl_flux_bulk.instances.base import JobStatus
 
 pytestmark = pytest.mark.mpi
-
-# Where Debian has several, `mpicc` may be one that Flux cannot start without more ado (docs/mpi.md).
-MPICC = shutil.which("mpicc.mpich") or shutil.which("mpicc")
-needs_mpicc = pytest.mark.skipif(
-    MPICC is None, reason="no MPI here: no `mpicc` on PATH (Debian: libmpich-dev, mpich)"
-)
 
 FOUR = {"type": "node", "count": 4}
 """Tasks on one node, whatever its number of cores."""
@@ -49,10 +43,7 @@ int main(int argc, char **argv)
 def program(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A compiled MPI program; with a number as its argument, rank 1 aborts with it."""
     directory = tmp_path_factory.mktemp("mpi")
-    (directory / "program.c").write_text(PROGRAM)
-    assert MPICC is not None
-    subprocess.run([MPICC, "-o", "program", "program.c"], cwd=directory, check=True, timeout=60)
-    return str(directory / "program")
+    return str(mpi_program.build(PROGRAM, directory))
 
 
 def lines_of(path: Path) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes.util
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -15,12 +14,14 @@ from pathlib import Path
 
 import apps
 import helpers
+import mpi_program
 import parsl
 import parsl.app.errors as pe
 import pytest
 import ranks
 from commands import command
 from helpers import run_documentation, wait_gone
+from mpi_program import needs_mpicc
 from parsl.app.python import timeout
 
 from parsl_flux_bulk import FluxBulkExecutor, FluxPoolExecutor
@@ -33,12 +34,6 @@ PROMPT = 20.0
 """Seconds in which a job must have ended after one of its ranks failed; by itself Flux takes 30."""
 
 TWO_BY_TWO = {"num_nodes": 2, "num_tasks": 4}
-
-# Where Debian has several, `mpicc` may be one that Flux cannot start without more ado (docs/mpi.md).
-MPICC = shutil.which("mpicc.mpich") or shutil.which("mpicc")
-needs_mpicc = pytest.mark.skipif(
-    MPICC is None, reason="no MPI here: no `mpicc` on PATH (Debian: libmpich-dev, mpich)"
-)
 
 HELLO = r"""
 #include <mpi.h>
@@ -67,10 +62,7 @@ int main(int argc, char **argv)
 def hello(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A compiled MPI program; with a number as its argument, that rank fails."""
     directory = tmp_path_factory.mktemp("mpi")
-    (directory / "hello.c").write_text(HELLO)
-    assert MPICC is not None
-    subprocess.run([MPICC, "-o", "hello", "hello.c"], cwd=directory, check=True, timeout=60)
-    return directory / "hello"
+    return mpi_program.build(HELLO, directory)
 
 
 @pytest.fixture(scope="module")
