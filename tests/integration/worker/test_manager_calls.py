@@ -57,6 +57,21 @@ def test_a_function_that_cannot_be_read_is_an_outcome(end):
         manager.value(1)
 
 
+def test_a_lone_outcome_goes_by_the_lane_and_those_of_a_flood_by_the_manager(end):
+    end.with_lanes = True
+    manager = ManagerProcess(end)
+    manager.add_function(operator.neg)
+    for number in range(1, 101):
+        manager.give((number, number))
+        manager.peer.get(frames.OUTCOME, number)
+    alone = sum(lane.messages for lane in manager.peer.lanes)
+    manager.give(*((number, number) for number in range(101, 1101)))
+    manager.peer.get(frames.OUTCOME, 1100)
+
+    assert alone >= 50
+    assert sum(lane.messages for lane in manager.peer.lanes) - alone <= 100
+
+
 def test_many_tasks_keep_their_order(end):
     manager = ManagerProcess(end)
     manager.add_function(operator.neg)
