@@ -17,6 +17,8 @@ from dataclasses import replace
 from typing import Any
 
 from parsl.app.bash import remote_side_bash_executor
+from parsl.data_provider.files import File
+from parsl.utils import get_std_fname_mode
 
 from parsl_flux_bulk import jobspec
 from parsl_flux_bulk.errors import TaskCrashed, add_note
@@ -60,11 +62,25 @@ def recognize(function: Callable[..., Any]) -> Callable[..., Any] | None:
     return None
 
 
-def check_walltime(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
-    """Raise ValueError if the walltime of a bash app is not a usable number of seconds."""
+def check_keywords(function: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
+    """Check the arguments of a bash app that are Parsl's own.
+
+    Raises
+    ------
+    ValueError
+        The walltime is not a usable number of seconds.
+    typeguard.TypeCheckError
+        Standard output or error is neither a path nor a path and a mode; from Parsl's own check.
+    """
     walltime = kwargs.get("walltime")
-    if walltime is not None and recognize(function) is not None:
+    streams = {which: spec for which in ("stdout", "stderr") if (spec := kwargs.get(which)) is not None}
+    if (walltime is None and not streams) or recognize(function) is None:
+        return
+    if walltime is not None:
         check_seconds("walltime", walltime)
+    for which, spec in streams.items():
+        if not isinstance(spec, File):
+            get_std_fname_mode(which, spec)
 
 
 def without_parsl(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -158,12 +174,12 @@ def _create(which: str, spec: Any, directory: str, header: str = "") -> str | No
     """Open the file of a stream as Parsl does, so that the job can append to it; return its path."""
     if spec is None:
         return None
-    path, _ = bash_runner.stream_target(which, spec)
+    path, _ = bash_runner.stream_target(spec)
     if "{{" in path:
         return path  # a file for each job or rank, named and opened by Flux
     _check_path(which, path, directory)
     _check_directory(directory, os.path.join(directory, path))
-    with bash_runner.open_stream(which, spec, directory) as stream:
+    with bash_runner.open_stream(spec, directory) as stream:
         if header:
             bash_runner.write_header(stream, header)
     return os.path.join(directory, path)

@@ -26,7 +26,7 @@ from parsl.utils import RepresentationMixin
 
 from parsl_flux_bulk.blocks.manager import Blocks
 from parsl_flux_bulk.errors import ExecutorClosed, InitializerFailed
-from parsl_flux_bulk.executor.bash_apps import check_walltime, recognize, render, without_parsl
+from parsl_flux_bulk.executor.bash_apps import check_keywords, recognize, render, without_parsl
 from parsl_flux_bulk.executor.block_scaling import BlockScaling
 from parsl_flux_bulk.executor.inspection import Inspection
 from parsl_flux_bulk.executor.job_factory import WorkerSettings
@@ -345,7 +345,7 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
         self, func: Callable[..., Any], specification: Mapping[str, Any], args: Any, kwargs: dict[str, Any]
     ) -> Future[Any]:
         resources = self.resources_of(specification)
-        check_walltime(func, kwargs)
+        check_keywords(func, kwargs)
         if self.bash_apps == "native" and (resources.shape is None or self.tasks_per_job == 1):
             app = recognize(func)
             if app is not None:

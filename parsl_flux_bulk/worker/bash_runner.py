@@ -39,7 +39,7 @@ def run(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> int:
     try:
         for which in ("stdout", "stderr"):
             if (spec := kwargs.get(which)) is not None:
-                streams[which] = open_stream(which, spec)
+                streams[which] = open_stream(spec)
         own_stderr = "stderr" in streams
         if own_stderr:
             write_header(streams["stderr"], command)
@@ -50,7 +50,7 @@ def run(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> int:
         except Exception as error:
             raise app_exception(name, error) from error
         if status != 0:
-            targets = {which: stream_target(which, kwargs[which])[0] for which in streams}
+            targets = {which: stream_target(kwargs[which])[0] for which in streams}
             if own_stderr:
                 stderr = read_tail(targets["stderr"], start)
             places = ", ".join(f"{which} in {path}" for which, path in targets.items())
@@ -96,7 +96,7 @@ def compose(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[s
     return command
 
 
-def stream_target(which: str, spec: Any) -> tuple[str, str]:
+def stream_target(spec: Any) -> tuple[str, str]:
     """Return the path and the mode of a ``stdout`` or ``stderr`` argument."""
     if isinstance(spec, str):
         return spec, "a+"
@@ -105,14 +105,11 @@ def stream_target(which: str, spec: Any) -> tuple[str, str]:
         return spec.filepath, "w"
     if not isinstance(spec, tuple):
         return os.fsdecode(spec), "a+"
-    if len(spec) != 2:
-        message = f"std descriptor {which} has incorrect tuple length {len(spec)}"
-        raise parsl_error("BadStdStreamFile", message)
     path, mode = spec
     return os.fsdecode(path), mode
 
 
-def open_stream(which: str, spec: Any, directory: str = "") -> IO[str]:
+def open_stream(spec: Any, directory: str = "") -> IO[str]:
     """Open the file of a ``stdout`` or ``stderr`` argument, and create its directory.
 
     Parameters
@@ -124,7 +121,7 @@ def open_stream(which: str, spec: Any, directory: str = "") -> IO[str]:
     ------
     parsl.app.errors.BadStdStreamFile
     """
-    path, mode = stream_target(which, spec)
+    path, mode = stream_target(spec)
     try:
         full = os.path.join(directory, path)
         if os.path.dirname(full):

@@ -19,6 +19,7 @@ from helpers import run_documentation, script, wait_gone, wait_until
 from parsl.config import Config
 from parsl.data_provider.files import File
 from specifications import BAD_SECONDS
+from typeguard import TypeCheckError
 
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.errors import JobCanceled, JobFailed, JobRefused, JobTimeout
@@ -184,7 +185,7 @@ def test_a_failure_costs_its_worker_no_import_of_parsl(new_executor, where, tmp_
         (command, ("sleep 60",), {"walltime": 0.1}, pe.AppTimeout),
         (command, ("a\0b",), {}, pe.AppException),
         (command, ("true",), {"stdout": str(tmp_path)}, pe.BadStdStreamFile),
-        (command, ("true",), {"stdout": ("a", "w", "b")}, pe.BadStdStreamFile),
+        (command, ("true",), {"stdout": ("a", "badmode")}, pe.BadStdStreamFile),
         (attribute_error, (), {}, pe.BashAppNoReturn),
         (formatted, ("echo {0} {1}", 1), {}, pe.AppBadFormatting),
         (forgetful, (), {}, ValueError),
@@ -286,6 +287,13 @@ def test_a_walltime_of_next_to_nothing(run, walltime):
 def test_a_walltime_that_is_enough(run):
     assert run("sleep 0.1", walltime=20) == 0
     assert run("true", walltime=1e9) == 0
+
+
+@pytest.mark.parametrize("spec", [["out", "w"], ("out", None), (42, "w"), ("out", "w", 42), ("out",)])
+def test_a_stream_that_is_neither_a_path_nor_a_path_and_a_mode(run, spec):
+    for which in ("stdout", "stderr"):
+        with pytest.raises(TypeCheckError):
+            run("true", **{which: spec})
 
 
 @pytest.mark.parametrize("walltime", BAD_SECONDS)
