@@ -348,8 +348,11 @@ class Chaos(RuleBasedStateMachine):
         if hasattr(self, "world"):
             for model in self.world.pending():
                 if isinstance(model.job, WorkerJob):
-                    asked = [t for t in self.world.tasks if t.resources.shape == model.job.shape]
-                    assert model.job.slots <= len(asked)
+                    shape = model.job.shape
+                    asked = [t for t in self.world.tasks if t.resources.shape == shape]
+                    # Workers that share cores or GPUs come by the whole unit.
+                    unit = self.world.scheduler.lifecycle.allocations.unit(shape)
+                    assert model.job.slots <= max(len(asked), unit.workers)
 
     # -- in the end --------------------------------------------------------------------------------
 
