@@ -2,6 +2,6 @@
 
 import sys
 
-from parsl_flux_bulk.cli.bulksubmit import main
+from parsl_flux_bulk.cli.bulksubmit.main import main
 
 sys.exit(main())

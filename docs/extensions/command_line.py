@@ -2,7 +2,7 @@
 
 ::
 
-    .. command-line:: parsl_flux_bulk.cli.option_parser option_parser
+    .. command-line:: parsl_flux_bulk.cli.bulksubmit.option_parser option_parser
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The commands: arguments, inputs, one module a command, report, progress.
+"""The commands, a folder each: `bulksubmit`, and the subcommands of `flux-bulk`.
 
-`bulksubmit` does without Parsl. May import every other package but `executor`.
+Only `doctor` uses the executor, in a process that has no other use. May import every other package.
 """

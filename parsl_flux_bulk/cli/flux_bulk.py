@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from parsl_flux_bulk.version import __version__
 
 COMMANDS = {
-    "doctor": ("parsl_flux_bulk.doctor.main", "check whether this machine is ready, and say what to do"),
-    "report": ("parsl_flux_bulk.report.main", "write a page about a run, to look at in a browser"),
-    "top": ("parsl_flux_bulk.top.main", "watch a run in a terminal: rate, queue, workers, failures"),
+    "doctor": ("parsl_flux_bulk.cli.doctor.main", "check whether this machine is ready, and say what to do"),
+    "report": ("parsl_flux_bulk.cli.report.main", "write a page about a run, to look at in a browser"),
+    "top": ("parsl_flux_bulk.cli.top.main", "watch a run in a terminal: rate, queue, workers, failures"),
 }
 """Subcommands: the module, which has `add_options` and `run`, and what the command does."""
 

@@ -12,7 +12,7 @@ from parsl.executors import HighThroughputExecutor, MPIExecutor
 from parsl.executors.flux.executor import FluxExecutor
 
 from parsl_flux_bulk import FluxBulkExecutor, FluxPoolExecutor
-from parsl_flux_bulk.cli.option_parser import option_parser
+from parsl_flux_bulk.cli.bulksubmit.option_parser import option_parser
 from parsl_flux_bulk.jobspec.validate_resource_keys import VALID_KEYS
 
 PAGES = helpers.PROJECT / "docs" / "coming-from"

@@ -15,7 +15,7 @@ import pytest
 import parsl_flux_bulk
 from parsl_flux_bulk import BulkSubmitter, FluxBulkExecutor, FluxPoolExecutor, JobFuture, errors
 from parsl_flux_bulk.cli import flux_bulk
-from parsl_flux_bulk.cli.option_parser import option_parser
+from parsl_flux_bulk.cli.bulksubmit.option_parser import option_parser
 from parsl_flux_bulk.jobspec.validate_resource_keys import VALID_KEYS
 
 SITE = Path(os.environ.get("DOCUMENTATION_SITE", ""))

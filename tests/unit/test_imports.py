@@ -22,7 +22,6 @@ FOLDERS = sorted({name.rpartition(".")[0] for name in USES} - {""})
 ORDER = [
     "__main__",
     "cli joblib",
-    "doctor report top",
     "pool",
     "executor bulk",
     "scheduler",

@@ -27,7 +27,7 @@ installed = pytest.mark.skipif(
 def test_what_is_tested_is_what_was_installed() -> None:
     assert Path(parsl_flux_bulk.__file__).is_relative_to(sys.prefix)
     files = {str(file) for file in importlib.metadata.files(DISTRIBUTION) or ()}
-    assert {"parsl_flux_bulk/py.typed", "parsl_flux_bulk/cli/bulksubmit.py"} <= files
+    assert {"parsl_flux_bulk/py.typed", "parsl_flux_bulk/cli/bulksubmit/main.py"} <= files
     assert not {file for file in files if file.startswith(("tests", "configs", "demo", "tools"))}
 
 
@@ -89,7 +89,7 @@ def test_the_pythons_of_the_metadata_are_those_of_the_classifiers() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["parsl_flux_bulk", "parsl_flux_bulk.bulk", "parsl_flux_bulk.cli.bulksubmit"]
+    "module", ["parsl_flux_bulk", "parsl_flux_bulk.bulk", "parsl_flux_bulk.cli.bulksubmit.main"]
 )
 def test_an_import_brings_neither_parsl_nor_flux(module: str) -> None:
     code = (

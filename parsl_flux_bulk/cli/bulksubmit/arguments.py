@@ -7,8 +7,8 @@ import contextlib
 import os
 
 from parsl_flux_bulk.bulk.inputs import InputError, has_delimiter, split_inputs
-from parsl_flux_bulk.cli.option_parser import option_parser
-from parsl_flux_bulk.cli.per_resource import PER_RESOURCE
+from parsl_flux_bulk.cli.bulksubmit.option_parser import option_parser
+from parsl_flux_bulk.cli.bulksubmit.per_resource import PER_RESOURCE
 
 COMMAND_ONLY = (
     "copies", "cc", "bcc", "ntasks", "cores_per_task", "gpus_per_task", "nodes", "exclusive", "time_limit",

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from parsl_flux_bulk.bulk.copies import parse_idset
 from parsl_flux_bulk.bulk.inputs import Combinations, InputError, InputList, Wait
 from parsl_flux_bulk.bulk.templates import LITERALLY, Method, Template, TemplateError, Values, define
-from parsl_flux_bulk.cli.inputs import UnusableInput
-from parsl_flux_bulk.cli.item import Item, digest, numbered, unusable
-from parsl_flux_bulk.cli.job_options import JobOptions, refuse_one_file
+from parsl_flux_bulk.cli.bulksubmit.inputs import UnusableInput
+from parsl_flux_bulk.cli.bulksubmit.item import Item, digest, numbered, unusable
+from parsl_flux_bulk.cli.bulksubmit.job_options import JobOptions, refuse_one_file
 
 
 class CommandWork:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from parsl_flux_bulk.cli.inputs import UnusableInput
-from parsl_flux_bulk.cli.report import printable
-from parsl_flux_bulk.cli.streams import Output, reason
-from parsl_flux_bulk.cli.work import Work
+from parsl_flux_bulk.cli.bulksubmit.inputs import UnusableInput
+from parsl_flux_bulk.cli.bulksubmit.report import printable
+from parsl_flux_bulk.cli.bulksubmit.streams import Output, reason
+from parsl_flux_bulk.cli.bulksubmit.work import Work
 from parsl_flux_bulk.errors import JobspecError
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 
-from parsl_flux_bulk.cli.inputs import UnusableInput
-from parsl_flux_bulk.cli.item import Item
+from parsl_flux_bulk.cli.bulksubmit.inputs import UnusableInput
+from parsl_flux_bulk.cli.bulksubmit.item import Item
 
 FAILED = ("failed", "timeout", "canceled", "invalid")
 

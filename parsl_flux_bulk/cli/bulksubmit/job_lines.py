@@ -10,9 +10,9 @@ from typing import Any
 
 from parsl_flux_bulk.bulk.inputs import STDIN, Wait, not_empty, read_lines
 from parsl_flux_bulk.bulk.templates import TemplateError, Values, define
-from parsl_flux_bulk.cli.inputs import UnusableInput
-from parsl_flux_bulk.cli.item import Item, digest, numbered, unusable
-from parsl_flux_bulk.cli.job_options import JobOptions, refuse_one_file, urgency_number
+from parsl_flux_bulk.cli.bulksubmit.inputs import UnusableInput
+from parsl_flux_bulk.cli.bulksubmit.item import Item, digest, numbered, unusable
+from parsl_flux_bulk.cli.bulksubmit.job_options import JobOptions, refuse_one_file, urgency_number
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.instances.base import JobRequest
 from parsl_flux_bulk.jobspec import Jobspec, build

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from parsl_flux_bulk.bulk.templates import Method, Template, TemplateError, Values
-from parsl_flux_bulk.cli.inputs import UnusableInput
-from parsl_flux_bulk.cli.per_resource import integer, per_resource
+from parsl_flux_bulk.cli.bulksubmit.inputs import UnusableInput
+from parsl_flux_bulk.cli.bulksubmit.per_resource import integer, per_resource
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.instances.base import JobRequest
 from parsl_flux_bulk.jobspec import Jobspec, build

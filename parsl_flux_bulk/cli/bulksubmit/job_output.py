@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 
 from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
-from parsl_flux_bulk.cli.report import Report, printable
+from parsl_flux_bulk.cli.bulksubmit.report import Report, printable
 from parsl_flux_bulk.errors import InstanceLost, OutputUnavailable
 from parsl_flux_bulk.instances.base import Connection
 

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any
 
 from parsl_flux_bulk.bulk.submitter import JobFuture
-from parsl_flux_bulk.cli.item import Item
+from parsl_flux_bulk.cli.bulksubmit.item import Item
 from parsl_flux_bulk.instances.base import EndCause, JobRequest, JobResult, JobStatus
 from parsl_flux_bulk.pipeline.exit_status_to_error import describe
 from parsl_flux_bulk.protocol.stderr_tail import last_lines

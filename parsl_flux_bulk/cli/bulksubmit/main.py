@@ -18,22 +18,22 @@ from contextlib import ExitStack
 
 from parsl_flux_bulk.bulk.inputs import InputError
 from parsl_flux_bulk.bulk.submitter import BulkSubmitter
-from parsl_flux_bulk.cli.arguments import asks_for_little, parse
-from parsl_flux_bulk.cli.dry_run import dry_run
-from parsl_flux_bulk.cli.earlier_run import EarlierRun
-from parsl_flux_bulk.cli.failures import Retries
-from parsl_flux_bulk.cli.inputs import UnusableInput
-from parsl_flux_bulk.cli.job_output import JobOutput, LostOutputHint, Watch
-from parsl_flux_bulk.cli.job_trace import JobTrace
-from parsl_flux_bulk.cli.packing import packs_by_default
-from parsl_flux_bulk.cli.report import Report
-from parsl_flux_bulk.cli.run import Run
-from parsl_flux_bulk.cli.streams import Output, Records, open_standard_streams
-from parsl_flux_bulk.cli.work import Work, refuse_invalid
+from parsl_flux_bulk.cli.bulksubmit.arguments import asks_for_little, parse
+from parsl_flux_bulk.cli.bulksubmit.dry_run import dry_run
+from parsl_flux_bulk.cli.bulksubmit.earlier_run import EarlierRun
+from parsl_flux_bulk.cli.bulksubmit.failures import Retries
+from parsl_flux_bulk.cli.bulksubmit.inputs import UnusableInput
+from parsl_flux_bulk.cli.bulksubmit.job_output import JobOutput, LostOutputHint, Watch
+from parsl_flux_bulk.cli.bulksubmit.job_trace import JobTrace
+from parsl_flux_bulk.cli.bulksubmit.packing import packs_by_default
+from parsl_flux_bulk.cli.bulksubmit.report import Report
+from parsl_flux_bulk.cli.bulksubmit.run import Run
+from parsl_flux_bulk.cli.bulksubmit.streams import Output, Records, open_standard_streams
+from parsl_flux_bulk.cli.bulksubmit.work import Work, refuse_invalid
+from parsl_flux_bulk.cli.report.main import NEEDS as REPORT_NEEDS
+from parsl_flux_bulk.cli.report.main import write as write_report
 from parsl_flux_bulk.errors import InstanceError, TraceError
 from parsl_flux_bulk.instances.factory import choose_instance
-from parsl_flux_bulk.report.main import NEEDS as REPORT_NEEDS
-from parsl_flux_bulk.report.main import write as write_report
 from parsl_flux_bulk.trace.format import SUFFIX
 
 EXIT_OK, EXIT_FAILED, EXIT_UNUSABLE = 0, 1, 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from parsl_flux_bulk.cli.job_options import SPECIAL_FILES
+from parsl_flux_bulk.cli.bulksubmit.job_options import SPECIAL_FILES
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.instances.base import JobRequest
 from parsl_flux_bulk.jobspec import Jobspec

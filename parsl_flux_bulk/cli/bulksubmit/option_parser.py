@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from parsl_flux_bulk.bulk.templates import KNOWN
-from parsl_flux_bulk.cli.failures import RETRY_ON
+from parsl_flux_bulk.cli.bulksubmit.failures import RETRY_ON
 from parsl_flux_bulk.jobspec.duration import parse_duration
 from parsl_flux_bulk.version import __version__
 

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from parsl_flux_bulk.cli.inputs import UnusableInput
-from parsl_flux_bulk.cli.item import Item
+from parsl_flux_bulk.cli.bulksubmit.inputs import UnusableInput
+from parsl_flux_bulk.cli.bulksubmit.item import Item
 from parsl_flux_bulk.instances.base import JobRequest
 
 RECORDS = "records.jsonl"

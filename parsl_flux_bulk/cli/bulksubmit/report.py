@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any, TextIO, cast
 
 from parsl_flux_bulk.bulk.submitter import JobFuture
-from parsl_flux_bulk.cli.failures import STDERR_LINES, Failures
-from parsl_flux_bulk.cli.item import Item
-from parsl_flux_bulk.cli.packing import PACKED_FROM
-from parsl_flux_bulk.cli.progress import open_progress
-from parsl_flux_bulk.cli.streams import Output, Records, reason
+from parsl_flux_bulk.cli.bulksubmit.failures import STDERR_LINES, Failures
+from parsl_flux_bulk.cli.bulksubmit.item import Item
+from parsl_flux_bulk.cli.bulksubmit.packing import PACKED_FROM
+from parsl_flux_bulk.cli.bulksubmit.progress import open_progress
+from parsl_flux_bulk.cli.bulksubmit.streams import Output, Records, reason
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.instances.base import EndCause, JobResult, JobStatus
 from parsl_flux_bulk.pipeline.exit_status_to_error import describe

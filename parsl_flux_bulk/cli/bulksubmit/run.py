@@ -14,13 +14,13 @@ from typing import NoReturn
 
 from parsl_flux_bulk.bulk.inputs import InputError
 from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
-from parsl_flux_bulk.cli.failures import Retries
-from parsl_flux_bulk.cli.item import Item
-from parsl_flux_bulk.cli.job_output import JobOutput
-from parsl_flux_bulk.cli.job_trace import PERIOD, JobTrace
-from parsl_flux_bulk.cli.report import Report, printable
-from parsl_flux_bulk.cli.signal_queue import SignalQueue
-from parsl_flux_bulk.cli.work import Work
+from parsl_flux_bulk.cli.bulksubmit.failures import Retries
+from parsl_flux_bulk.cli.bulksubmit.item import Item
+from parsl_flux_bulk.cli.bulksubmit.job_output import JobOutput
+from parsl_flux_bulk.cli.bulksubmit.job_trace import PERIOD, JobTrace
+from parsl_flux_bulk.cli.bulksubmit.report import Report, printable
+from parsl_flux_bulk.cli.bulksubmit.signal_queue import SignalQueue
+from parsl_flux_bulk.cli.bulksubmit.work import Work
 from parsl_flux_bulk.errors import InstanceLost, JobspecError
 
 HELD_JOBS = 10_000

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from parsl_flux_bulk.cli.inputs import UnusableInput
+from parsl_flux_bulk.cli.bulksubmit.inputs import UnusableInput
 
 
 class Output(io.TextIOBase):

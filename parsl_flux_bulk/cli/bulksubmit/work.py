@@ -11,16 +11,16 @@ from typing import Protocol
 
 from parsl_flux_bulk.bulk.inputs import Wait
 from parsl_flux_bulk.bulk.jobspec_files import read_jobspec
-from parsl_flux_bulk.cli.command_work import CommandWork
-from parsl_flux_bulk.cli.earlier_run import EarlierRun
-from parsl_flux_bulk.cli.inputs import UnusableInput, find_files, read_lines
-from parsl_flux_bulk.cli.item import Item
-from parsl_flux_bulk.cli.job_lines import CommandLines, JobLines
-from parsl_flux_bulk.cli.job_options import urgency_number
-from parsl_flux_bulk.cli.named_outputs import NamedOutputs
-from parsl_flux_bulk.cli.output_directory import OutputDirectory
-from parsl_flux_bulk.cli.report import printable
-from parsl_flux_bulk.cli.streams import reason
+from parsl_flux_bulk.cli.bulksubmit.command_work import CommandWork
+from parsl_flux_bulk.cli.bulksubmit.earlier_run import EarlierRun
+from parsl_flux_bulk.cli.bulksubmit.inputs import UnusableInput, find_files, read_lines
+from parsl_flux_bulk.cli.bulksubmit.item import Item
+from parsl_flux_bulk.cli.bulksubmit.job_lines import CommandLines, JobLines
+from parsl_flux_bulk.cli.bulksubmit.job_options import urgency_number
+from parsl_flux_bulk.cli.bulksubmit.named_outputs import NamedOutputs
+from parsl_flux_bulk.cli.bulksubmit.output_directory import OutputDirectory
+from parsl_flux_bulk.cli.bulksubmit.report import printable
+from parsl_flux_bulk.cli.bulksubmit.streams import reason
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.instances.base import JobRequest
 

@@ -8,7 +8,7 @@ import resource
 import shutil
 import tempfile
 
-from parsl_flux_bulk.doctor.finding import Finding, failed, ok, skipped, warning
+from parsl_flux_bulk.cli.doctor.finding import Finding, failed, ok, skipped, warning
 from parsl_flux_bulk.errors import InstanceUnavailable
 from parsl_flux_bulk.instances.flux.own_broker import TMPDIR_LIMIT
 from parsl_flux_bulk.instances.flux.probe import Probe, probe

@@ -7,8 +7,8 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
-from parsl_flux_bulk.doctor import machine, round_trips, software
-from parsl_flux_bulk.doctor.finding import Finding, Status, failed, skipped
+from parsl_flux_bulk.cli.doctor import machine, round_trips, software
+from parsl_flux_bulk.cli.doctor.finding import Finding, Status, failed, skipped
 from parsl_flux_bulk.version import __version__
 
 EXIT_OK, EXIT_FAILED = 0, 1

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 
-from parsl_flux_bulk.doctor.finding import Finding, failed, ok
+from parsl_flux_bulk.cli.doctor.finding import Finding, failed, ok
 from parsl_flux_bulk.protocol.stderr_tail import last_lines
 
 TIMEOUT = 120.0

@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 
-from parsl_flux_bulk.doctor.finding import Finding, failed, ok, skipped, warning
+from parsl_flux_bulk.cli.doctor.finding import Finding, failed, ok, skipped, warning
 from parsl_flux_bulk.errors import InstanceUnavailable
 from parsl_flux_bulk.instances.flux.handle import core_version, import_bindings
 

@@ -17,7 +17,7 @@ from bokeh.models import (
 )
 from bokeh.plotting import figure
 
-from parsl_flux_bulk.report.run_data import PHASES, QUANTILES, Bars, RunData
+from parsl_flux_bulk.cli.report.run_data import PHASES, QUANTILES, Bars, RunData
 from parsl_flux_bulk.trace.format import OUTCOMES
 
 SINGLE_BARS = 3000

@@ -48,7 +48,7 @@ def write(trace_file: str, name: str) -> None:
     OSError
     """
     try:
-        from parsl_flux_bulk.report.page import page
+        from parsl_flux_bulk.cli.report.page import page
     except ImportError as error:
         raise TraceError(f"{NEEDS} ({error})") from error
     trace = Trace(trace_file)

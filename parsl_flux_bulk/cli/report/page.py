@@ -14,8 +14,8 @@ from bokeh.embed import components
 from bokeh.models import Range1d
 from bokeh.resources import Resources
 
-from parsl_flux_bulk.report import charts
-from parsl_flux_bulk.report.run_data import RunData
+from parsl_flux_bulk.cli.report import charts
+from parsl_flux_bulk.cli.report.run_data import RunData
 from parsl_flux_bulk.trace.format import OUTCOMES
 from parsl_flux_bulk.trace.reader import Trace
 
@@ -36,7 +36,7 @@ def page(trace: Trace) -> str:
         "phases": charts.phases(data),
     }
     script, divs = components(figures)
-    here = importlib.resources.files("parsl_flux_bulk.report")
+    here = importlib.resources.files("parsl_flux_bulk.cli.report")
     label = str(trace.run.get("label", "run"))
     body = [
         f"<h1>{html.escape(label)}</h1>",

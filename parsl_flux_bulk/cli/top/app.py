@@ -10,7 +10,7 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Static
 
-from parsl_flux_bulk.top.summary import FAILURE_COLUMNS, TASK_COLUMNS, Summary
+from parsl_flux_bulk.cli.top.summary import FAILURE_COLUMNS, TASK_COLUMNS, Summary
 from parsl_flux_bulk.trace.reader import Trace
 from parsl_flux_bulk.trace.writer import request
 

@@ -23,7 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Show the run until the user quits; return 2 if there is none."""
-    from parsl_flux_bulk.top.summary import Summary
+    from parsl_flux_bulk.cli.top.summary import Summary
 
     try:
         trace = Trace(find(options.place)[-1])
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
             print("\n".join([*lines, *filter(None, [shown.blocks()])]))
             return EXIT_OK
         try:
-            from parsl_flux_bulk.top.app import Top
+            from parsl_flux_bulk.cli.top.app import Top
         except ImportError as error:
             raise TraceError(f"{NEEDS} ({error}); or give --once") from error
         Top(trace).run()

@@ -18,7 +18,7 @@ import parsl_flux_bulk
 from parsl_flux_bulk import BulkSubmitter
 from parsl_flux_bulk.blocks.packed import node_job_launcher
 from parsl_flux_bulk.blocks.relay.instance import RelayedInstance
-from parsl_flux_bulk.cli import packing
+from parsl_flux_bulk.cli.bulksubmit import packing
 from parsl_flux_bulk.errors import BlockLost, JobCanceled, JobFailed, JobTimeout
 
 pytestmark = pytest.mark.flux

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from parsl_flux_bulk.blocks.packed.packed_jobs import is_packable, pack
-from parsl_flux_bulk.cli.packing import packs_by_default
+from parsl_flux_bulk.cli.bulksubmit.packing import packs_by_default
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
 from parsl_flux_bulk.instances.local.client import LocalInstance
 from parsl_flux_bulk.jobspec import build

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from parsl_flux_bulk.cli.arguments import COMMAND_ONLY, parse
-from parsl_flux_bulk.cli.inputs import UnusableInput
-from parsl_flux_bulk.cli.work import Work
+from parsl_flux_bulk.cli.bulksubmit.arguments import COMMAND_ONLY, parse
+from parsl_flux_bulk.cli.bulksubmit.inputs import UnusableInput
+from parsl_flux_bulk.cli.bulksubmit.work import Work
 from parsl_flux_bulk.version import __version__
 
 
@@ -96,7 +96,7 @@ def test_completion(tmp_path: Path) -> None:
 
 def test_manual_page(tmp_path: Path) -> None:
     pytest.importorskip("argparse_manpage")
-    module = ["--module", "parsl_flux_bulk.cli.option_parser", "--function", "option_parser"]
+    module = ["--module", "parsl_flux_bulk.cli.bulksubmit.option_parser", "--function", "option_parser"]
     code = "import sys; from argparse_manpage.cli import main; sys.exit(main())"
     page = tmp_path / "bulksubmit.1"
     subprocess.run(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from parsl_flux_bulk.cli.arguments import parse
-from parsl_flux_bulk.cli.inputs import UnusableInput
-from parsl_flux_bulk.cli.work import Work
+from parsl_flux_bulk.cli.bulksubmit.arguments import parse
+from parsl_flux_bulk.cli.bulksubmit.inputs import UnusableInput
+from parsl_flux_bulk.cli.bulksubmit.work import Work
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.jobspec import Jobspec
 

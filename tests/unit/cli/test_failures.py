@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from parsl_flux_bulk.cli.failures import SHOWN_CAUSES, Failures, Retries
+from parsl_flux_bulk.cli.bulksubmit.failures import SHOWN_CAUSES, Failures, Retries
 from parsl_flux_bulk.instances.base import JobResult, JobStatus
 
 FAILED = JobStatus.FAILED

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from parsl_flux_bulk.cli.inputs import UnusableInput, find_files
+from parsl_flux_bulk.cli.bulksubmit.inputs import UnusableInput, find_files
 
 
 @pytest.fixture(autouse=True)

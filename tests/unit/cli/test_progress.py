@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 
-from parsl_flux_bulk.cli import progress
-from parsl_flux_bulk.cli.progress import bar, open_progress
+from parsl_flux_bulk.cli.bulksubmit import progress
+from parsl_flux_bulk.cli.bulksubmit.progress import bar, open_progress
 
 
 def test_a_full_bar() -> None:

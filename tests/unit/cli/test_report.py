@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import pytest
 
-from parsl_flux_bulk.cli.report import Report
-from parsl_flux_bulk.cli.streams import Records
+from parsl_flux_bulk.cli.bulksubmit.report import Report
+from parsl_flux_bulk.cli.bulksubmit.streams import Records
 from parsl_flux_bulk.instances.base import JobResult, JobStatus
 
 CANCELED = JobResult(JobStatus.CANCELED, exception="cancel", started=False)

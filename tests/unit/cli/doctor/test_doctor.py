@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from parsl_flux_bulk.cli.doctor import machine, round_trips, software
+from parsl_flux_bulk.cli.doctor.finding import Finding, Status
 from parsl_flux_bulk.cli.flux_bulk import main
-from parsl_flux_bulk.doctor import machine, round_trips, software
-from parsl_flux_bulk.doctor.finding import Finding, Status
 from parsl_flux_bulk.errors import InstanceUnavailable
 from parsl_flux_bulk.instances.base import Capacity
 from parsl_flux_bulk.instances.flux.probe import Probe, probe

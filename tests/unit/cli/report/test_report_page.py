@@ -20,8 +20,8 @@ from parsl_flux_bulk.trace.reader import read
 
 bokeh = pytest.importorskip("bokeh")
 
-from parsl_flux_bulk.report.page import page  # noqa: E402
-from parsl_flux_bulk.report.run_data import RunData  # noqa: E402
+from parsl_flux_bulk.cli.report.page import page  # noqa: E402
+from parsl_flux_bulk.cli.report.run_data import RunData  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")

@@ -17,7 +17,7 @@ import pytest
 from traces import BEGIN, write_trace
 
 from parsl_flux_bulk.cli.flux_bulk import main
-from parsl_flux_bulk.top.summary import Summary
+from parsl_flux_bulk.cli.top.summary import Summary
 from parsl_flux_bulk.trace.format import HEAD, NO_TIMES
 from parsl_flux_bulk.trace.reader import Trace
 from parsl_flux_bulk.trace.writer import Writer
@@ -133,7 +133,7 @@ def test_a_run_that_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def drive(path: str, steps: Callable[[Any, Any], Awaitable[None]]) -> None:
     """Run the application without a terminal."""
     pytest.importorskip("textual")
-    from parsl_flux_bulk.top.app import Top
+    from parsl_flux_bulk.cli.top.app import Top
 
     async def go() -> None:
         trace = Trace(path)
