@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -268,7 +267,7 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
         trace = open_trace(os.path.join(directory, f"tasks{SUFFIX}"), about, queue)
         if trace is not None:
             # Before that of the pipeline, and so called after it.
-            weakref.finalize(self, trace.close)
+            trace.close_with(self)
         return trace
 
     def _start_blocks(self, federation: Federation, settings: WorkerSettings, queue: SubmissionQueue) -> None:

@@ -18,7 +18,7 @@ from parsl_flux_bulk.errors import ExecutorClosed
 from parsl_flux_bulk.executor.bash_apps import outcome
 from parsl_flux_bulk.executor.job_factory import JobFactory, WorkerSettings
 from parsl_flux_bulk.executor.lost_worker_error import failure, task_error
-from parsl_flux_bulk.executor.submission_queue import SubmissionQueue, resolve
+from parsl_flux_bulk.executor.submission_queue import SubmissionQueue, new_error, resolve
 from parsl_flux_bulk.executor.task_trace import TaskTrace
 from parsl_flux_bulk.instances.base import Capacity, Completion, JobResult, PeerId, Usage
 from parsl_flux_bulk.pipeline.completion import Runtime
@@ -319,7 +319,7 @@ class TaskRuntime(Runtime):
         if isinstance(end, bytes):
             return serialize.read_outcome(end)
         if self._queue.error is not None:
-            return None, self._queue.error
+            return None, new_error(self._queue.error)
         if isinstance(end, Canceled):
             return None, ExecutorClosed("the task was canceled")
         if isinstance(end, Failed):

@@ -135,10 +135,7 @@ class SubmissionQueue:
             If no more tasks can run.
         """
         if self.error is not None:
-            # A copy: the traceback would grow each time that the same exception is raised.
-            error = copy.copy(self.error)
-            error.__traceback__ = None
-            raise error
+            raise new_error(self.error)
         self._tasks.append(task)
         if not self.turn_at_once():
             self._wake()
@@ -223,7 +220,7 @@ class SubmissionQueue:
     def _fail_tasks(self, error: Exception) -> None:
         for task in self._pop_tasks():
             task.move_to(TaskState.DONE)
-            resolve(task.future, None, error)
+            resolve(task.future, None, new_error(error))
 
     def _pop_tasks(self) -> Iterator[Task]:
         # Two threads may pop at the same time, once the queue has failed.
@@ -284,6 +281,17 @@ def find_task(scheduler: Scheduler, task_id: int) -> Task | None:
     alone = [job.task for job in lifecycle.task_jobs]
     queued = [t for group in lifecycle.groups.values() for worker in group.busy for t in worker.queue]
     return next((task for task in (*alone, *queued, *scheduler.pending()) if task.task_id == task_id), None)
+
+
+def new_error(error: Exception) -> Exception:
+    """Return a copy for one future.
+
+    An exception that is raised keeps the frames that it passes, and whatever these refer to: one that all
+    futures shared would collect those of everyone who asks for a result, and the queue would keep them.
+    """
+    copied = copy.copy(error)
+    copied.__traceback__ = None
+    return copied
 
 
 def resolve(future: Future[Any], result: Any, error: BaseException | None) -> None:

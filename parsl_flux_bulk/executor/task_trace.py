@@ -12,6 +12,7 @@ import platform
 import socket
 import sys
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
@@ -63,6 +64,7 @@ class TaskTrace:
     def __init__(self, path: str, about: Mapping[str, Any], queue: SubmissionQueue) -> None:
         self._writer = Writer(path, self._take_request)
         self._queue = queue
+        self._finalizer: weakref.finalize[..., object] | None = None
         self._offset = time.time() - time.monotonic()
         self._apps: dict[str, int] = {}
         self._workers: dict[object, int] = {}
@@ -92,6 +94,12 @@ class TaskTrace:
         """Write that the run ended, and close; bounded in time."""
         self._writer.event("end", {})
         self._writer.close()
+        if self._finalizer is not None:
+            self._finalizer.detach()  # it would keep the trace, and all that the trace refers to
+
+    def close_with(self, user: object) -> None:
+        """Close when `user` is garbage, and at the exit of the interpreter."""
+        self._finalizer = weakref.finalize(user, self.close)
 
     # -- tasks ------------------------------------------------------------------------------------
 

@@ -93,6 +93,7 @@ class Pipeline(Generic[JobT]):
         self._closed = False
         self._started = False
         self._threads: list[threading.Thread] = []
+        self._finalizer: weakref.finalize[..., object] | None = None
         self._pid = os.getpid()
         self._error: InstanceLost | None = None
         self._fail: Callable[[Exception], None] = _ignore
@@ -244,7 +245,7 @@ class Pipeline(Generic[JobT]):
 
     def close_with(self, user: object, *, grace: float = 0.0) -> None:
         """Close when `user` is garbage, and at the exit of the interpreter; see `close`."""
-        weakref.finalize(user, self.close, grace=grace)
+        self._finalizer = weakref.finalize(user, self.close, grace=grace)
 
     def close(self, *, grace: float = 0.0, timeout: float = CLOSE_TIMEOUT) -> None:
         """Cancel the jobs that have not ended, end the threads, and close the instance.
@@ -286,6 +287,8 @@ class Pipeline(Generic[JobT]):
             thread.join(THREAD_TIMEOUT)
             if thread.is_alive():
                 logger.warning("thread abandoned name=%s: the instance does not answer", thread.name)
+        if self._finalizer is not None:
+            self._finalizer.detach()  # it would keep the pipeline, and all that the pipeline refers to
 
     def _end_jobs(self, grace: float, timeout: float) -> None:
         self._wait_until_none_left(grace)

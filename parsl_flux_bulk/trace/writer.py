@@ -9,7 +9,6 @@ import os
 import select
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -76,10 +75,6 @@ class Writer:
         self._closed = True
         os.close(self._waker)
         self._thread.join(CLOSE_TIMEOUT)
-
-    def close_with(self, user: object) -> None:
-        """Close when `user` is garbage, and at the exit of the interpreter."""
-        weakref.finalize(user, self.close)
 
     # -- the thread --------------------------------------------------------------------------------
 

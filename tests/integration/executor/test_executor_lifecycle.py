@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import apps
+import parsl
 import pytest
 from helpers import active_jobs, descendants, in_a_fork, run_script, script, wait_event, wait_gone, wait_until
 
@@ -203,6 +204,45 @@ def test_an_executor_that_is_dropped_ends(where: str, tmp_path: Path) -> None:
     gc.collect()
     assert reference() is None
     assert_closed(futures)
+
+
+def ended_while_busy(where: str, directory: Path) -> tuple[list[weakref.ref[Any]], list[BaseException]]:
+    """Load Parsl, end it while tasks are outstanding; return references, and what `result` raised."""
+    executor = FluxBulkExecutor(instance=where)
+    raised = []
+    with parsl.load(
+        parsl.Config(executors=[executor], run_dir=str(directory), initialize_logging=False)
+    ) as kernel:
+        futures = keep_busy(executor, directory)
+        called = [parsl.python_app(apps.nothing)() for _ in range(3)]
+        wait_until(lambda: all(future.task_status() == "launched" for future in called), BOUND)
+        futures += called
+        executor.shutdown()
+        for future in futures:
+            try:
+                future.result(BOUND)
+            except Exception as error:
+                raised.append(error)
+    parsl.clear()
+    return [weakref.ref(executor), weakref.ref(kernel)], raised
+
+
+@pytest.mark.usefixtures("scratch")
+def test_an_executor_that_was_shut_down_is_garbage(
+    where: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(
+        "CRITICAL", "parsl"
+    )  # its records have tracebacks, which keep what their frames refer to
+    references = ended_while_busy(where, tmp_path)[0]
+    gc.collect()
+    assert [reference() for reference in references] == [None, None]
+
+
+@pytest.mark.usefixtures("scratch")
+def test_each_future_has_an_error_of_its_own(tmp_path: Path) -> None:
+    _, raised = ended_while_busy("local", tmp_path)
+    assert len({id(error) for error in raised}) == len(raised) > 20
 
 
 @pytest.mark.usefixtures("scratch")
