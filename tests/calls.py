@@ -6,6 +6,7 @@ The module imports little: each worker of a test that kills workers imports it a
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import signal
 import sys
@@ -141,6 +142,15 @@ def loop_by_default(asyncio):
         return asyncio.get_event_loop().is_closed()
 
 
+def unclosable_loop(asyncio):
+    class Loop(asyncio.SelectorEventLoop):
+        def close(self):
+            super().close()
+            raise OSError(errno.EBADF, "its descriptors are closed")
+
+    return Loop()
+
+
 def disturb(directory):
     """Leave everything changed that a worker puts back."""
     import asyncio
@@ -178,9 +188,7 @@ def disturb(directory):
     threading.settrace(lambda *_: None)
     sys.setprofile(lambda *_: None)
     sys.excepthook = print
-    loop = asyncio.new_event_loop()
-    asyncio.set_event_loop(loop)
-    loop.close()
+    asyncio.set_event_loop(unclosable_loop(asyncio))
     gc.disable()
     gc.set_threshold(1)
     sys.set_int_max_str_digits(1000)

@@ -315,8 +315,11 @@ class ProcessState:
         local = getattr(policy, "_local", None)
         if local is not None:
             loop = getattr(local, "_loop", None)
-            if loop is not None:
-                loop.close()
+            try:
+                if loop is not None:
+                    loop.close()
+            except Exception:  # it runs, or its descriptors are closed already
+                pass
             policy._local = type(local)()  # otherwise the next task could not get a loop by default
         events._event_loop_policy = self._policy
         for number in range(3):

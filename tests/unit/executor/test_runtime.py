@@ -219,14 +219,15 @@ def test_a_request_is_not_overtaken_by_the_tasks_before_it(bench, monkeypatch):
 # -- failing -------------------------------------------------------------------------------------------
 
 
-def test_tasks_that_the_scheduler_has_and_tasks_that_wait_fail_with_the_same_error(bench):
+def test_tasks_that_the_scheduler_has_and_tasks_that_wait_fail_with_copies_of_the_error(bench):
     (taken,) = bench.submit(1)
     waiting = bench.put()
     error = InstanceLost("it is lost")
     bench.queue.fail(error)
     bench.runtime.turn()
-    assert taken.future.exception(timeout=0) is error
-    assert waiting.future.exception(timeout=0) is error
+    errors = [error, taken.future.exception(timeout=0), waiting.future.exception(timeout=0)]
+    assert [repr(each) for each in errors] == [repr(error)] * 3
+    assert len(set(map(id, errors))) == 3
     assert bench.queue.outstanding == 0
 
 
@@ -249,7 +250,7 @@ def test_a_task_that_is_put_while_the_queue_fails_ends(bench):
     queue = SubmissionQueue(fail_meanwhile)
     task = bench.make_task(lambda task: Future())
     queue.put(task)
-    assert task.future.exception(timeout=0) is error
+    assert repr(task.future.exception(timeout=0)) == repr(error)
 
 
 # -- a lone task is sent by the thread that submits it ------------------------------------------------
