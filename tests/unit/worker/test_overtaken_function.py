@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import socket
@@ -23,6 +24,8 @@ def test_tasks_that_overtook_their_function_wait_for_it() -> None:
     executor.send(frames.encode_task(0, 3, 7, serialize.dumps(((-3,), {}))))
     if (pid := os.fork()) == 0:
         executor.close()
+        # The worker closes descriptors; an event loop of another test would close what gets their numbers.
+        asyncio.set_event_loop(None)
         worker.main(256)
     for descriptor in (tasks.fileno(), outcomes):
         os.close(descriptor)
