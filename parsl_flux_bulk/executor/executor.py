@@ -29,6 +29,7 @@ from parsl_flux_bulk.executor.bash_apps import check_keywords, recognize, render
 from parsl_flux_bulk.executor.block_scaling import BlockScaling
 from parsl_flux_bulk.executor.inspection import Inspection
 from parsl_flux_bulk.executor.job_factory import WorkerSettings
+from parsl_flux_bulk.executor.node_info import NodeInfo
 from parsl_flux_bulk.executor.parsl_hooks import install_backpressure
 from parsl_flux_bulk.executor.pending_limit import PendingLimit, submit_within
 from parsl_flux_bulk.executor.runtime import TaskPipeline, TaskRuntime
@@ -246,7 +247,9 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
             queue = SubmissionQueue(pipeline.wake)
             self._forget_blocks()
             trace = self._open_trace(settings.output, queue) if self.trace else None
-            open_runtime = functools.partial(TaskRuntime, settings, pipeline, queue, trace=trace)
+            open_runtime = functools.partial(
+                TaskRuntime, settings, pipeline, queue, trace=trace, node_info=self._node_info()
+            )
             try:
                 if federation is not None:
                     self._start_blocks(federation, settings, queue)
@@ -269,6 +272,10 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
             # Before that of the pipeline, and so called after it.
             trace.close_with(self)
         return trace
+
+    def _node_info(self) -> NodeInfo | None:
+        radio = self.submit_monitoring_radio
+        return None if radio is None else NodeInfo(radio.send, self.run_id or "")
 
     def _start_blocks(self, federation: Federation, settings: WorkerSettings, queue: SubmissionQueue) -> None:
         block_settings = self._block_settings(

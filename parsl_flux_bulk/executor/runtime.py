@@ -18,6 +18,7 @@ from parsl_flux_bulk.errors import ExecutorClosed
 from parsl_flux_bulk.executor.bash_apps import outcome
 from parsl_flux_bulk.executor.job_factory import JobFactory, WorkerSettings
 from parsl_flux_bulk.executor.lost_worker_error import failure, task_error
+from parsl_flux_bulk.executor.node_info import NodeInfo
 from parsl_flux_bulk.executor.submission_queue import SubmissionQueue, new_error, resolve
 from parsl_flux_bulk.executor.task_trace import TaskTrace
 from parsl_flux_bulk.instances.base import Capacity, Completion, JobResult, PeerId, Usage
@@ -112,6 +113,8 @@ class TaskRuntime(Runtime):
         Of the thread that creates the runtime, which opens the channel.
     capacity : Capacity
     trace : TaskTrace or None
+    node_info : NodeInfo or None
+        For Parsl's monitoring.
     """
 
     def __init__(
@@ -122,6 +125,7 @@ class TaskRuntime(Runtime):
         completion: Completion,
         capacity: Capacity,
         trace: TaskTrace | None = None,
+        node_info: NodeInfo | None = None,
     ) -> None:
         super().__init__()
         self._settings = settings
@@ -147,6 +151,7 @@ class TaskRuntime(Runtime):
         self._postponed: list[Instruction] = []
         self._sleeps_until: float | None = None
         self._trace = trace
+        self._node_info = node_info
         if trace is not None:
             trace.started(pipeline.description, capacity)
         queue.scheduler = self._scheduler
@@ -175,21 +180,34 @@ class TaskRuntime(Runtime):
             elif kind == frames.RETURNED:
                 handle(TaskReturned(peer, slot, id))
             elif kind == frames.HELLO:
-                self._send(peer, self._setup)
-                handle(PeerConnected(peer, id, slot, **frames.decode_json(payload)))
-                job = self._scheduler.lifecycle.jobs.get(id)
-                if self._trace is not None and job is not None:
-                    self._trace.job(job, "started")
+                self._hello(peer, id, slot, frames.decode_json(payload))
             elif kind == frames.DIED:
                 handle(WorkerDied(peer, slot, id, **frames.decode_json(payload)))
 
+    def _hello(self, peer: PeerId, token: int, workers: int, about: dict[str, Any]) -> None:
+        cpus, memory = about.pop("cpus", 1), about.pop("memory", 0)  # for monitoring only
+        self._send(peer, self._setup)
+        self._scheduler.handle(PeerConnected(peer, token, workers, **about))
+        job = self._scheduler.lifecycle.jobs.get(token)
+        if job is None:
+            return
+        if self._trace is not None:
+            self._trace.job(job, "started")
+        accepted = job.peers.get(about.get("rank", 0))
+        if self._node_info is not None and accepted is not None and accepted.peer_id == peer:
+            self._node_info.connected(accepted, cpus, memory)
+
     def peer_lost(self, peer: PeerId) -> None:
         self._scheduler.handle(PeerLost(peer))
+        if self._node_info is not None:
+            self._node_info.lost(peer)
 
     def job_submitted(self, job: WorkerJob | TaskJob) -> None:
         logger.debug("submitted job=%s %r", job.name, job)
         if self._trace is not None:
             self._trace.job(job, "submitted")
+        if self._node_info is not None:
+            self._node_info.job_submitted(job)
 
     def job_ended(self, job: WorkerJob | TaskJob, result: JobResult) -> None:
         stderr = self._job_factory.collect_output(job, failed=not result.ok)
@@ -198,6 +216,8 @@ class TaskRuntime(Runtime):
         self._scheduler.handle(JobEnded(job, result))
         if self._trace is not None:
             self._trace.job(job, "ended")
+        if self._node_info is not None:
+            self._node_info.job_ended(job)
 
     # -- the loop -----------------------------------------------------------------------------------
 

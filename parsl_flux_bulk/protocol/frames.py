@@ -9,8 +9,8 @@ together. A *frame* is a header of 21 bytes, little-endian, and a payload::
 kind      direction    slot, id, payload
 ========  ===========  ====================================================================
 HELLO     to executor  number of workers (0: a rank of a task job), job token, JSON
-                       {rank, size, host, pid, node, python, block}; always
-                       first
+                       {rank, size, host, pid, node, python, block, cpus, memory},
+                       memory in bytes; always first
 OUTCOME   to executor  slot, task id, two f64 and the outcome: when the task started and ended, in
                        seconds since the epoch, by the clock of its host
 RETURNED  to executor  slot, task id: the task has not started and will not start here

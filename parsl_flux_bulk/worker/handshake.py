@@ -77,6 +77,8 @@ def introduce(environ: Mapping[str, str], workers: int = 0) -> Channel:
         "node": environ.get("FLUX_URI"),
         "python": ".".join(map(str, sys.version_info[:3])),
         "block": environ.get(BLOCK_ID) or "",
+        "cpus": os.cpu_count() or 1,
+        "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
     }
     token = int(environ.get(variables.TOKEN) or 0)
     channel.send(frames.encode_json(frames.HELLO, workers, token, about))

@@ -109,10 +109,11 @@ def test_every_error_is_on_the_page_about_trouble() -> None:
     assert not {name for name in classes if f"`{name}`" not in text}
 
 
-LANGUAGES = {*documentation.CODE, "text", "json"}
+LANGUAGES = {*documentation.CODE, "text", "json", "sql"}
 
 ADVICE = (
-    "a block needs a language: python or sh, which run or say why not (tests/documentation.py), text or json"
+    "a block needs a language: python or sh, which run or say why not (tests/documentation.py), text, json "
+    "or sql, which a test of its own runs"
 )
 
 
