@@ -28,7 +28,7 @@ from typing import Any
 
 from parsl_flux_bulk.bulk.job_future import JobFuture
 from parsl_flux_bulk.bulk.jobspec_files import parse_jobspec, read_jobspec, shorten
-from parsl_flux_bulk.instances.base import Connection, Instance, JobRequest, JobResult
+from parsl_flux_bulk.instances.base import Connection, Instance, JobRequest, JobResult, RecordsTimes
 from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.jobspec import Jobspec, build
 from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY
@@ -63,6 +63,9 @@ class BulkSubmitter:
     keep_ended : bool
         Keep the future of an ended job until `as_completed` has yielded it. With False, only the caller keeps
         futures, so that memory stays flat however many jobs are submitted, and `as_completed` cannot be used.
+    record_times : bool
+        Ask a Flux instance when jobs start and end, for ``t_start`` and ``t_end`` of their results, at the
+        cost of two messages a job. The embedded instance and packed jobs always tell.
 
     Raises
     ------
@@ -78,12 +81,15 @@ class BulkSubmitter:
         instances: int = 1,
         packed: bool = False,
         keep_ended: bool = True,
+        record_times: bool = False,
     ) -> None:
         if instances < 1:
             raise ValueError(f"instances must be at least 1, not {instances}")
         if packed and instances > 1:
             raise ValueError(f"instances={instances} and packed=True exclude each other: give one of them")
         chosen = choose_instance(instance)
+        if isinstance(chosen, RecordsTimes):
+            chosen.record_times = record_times
         self._jobs = _Jobs(keep_ended)
         self._pipeline = Pipeline[Job](
             _shared_out(chosen, packed, instances),

@@ -116,6 +116,10 @@ class JobResult:
         Whether the job got resources and its start began.
     stderr : str
         Last lines of a failed job's standard error, if the instance kept it; or "".
+    t_start, t_end : float or None
+        Seconds since the epoch, by the instance's clock: when the job's processes were started, and when the
+        last of them had ended; None if that is not known, as in Flux without
+        :attr:`RecordsTimes.record_times`.
     """
 
     status: JobStatus
@@ -125,6 +129,8 @@ class JobResult:
     note: str = ""
     started: bool = True
     stderr: str = ""
+    t_start: float | None = field(default=None, compare=False)
+    t_end: float | None = field(default=None, compare=False)
 
     @property
     def ok(self) -> bool:
@@ -313,6 +319,13 @@ class KnowsNodes(Protocol):
 
     def job_node(self, job_id: JobId) -> str:
         """Return the host that a job is on; "" if that is not known."""
+
+
+@runtime_checkable
+class RecordsTimes(Protocol):
+    """An instance that must be asked, before :meth:`Instance.completion`, to report the times of jobs."""
+
+    record_times: bool
 
 
 class Instance(Protocol):

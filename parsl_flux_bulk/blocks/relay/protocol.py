@@ -12,8 +12,8 @@ number of a subscription or, for REQUEST and REPLY, of a request.
       HELLO       body: JSON, see Hello                   WELCOME     (answers HELLO)
       REPLY       end: the request's; what: 0 or 1,       REQUEST     end: its number;
                   body: JSON answer, or an error                      body: JSON [verb, argument]
-      ENDED       what: job; body: JSON result, or        WATCH       what: job
-                  nothing for plain success               SEND        what: peer; body: a message to it
+      ENDED       what: job; body: see encode_result      WATCH       what: job
+                                                          SEND        what: peer; body: a message to it
       MESSAGE     what: peer; body: its message
       PEER_LOST   what: peer
       USAGE       body: JSON, see encode_usage            SURVEY      asks for a USAGE
@@ -25,7 +25,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import NamedTuple, TypeAlias
 
 from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus, Usage
@@ -35,7 +35,7 @@ PROBE, PROBED, HELLO, WELCOME, BYE = range(1, 6)
 REQUEST, REPLY = range(6, 8)
 WATCH, ENDED, SEND, MESSAGE, PEER_LOST, SURVEY, USAGE = range(10, 17)
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Version of this format; both ends must have the same."""
 
 Record: TypeAlias = tuple[int, int, int, bytes]
@@ -48,6 +48,8 @@ PIECE = 1 << 20
 """Bytes of the longest frame of a larger body."""
 
 _COMPLETED = JobResult(JobStatus.COMPLETED, exit_code=0)
+
+_TIMES = struct.Struct("<dd")
 
 
 class Hello(NamedTuple):
@@ -131,14 +133,21 @@ def unpack(frames: Sequence[bytes]) -> list[Record]:
 
 
 def encode_result(result: JobResult) -> bytes:
-    """Serialize how a job ended; plain success is empty."""
-    return b"" if result == _COMPLETED else json.dumps(asdict(result)).encode()
+    """Serialize how a job ended: as JSON, or plain success as its two times, or as nothing without times."""
+    if result != _COMPLETED:
+        return json.dumps(asdict(result)).encode()
+    if result.t_start is None or result.t_end is None:
+        return b""
+    return _TIMES.pack(result.t_start, result.t_end)
 
 
 def decode_result(body: bytes) -> JobResult:
     """Deserialize the output of `encode_result`."""
     if not body:
         return _COMPLETED
+    if len(body) == _TIMES.size:  # JSON is longer
+        t_start, t_end = _TIMES.unpack(body)
+        return replace(_COMPLETED, t_start=t_start, t_end=t_end)
     fields = json.loads(body)
     return JobResult(**{**fields, "status": JobStatus(fields["status"])})
 

@@ -17,7 +17,7 @@ from parsl_flux_bulk.cli.bulksubmit.item import Item
 from parsl_flux_bulk.instances.base import EndCause, JobRequest, JobResult, JobStatus
 from parsl_flux_bulk.pipeline.exit_status_to_error import describe
 from parsl_flux_bulk.protocol.stderr_tail import last_lines
-from parsl_flux_bulk.trace.format import CANCELED, COMPLETED, FAILED, HEAD, LOST, NO_TIMES
+from parsl_flux_bulk.trace.format import CANCELED, COMPLETED, FAILED, HEAD, LOST, TIMES
 from parsl_flux_bulk.trace.writer import Writer
 from parsl_flux_bulk.version import __version__
 
@@ -112,14 +112,15 @@ class JobTrace:
                 "cores": cores,
                 "gpus": gpus,
                 "submitted": future.t_submit,
+                "started": result.t_start,
                 "ended": future.t_end,
                 "status": result.status.value,
                 "note": describe(result),
             },
         )
-        assigned = future.t_submit or math.nan
-        end = future.t_end or math.nan
-        self._writer.tasks([HEAD.pack(number, app, 0, number, code, handed_in, assigned, end) + NO_TIMES])
+        assigned, resolved = _known(future.t_submit), _known(future.t_end)
+        head = HEAD.pack(number, app, 0, number, code, handed_in, assigned, resolved)
+        self._writer.tasks([head + TIMES.pack(_known(result.t_start), _known(result.t_end))])
         if code in (FAILED, LOST):
             self._describe(number, name, future, result)
 
@@ -186,6 +187,10 @@ class JobTrace:
             elif other == number and verb == "story":
                 where = f"job {future.job_name} was submitted" if future.job_name else "waits to be submitted"
                 self._writer.event("story", {"task": number, "lines": [f"{future.label}: {where}"]})
+
+
+def _known(when: float | None) -> float:
+    return math.nan if when is None else when
 
 
 def _code(result: JobResult) -> int:

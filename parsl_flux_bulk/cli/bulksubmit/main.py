@@ -179,6 +179,7 @@ def _open_submitter(options: argparse.Namespace, jobs: int) -> tuple[BulkSubmitt
             instances=options.instances or 1,
             packed=packed,
             keep_ended=False,
+            record_times=options.trace is not None or options.report is not None,
         )
     except ValueError as error:
         raise UnusableInput(str(error)) from error

@@ -92,8 +92,8 @@ def _chart(title: str, chart: str, hint: str = "") -> str:
 
 _PHASES_HINT = (
     "Dot: the median. Box: half of the tasks. Line: nine in ten. Queue: until a worker got the task, or its "
-    "job was submitted. Assign: on the way to the worker, and in its queue. Return: until the future got the "
-    "result."
+    "job was submitted. Assign: on the way to the worker and in its queue, or of a job, in the queue of the "
+    "instance. Return: until the future got the result, or the end of the job was reported."
 )
 
 

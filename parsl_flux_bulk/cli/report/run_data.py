@@ -18,9 +18,14 @@ BINS = 400
 
 PHASES = (
     ("queue", "submitted", "assigned", "until a worker got the task, or its job was submitted"),
-    ("assign", "assigned", "started", "on the way to the worker, and in its queue"),
-    ("run", "started", "ended", "in the call"),
-    ("return", "ended", "resolved", "until the future got the result"),
+    (
+        "assign",
+        "assigned",
+        "started",
+        "on the way to the worker and in its queue, or of a job: in the instance's queue",
+    ),
+    ("run", "started", "ended", "in the call, or the processes of the job"),
+    ("return", "ended", "resolved", "until the future got the result, or the end of the job was reported"),
 )
 """Phases of a task: name, the times between which it lies, what it is."""
 

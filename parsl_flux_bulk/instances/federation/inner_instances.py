@@ -99,6 +99,8 @@ class NestedInstances:
         return [member for member in self._federation.registry.members if not self._policy.is_outer(member)]
 
     def _add(self, name: str, instance: MemberInstance) -> Member:
+        if isinstance(instance, FluxInstance):
+            instance.record_times = self._outer.record_times
         member = self._federation.add(name, instance)
         with self._federation.registry.lock:
             if self._policy.dissolved:  # while the instance started

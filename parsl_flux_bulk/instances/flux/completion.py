@@ -31,6 +31,7 @@ from parsl_flux_bulk.instances.flux.channel_service import ChannelService
 from parsl_flux_bulk.instances.flux.end_of_output import EndOfOutput
 from parsl_flux_bulk.instances.flux.handle import LOST_HINT, drop_future
 from parsl_flux_bulk.instances.flux.job_directories import JobDirectories
+from parsl_flux_bulk.instances.flux.job_times import JobTimes
 from parsl_flux_bulk.instances.flux.results import first_exit, read_end, read_result, with_log
 from parsl_flux_bulk.instances.flux.shell_options import OutputFiles, explain
 from parsl_flux_bulk.instances.flux.survey import Survey
@@ -52,9 +53,13 @@ class FluxCompletion:
         The output files of submitted jobs; those of a job are removed when it ends.
     private : bool
         Whether the instance ends with this process, which may then tidy its KVS.
+    record_times : bool
+        Whether results have the times of jobs.
     """
 
-    def __init__(self, handle: Any, files: dict[JobId, OutputFiles], private: bool = False) -> None:
+    def __init__(
+        self, handle: Any, files: dict[JobId, OutputFiles], private: bool = False, record_times: bool = False
+    ) -> None:
         from flux.constants import FLUX_POLLIN
         from flux.core.inner import ffi, lib
 
@@ -67,6 +72,7 @@ class FluxCompletion:
         self._waits: dict[JobId, Any] = {}
         self._survey = Survey(handle, self._events.append)
         self._directories = JobDirectories(handle) if private else None
+        self._times = JobTimes(handle) if record_times else None
         self._woken = False
         self._expired = False
         # A reactor timer runs only during a poll with a timeout.
@@ -80,6 +86,8 @@ class FluxCompletion:
     def watch(self, job_id: JobId) -> None:
         from flux.job import wait_async
 
+        if self._times is not None:
+            self._times.add(job_id)
         self._waits[job_id] = wait_async(self._handle, job_id).then(self._on_wait, job_id)
 
     def _on_wait(self, future: Any, job_id: JobId) -> None:
@@ -143,6 +151,9 @@ class FluxCompletion:
         files = self._files.pop(job_id, None)
         if files is not None:
             result = self._with_files(job_id, files, result)
+        if self._times is not None:
+            t_start, t_end = self._times.take(job_id)
+            result = replace(result, t_start=t_start, t_end=t_end)
         self._events.append(JobEnded(job_id, result))
 
     def _with_files(self, job_id: JobId, files: OutputFiles, result: JobResult) -> JobResult:
@@ -235,6 +246,8 @@ class FluxCompletion:
         self._survey.close()
         if self._directories is not None:
             self._directories.close()
+        if self._times is not None:
+            self._times.close()
         self._waits.clear()
         self._handle = None
         self._wakeup.close()

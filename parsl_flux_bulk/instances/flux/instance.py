@@ -35,12 +35,15 @@ class FluxInstance:
     uri : str or None
         Where the instance is; None for the enclosing one, and for an owned one before `start`.
     description : str
+    record_times : bool
+        Whether results have the times of jobs; set before `completion`. Costs two messages a job.
     """
 
     def __init__(self, uri: str | None, *, owned: bool, guarded: bool) -> None:
         self.uri = uri
         self.owned = owned
         self.description = "Flux, not started yet"
+        self.record_times = False
         self._guarded = guarded
         self._guard: CancelGuard | None = None
         self._mark = ""
@@ -107,7 +110,9 @@ class FluxInstance:
         return FluxConnection(self._open(), self._files, spool, self._mark if guarded else "")
 
     def completion(self) -> FluxCompletion:
-        return FluxCompletion(self._open(), self._files, private=not self._guarded)
+        return FluxCompletion(
+            self._open(), self._files, private=not self._guarded, record_times=self.record_times
+        )
 
     def largest_job_id(self) -> JobId:
         """Return the largest job id that the instance has issued, or starts after; 0 if there is none."""

@@ -57,8 +57,6 @@ from parsl_flux_bulk.worker.pinning import physical_cores
 
 logger = logging.getLogger(__name__)
 
-_COMPLETED = JobResult(JobStatus.COMPLETED, exit_code=0)
-
 
 class LocalInstance:
     """This machine as a place where jobs run.
@@ -334,18 +332,18 @@ class LocalCompletion:
 
     def _from_server(self) -> None:
         for message in self._link.receive():
-            for job_id, fields in json.loads(message)["ended"]:
-                self._events.append(JobEnded(job_id, _result(fields)))
+            for job_id, *result in json.loads(message)["ended"]:
+                self._events.append(JobEnded(job_id, _result(*result)))
 
     def _on_wake(self) -> None:
         self._wakeup.clear()
         self._woken = True
 
 
-def _result(fields: dict[str, Any] | None) -> JobResult:
+def _result(fields: dict[str, Any] | None, t_start: float | None, t_end: float | None) -> JobResult:
     if fields is None:
-        return _COMPLETED
-    return JobResult(**{**fields, "status": JobStatus(fields["status"])})
+        return JobResult(JobStatus.COMPLETED, exit_code=0, t_start=t_start, t_end=t_end)
+    return JobResult(**{**fields, "status": JobStatus(fields["status"])}, t_start=t_start, t_end=t_end)
 
 
 def _read_text(path: str) -> str:

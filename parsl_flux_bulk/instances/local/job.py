@@ -15,12 +15,13 @@ from __future__ import annotations
 import os
 import selectors
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from parsl_flux_bulk.instances.full_disk import OUTPUT_CUT, cut_off
 from parsl_flux_bulk.instances.local.job_plan import Environment, JobPlan
-from parsl_flux_bulk.instances.local.kept_output import Spool, SpoolFiles
+from parsl_flux_bulk.instances.local.kept_output import Result, Spool, SpoolFiles
 from parsl_flux_bulk.instances.local.pmi import PmiServer
 from parsl_flux_bulk.instances.local.processes import kill_group
 from parsl_flux_bulk.instances.local.scratch import ScratchDirectories
@@ -86,7 +87,8 @@ class LocalJob(Stateful):
 
     __slots__ = (
         "_environment", "_errors", "_exit_code", "_failure_code", "_labels", "_pmi", "_signal", "_spool",
-        "_supplies", "_written", "cores", "exception", "gpus", "id", "note", "plan", "size", "state", "tasks",
+        "_started_at", "_supplies", "_written", "cores", "exception", "gpus", "id", "note", "plan", "size",
+        "state", "tasks",
     )  # fmt: skip
 
     def __init__(self, job_id: int, plan: JobPlan, environment: Environment, supplies: Supplies) -> None:
@@ -102,6 +104,7 @@ class LocalJob(Stateful):
         self._environment = environment
         self._supplies = supplies
         self._spool: SpoolFiles | None = None
+        self._started_at: float | None = None
         self._pmi: PmiServer | None = None
         self._exit_code = 0
         self._failure_code = 0
@@ -139,6 +142,7 @@ class LocalJob(Stateful):
             Tasks that run already are in `tasks`.
         """
         self.move_to(JobState.RUNNING)
+        self._started_at = time.time()
         plan, supplies = self.plan, self._supplies
         self.size = plan.ntasks or plan.tasks_per_core * len(cpus)
         tmpdir = supplies.scratch.make(self.id)
@@ -251,8 +255,8 @@ class LocalJob(Stateful):
             self._exit_code, self._signal = code, signum
         return code
 
-    def finish(self, *, clean: bool) -> dict[str, Any] | None:
-        """Clean up after the last task; return the fields of the JobResult, None for exit status 0.
+    def finish(self, *, clean: bool) -> Result:
+        """Clean up after the last task; return how and when the job ended.
 
         Parameters
         ----------
@@ -267,7 +271,8 @@ class LocalJob(Stateful):
         self._labels = []
         if self._pmi is not None:
             self._pmi.close()
-        result = self._result(lacking)
+        started = self._started_at
+        result = self._result(lacking), started, None if started is None else time.time()
         if self._spool is not None:
             self._supplies.spool.keep(self._spool, reuse=clean)
         if self.cores:

@@ -15,8 +15,8 @@ KEPT_OUTPUT_JOBS = 100_000
 KEPT_OUTPUT_BYTES = 1 << 30
 """Output is kept of so many jobs, those that ended last, and so many bytes."""
 
-Result: TypeAlias = dict[str, Any] | None
-"""Fields of a JobResult; None for exit status 0."""
+Result: TypeAlias = tuple[dict[str, Any] | None, float | None, float | None]
+"""Fields of a JobResult (None for exit status 0), and when the job started and ended."""
 
 
 def spool_paths(directory: str, job_id: int) -> tuple[str, str]:

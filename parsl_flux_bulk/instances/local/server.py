@@ -167,7 +167,7 @@ class Server:
             else:
                 note = f"no job {job_id} here, or it ended so long ago that its result is no longer kept"
                 unknown = {"status": "failed", "started": False, "exception": "unknown-job", "note": note}
-                self._report(client, job_id, unknown)
+                self._report(client, job_id, (unknown, None, None))
 
     @property
     def jobs_with_output(self) -> int:
@@ -181,7 +181,7 @@ class Server:
         return self._supplies.spool.missing(job_id)
 
     def _report(self, client: Client, job_id: int, result: Result) -> None:
-        client.ended.append((job_id, result))
+        client.ended.append((job_id, *result))
         self.reporting.add(client)
 
     def forget(self, client: Client) -> None:
@@ -321,11 +321,11 @@ class Client:
     Attributes
     ----------
     ended : list
-        Job ids and results that go out with the next `report`.
+        Job ids and `Result` that go out with the next `report`.
     """
 
     def __init__(self, server: Server, sock: socket.socket) -> None:
-        self.ended: list[tuple[int, Result]] = []
+        self.ended: list[tuple[int, dict[str, Any] | None, float | None, float | None]] = []
         self._server = server
         self._plans = PlanReader()
         self._link = FramedSocket(sock, server.selector, self._ready)

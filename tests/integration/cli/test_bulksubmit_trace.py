@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -36,6 +37,41 @@ def test_every_job_is_a_task_of_the_trace(where: Where) -> None:
     (failure,) = read.failures
     assert "exit status 3" in failure["error"]
     assert (read.statuses[-1]["done"], read.statuses[-1]["failed"]) == (2, 1)
+
+
+def check_times(began: float, jobs: int, seconds: float) -> None:
+    """Check that the jobs, each of so many seconds, have times that can be true."""
+    table = trace.tasks("run.trace")
+    assert len(table["task"]) == jobs
+    rows = zip(*(table[name] for name in ("submitted", "started", "ended", "resolved")), strict=True)
+    for submitted, started, ended, resolved in rows:
+        assert began <= submitted <= started <= ended <= resolved <= time.time()
+        assert seconds - 0.01 <= ended - started < seconds + 5
+
+
+def test_the_times_of_a_job_are_those_of_its_processes(where: Where) -> None:
+    began = time.time()
+    run = bulksubmit(*where, "--trace", "run.trace", "sh", "-c", "sleep 0.2; exit {}", ":::", "0", "0", "3")
+    assert run.returncode == 1, run.stderr
+    check_times(began, jobs=3, seconds=0.2)
+    read = trace.read("run.trace")
+    assert sorted(job["started"] for job in read.jobs.values()) == sorted(read.columns.started)
+
+
+@pytest.mark.flux
+@pytest.mark.parametrize("option", ["--packed", "--instances=2"])
+def test_jobs_inside_a_flux_job_have_times(option: str, flux_uri: str) -> None:
+    began = time.time()
+    run = bulksubmit("--uri", flux_uri, option, "--trace", "run.trace", "--copies", "4", "--", "sleep", "0.1")
+    assert run.returncode == 0, run.stderr
+    check_times(began, jobs=4, seconds=0.1)
+
+
+def test_a_job_that_never_started_has_no_start(where: Where) -> None:
+    run = bulksubmit(*where, "--trace", "run.trace", "--cores", "1000000", "--", "true")
+    assert run.returncode == 1, run.stderr
+    table = trace.tasks("run.trace")
+    assert math.isnan(table["started"][0]) and math.isnan(table["ended"][0])
 
 
 def test_a_report_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

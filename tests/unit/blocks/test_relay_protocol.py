@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given, settings
@@ -60,12 +61,15 @@ def test_a_body_that_is_cut_short_is_refused() -> None:
     "result",
     [
         JobResult(JobStatus.COMPLETED, exit_code=0),
+        JobResult(JobStatus.COMPLETED, exit_code=0, t_start=1.5, t_end=2.5),
+        JobResult(JobStatus.FAILED, exit_code=1, t_start=1.5, t_end=2.5),
         JobResult(JobStatus.FAILED, exit_code=3, stderr="ü\n"),
         JobResult(JobStatus.CANCELED, signal=15, exception="cancel", note="why", started=False),
     ],
 )
 def test_results_travel(result: JobResult) -> None:
-    assert protocol.decode_result(protocol.encode_result(result)) == result
+    decoded = protocol.decode_result(protocol.encode_result(result))
+    assert asdict(decoded) == asdict(result)
 
 
 def test_plain_success_is_nothing() -> None:
