@@ -216,6 +216,7 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
         self._pipeline: TaskPipeline | None = None
         self._trace: TaskTrace | None = None
         self._closed = False
+        self._started_run_id: str | None = None
         self.pending_limit: PendingLimit | None = None
         if max_pending_tasks is not None:
             install_backpressure()
@@ -225,13 +226,17 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
         return self
 
     def start(self) -> None:
-        """Attach to the instance, or start it; a second call does nothing."""
+        """Attach to the instance, or start it; a second call in the same run does nothing."""
         self._refuse_fork()
         super().start()  # type: ignore[no-untyped-call]
+        if self._started_run_id not in (None, self.run_id):
+            # A load of Parsl failed after this executor had started, and the Config is loaded again.
+            self._end()
         with self._lock:
             if self._pipeline is not None:
                 return
             self._closed = False
+            self._started_run_id = self.run_id
             if self.max_pending_tasks is not None:
                 self.pending_limit = PendingLimit(self.max_pending_tasks, self.label)
             self._cwd = os.getcwd()
@@ -417,9 +422,13 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
         """
         if self._pipeline is not None and self._pipeline.forked:
             return
+        self._end()
+        super().shutdown()
+
+    def _end(self) -> None:
         with self._lock:
             pipeline = self._pipeline
-            self._queue = self._pipeline = None
+            self._queue = self._pipeline = self._started_run_id = None
             self._closed = True
         if self.pending_limit is not None:
             self.pending_limit.close()
@@ -430,7 +439,6 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
             with contextlib.suppress(OSError):  # not empty: it has output
                 os.rmdir(self._output)
         self._end_blocks()
-        super().shutdown()
 
 
 def _fail_if_not_initialized(queue: SubmissionQueue, future: Future[Any]) -> None:

@@ -118,6 +118,25 @@ def test_start_again_after_shutdown(unstarted: FluxBulkExecutor) -> None:
         unstarted.shutdown()
 
 
+def test_an_executor_that_a_failed_load_left_running_starts_anew(
+    unstarted: FluxBulkExecutor, tmp_path: Path
+) -> None:
+    """If another executor of a Config fails to start, Parsl does not shut down those that did."""
+    before = descendants(os.getpid())
+    for run in ("first", "second"):
+        unstarted.run_id, unstarted.run_dir = run, str(tmp_path / run)
+        unstarted.start()
+        if run == "first":
+            assert unstarted.submit(apps.double, {}, 1).result(BOUND) == 2
+            left = descendants(os.getpid()) - before
+    wait_gone(left)
+    assert unstarted.submit(apps.double, {}, 2).result(BOUND) == 4
+    assert list((tmp_path / "second").rglob("tasks.trace"))
+    running = unstarted.submit(apps.double, {}, 3)
+    unstarted.start()  # of the same run: does nothing
+    assert running.result(BOUND) == 6
+
+
 def test_leaving_the_block_ends_what_is_outstanding(unstarted: FluxBulkExecutor, tmp_path: Path) -> None:
     with unstarted as executor:
         executor.start()

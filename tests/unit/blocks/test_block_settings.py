@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 from parsl.executors import HighThroughputExecutor
+from parsl.jobs.error_handlers import windowed_error_handler
+from parsl.jobs.states import JobState, JobStatus
 from parsl.launchers import MpiExecLauncher, SrunLauncher
 from parsl.providers import LocalProvider, SlurmProvider
 
@@ -186,6 +188,36 @@ def test_a_provider_that_fails_to_cancel_is_in_the_log_and_raises_nothing(
         monkeypatch.setattr(provider, "cancel", lambda jobs: [False for _ in jobs])
         assert executor.scale_in_facade(1) == ["1"]
     assert "cancel refused by the provider executor=FluxBulkExecutor jobs=['12']" in caplog.text
+
+
+class Watched(LocalProvider):
+    """LocalProvider whose blocks are looked at whenever Parsl asks."""
+
+    status_polling_interval = 0
+
+
+@pytest.mark.parametrize("handler", [True, windowed_error_handler])
+def test_blocks_that_were_scaled_in_do_not_keep_the_others_from_failing(
+    started: Any, handler: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    provider: Any = Watched()
+    executor = started(provider, instance="local", block_error_handler=handler)
+    monkeypatch.setattr(provider, "submit", lambda *_: str(len(executor.blocks_to_job_id)))
+    monkeypatch.setattr(provider, "cancel", lambda jobs: [True for _ in jobs])
+    states = dict.fromkeys(map(str, range(6)), JobState.PENDING)
+    monkeypatch.setattr(provider, "status", lambda jobs: [JobStatus(states[job]) for job in jobs])
+    assert executor.scale_out_facade(6) == list("012345")
+
+    def poll() -> bool:
+        executor.poll_facade()
+        executor.handle_errors(executor.status_facade)
+        return bool(executor.bad_state_is_set)
+
+    states.update(dict.fromkeys("012", JobState.FAILED))
+    assert not poll(), "three blocks may still join"
+    assert executor.scale_in_facade(3) == list("345")
+    states.update(dict.fromkeys("345", JobState.CANCELLED))
+    assert poll()
 
 
 def test_closing_blocks_twice_is_fine(tmp_path: Path) -> None:
