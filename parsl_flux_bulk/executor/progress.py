@@ -8,16 +8,20 @@
 
 from __future__ import annotations
 
+import contextvars
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from parsl_flux_bulk.executor.runtime import StatusReport
 from parsl_flux_bulk.jobspec.duration import format_duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 TERMINAL_INTERVAL = 0.25
 PLAIN_INTERVAL = 30.0
@@ -102,29 +106,21 @@ def progress(
     stream : text file or None
         None means standard error.
     """
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
-
-    console = Console(file=stream or sys.stderr, highlight=False)
-    live = Live(console=console, auto_refresh=False) if console.is_terminal or console.is_jupyter else None
+    line_shown = _line(stream)
     before, meter, ended = _counts(executor), Meter(total), threading.Event()
 
     def show() -> None:
-        line = meter.line(_since(before, _counts(executor)), time.monotonic())
-        if live is not None:
-            live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
-        else:
-            print(line, file=stream or sys.stderr, flush=True)
+        line_shown.show(meter.line(_since(before, _counts(executor)), time.monotonic()))
 
     def run() -> None:
         meter.line(Counts(), time.monotonic())
-        while not ended.wait(TERMINAL_INTERVAL if live is not None else PLAIN_INTERVAL):
+        while not ended.wait(line_shown.interval):
             show()
 
-    thread = threading.Thread(target=run, name="flux-bulk-progress", daemon=True)
-    if live is not None:
-        live.start()
+    # In this context, because ipykernel finds the cell of an output there.
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name="flux-bulk-progress", daemon=True)
+    line_shown.start()
     thread.start()
     try:
         yield
@@ -132,8 +128,73 @@ def progress(
         ended.set()
         thread.join()
         show()
-        if live is not None:
-            live.stop()
+        line_shown.stop()
+
+
+class _PlainLines:
+    """A line each time."""
+
+    interval = PLAIN_INTERVAL
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def start(self) -> None:
+        """Do nothing."""
+
+    def show(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+    def stop(self) -> None:
+        """Do nothing."""
+
+
+class _TerminalLine:
+    """One line of a terminal, which changes."""
+
+    interval = TERMINAL_INTERVAL
+
+    def __init__(self, console: Console) -> None:
+        from rich.live import Live
+
+        self._live = Live(console=console, auto_refresh=False)
+        self.start, self.stop = self._live.start, self._live.stop
+
+    def show(self, line: str) -> None:
+        from rich.text import Text
+
+        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+
+class _NotebookLine:
+    """One output of a cell, which changes. Not by Rich, which needs ipywidgets for that."""
+
+    interval = TERMINAL_INTERVAL
+
+    def __init__(self) -> None:
+        from IPython.display import DisplayHandle
+
+        self._handle: Any = DisplayHandle()
+
+    def start(self) -> None:
+        self._handle.display({"text/plain": "0 tasks"}, raw=True)
+
+    def show(self, line: str) -> None:
+        self._handle.update({"text/plain": line}, raw=True)
+
+    def stop(self) -> None:
+        """Do nothing: the last line stays."""
+
+
+def _line(stream: TextIO | None) -> _PlainLines | _TerminalLine | _NotebookLine:
+    from rich.console import Console
+
+    console = Console(file=stream or sys.stderr, highlight=False, force_jupyter=False if stream else None)
+    if console.is_jupyter:
+        return _NotebookLine()
+    if console.is_terminal:
+        return _TerminalLine(console)
+    return _PlainLines(stream or sys.stderr)
 
 
 def _counts(executor: Watchable) -> Counts:

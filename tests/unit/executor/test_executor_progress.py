@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import helpers
 import pytest
@@ -73,3 +74,30 @@ def test_an_exception_of_the_block_passes_and_the_last_line_is_shown(tmp_path: P
             with progress(pool, stream=stream):
                 raise KeyError
     assert stream.getvalue().startswith("0/0 tasks")
+
+
+def test_one_output_of_a_cell_changes_in_a_notebook(tmp_path: Path) -> None:
+    nbclient = pytest.importorskip("nbclient", reason="needs Jupyter: pip install nbclient ipykernel")
+    pytest.importorskip("ipykernel", reason="needs Jupyter: pip install nbclient ipykernel")
+    import nbformat
+
+    changes: list[str] = []
+
+    class Client(nbclient.NotebookClient):  # type: ignore[misc]
+        def process_message(self, message: dict[str, Any], *where: Any) -> Any:
+            if message["msg_type"] == "update_display_data":
+                changes.append(message["content"]["data"]["text/plain"])
+            return super().process_message(message, *where)
+
+    cell = (
+        "import time\n"
+        "from parsl_flux_bulk import FluxPoolExecutor, progress\n"
+        "with FluxPoolExecutor(max_workers=1, instance='local') as executor, progress(executor, 4):\n"
+        "    assert len(list(executor.map(time.sleep, [0.4] * 4))) == 4"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+    Client(notebook, timeout=60, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    (output,) = notebook.cells[0].outputs
+    assert output["output_type"] == "display_data"
+    assert output["data"]["text/plain"].startswith("4/4 tasks, 0 running")
+    assert any(", 1 running" in line for line in changes), changes
