@@ -5,6 +5,7 @@ before the block is a comment that says why not. These comments are known::
 
     <!-- not run: needs a cluster with Slurm -->     the block does not run, for this reason
     <!-- needs: flux -->                             the block runs where there is Flux
+    <!-- needs: monitoring -->                       the block runs where there is parsl[monitoring]
     <!-- file: campaign.py -->                       the block is saved under this name
     <!-- continues -->                               the Python block runs after the Python block before it
     <!-- output -->                                  what the block before prints; see `matches`
@@ -18,6 +19,7 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import helpers
@@ -97,7 +99,7 @@ def run_blocks(
         if "output" in block.comments:
             in_order = block.comments["output"] != "in any order"
             assert matches(block.text, output, in_order=in_order), f"{where}: printed\n{output}"
-        if not block.runs or (block.comments.get("needs") == "flux" and helpers.flux_missing()):
+        if not block.runs or _lacks(block.comments.get("needs")):
             continue
         if block.language == "python":
             continues = "continues" in block.comments
@@ -111,6 +113,11 @@ def run_blocks(
         )
         assert done.returncode == 0, f"{where}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
         output = done.stdout.removeprefix(before)
+
+
+def _lacks(need: str | None) -> bool:
+    missing = {None: False, "flux": helpers.flux_missing(), "monitoring": find_spec("sqlalchemy") is None}
+    return bool(missing[need])
 
 
 def matches(expected: str, output: str, *, in_order: bool = True) -> bool:

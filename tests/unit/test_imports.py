@@ -85,6 +85,7 @@ def test_libraries_that_are_imported_are_declared() -> None:
     setup.read(helpers.PROJECT / "setup.cfg")
     declared = re.findall(r"^([\w-]+)>=", setup["options"]["install_requires"], re.MULTILINE)
     imported = set().union(*map(PACKAGE.outside, USES)) - set(sys.stdlib_module_names) - {"flux", "_flux"}
+    imported.remove("IPython")  # which every kernel of a notebook has, and nothing else needs
     optional = {
         "argcomplete": "completion",
         "bokeh": "report",
