@@ -60,6 +60,9 @@ LOAD_SECONDS = 50.0
 """Seconds of load in a minute; the rest is for the futures to end and for the checks."""
 
 SHUTDOWN_BOUND = 60.0
+M_MMAP_THRESHOLD = -3
+"""From malloc.h."""
+
 MEMORY_BOUND = 20e6
 """Bytes by which this process may grow from the end of the second minute on."""
 
@@ -292,6 +295,8 @@ def main() -> int:
     unknown = set(options.without) - known
     if unknown:
         parser.error(f"--without: unknown {', '.join(sorted(unknown))}; known are {', '.join(sorted(known))}")
+    # Otherwise the C library keeps the big arguments of the load once it has seen some, in heaps with holes.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 128 << 10)
     with run_directory(options.keep) as base:
         return Soak(options, base).run()
 
