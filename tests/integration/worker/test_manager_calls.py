@@ -9,6 +9,7 @@ import platform
 import random
 import sys
 
+import psutil
 import pytest
 from manager_process import FUNCTION, ManagerProcess
 
@@ -28,6 +29,8 @@ def test_it_introduces_itself(end):
         "node": os.environ.get("FLUX_URI"),
         "python": platform.python_version(),
         "block": os.environ.get("PARSL_WORKER_BLOCK_ID", ""),
+        "cpus": psutil.cpu_count(),
+        "memory": psutil.virtual_memory().total,
     }
 
 
