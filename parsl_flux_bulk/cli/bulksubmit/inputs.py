@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -25,8 +26,8 @@ def find_files(inputs: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path],
     Parameters
     ----------
     inputs : iterable of str
-        Files; directories, of which the ``*.json`` are taken in the order of their names; ``-`` for
-        paths (files or directories) from `stdin`.
+        Files; directories, of which the ``*.json`` are taken in the order of their names; patterns that the
+        shell did not expand; ``-`` for paths (files or directories) from `stdin`.
     stdin : iterable of str
         Lines, each one path; empty lines are ignored. A file named here need not exist: it is
         reported when it is read, and the others still run.
@@ -76,11 +77,19 @@ def _from_argument(name: str) -> list[Path]:
         os.lstat(name)
     except FileNotFoundError:
         if any(character in name for character in "*?["):
-            raise UnusableInput(f"no file matches {name!r}") from None
+            return _matching(name)
         raise UnusableInput(f"no such file or directory: {name!r}") from None
     except OSError as error:
         raise UnusableInput(f"cannot read {name!r}: {error.strerror}") from error
     return [path]
+
+
+def _matching(pattern: str) -> list[Path]:
+    """Return what the shell would pass: a pattern is quoted where it matches more than an exec() takes."""
+    names = sorted(glob.iglob(pattern))
+    if not names:
+        raise UnusableInput(f"no file matches {pattern!r}")
+    return [path for name in names for path in _from_argument(name)]
 
 
 def _from_stdin(lines: Iterable[str]) -> list[Path]:

@@ -80,7 +80,7 @@ def option_parser(*, posix: bool = False) -> argparse.ArgumentParser:
         "inputs",
         nargs=argparse.REMAINDER if posix else "*",
         metavar="FILE|DIRECTORY|-",
-        help="jobspec files; directories of them; paths from stdin",
+        help="jobspec files, or quoted patterns; directories of them; paths from stdin",
     )
     parser.add_argument("--version", action="version", version=f"bulksubmit {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="print where the jobs run, and why")

@@ -64,6 +64,12 @@ def test_what_names_nothing_is_refused(typed: str, message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_a_quoted_pattern_stands_for_what_the_shell_would_pass() -> None:
+    touch("jobs/10.json", "jobs/09.json", "jobs/.hidden.json", "jobs/deeper/1.json", "jobs/deeper/notes.txt")
+    assert names("jobs/*") == ["jobs/09.json", "jobs/10.json", "jobs/deeper/1.json"]
+    assert names("jobs/?[0-5].json", "jobs/*.json") == ["jobs/10.json", "jobs/09.json"]
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_a_file() -> None:
     touch("job[1].json")
     assert names("job[1].json") == ["job[1].json"]
