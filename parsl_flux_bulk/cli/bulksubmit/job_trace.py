@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shlex
 import socket
 import sys
 import time
-from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
@@ -42,8 +42,6 @@ class JobTrace:
     Parameters
     ----------
     path : str
-    options : mapping
-        The options of the command.
     total : int or None
         Number of jobs, if it is known.
 
@@ -53,12 +51,10 @@ class JobTrace:
         The file cannot be made.
     """
 
-    def __init__(self, path: str, options: Mapping[str, Any], total: int | None) -> None:
+    def __init__(self, path: str, total: int | None) -> None:
         self.path = path
         self._closed = False
         self._writer = Writer(path, self._take_request)
-        given = {name: value for name, value in options.items() if value not in (None, [], False)}
-        self._config = {name: repr(value) for name, value in given.items() if name != "env"}
         self._total = total
         self._apps: dict[str, int] = {}
         self._outstanding: dict[JobFuture, tuple[int, float, int, int, int, str]] = {}
@@ -75,8 +71,8 @@ class JobTrace:
             "python": platform.python_version(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "command": " ".join(sys.argv)[:2000],
-            "config": self._config,
+            "command": shlex.join(sys.argv)[:2000],
+            "directory": os.getcwd(),
             "instance": description,
             "total": self._total,
         }

@@ -133,7 +133,7 @@ def _open_trace(options: argparse.Namespace, work: Work) -> JobTrace | None:
     if name is None:
         return None
     try:
-        return JobTrace(name, vars(options), work.total)
+        return JobTrace(name, work.total)
     except OSError as error:
         raise UnusableInput(f"cannot write {name!r} (--trace): {error.strerror}") from error
 

@@ -75,7 +75,7 @@ def _tell(chart: Any, *tooltips: tuple[str, str], renderers: Any = "auto") -> No
 
 
 def rates(data: RunData, x_range: Any) -> Any:
-    """Draw tasks that ended a second."""
+    """Draw how many tasks ended a second."""
     edges, every, bad = data.rates()
     chart = _figure(HEIGHT, x_range)
     source = ColumnDataSource({"left": edges[:-1], "right": edges[1:], "every": every, "bad": bad})
@@ -89,15 +89,15 @@ def rates(data: RunData, x_range: Any) -> Any:
 
 
 def running(data: RunData, x_range: Any) -> Any:
-    """Draw the cores that tasks occupied beside the cores that there were."""
+    """Draw the cores that tasks occupied beside those that the instance had."""
     chart = _figure(HEIGHT, x_range)
     edges, busy = data.edges, data.running()
     source = ColumnDataSource({"left": edges[:-1], "right": edges[1:], "busy": busy})
-    _steps(chart, source, "busy", SOFT, "busy")
+    _steps(chart, source, "busy", SOFT, "in use")
     times, cores = data.capacity()
     if times:
-        chart.step(times, cores, mode="after", line_color="#c46a1b", line_width=2, legend_label="there")
-    _tell(chart, ("from", "@left{0.00} s"), ("busy cores", "@busy{0.0}"))
+        chart.step(times, cores, mode="after", line_color="#c46a1b", line_width=2, legend_label="available")
+    _tell(chart, ("from", "@left{0.00} s"), ("cores in use", "@busy{0.0}"))
     _legend(chart)
     chart.y_range = Range1d(0, 1.3 * max([float(np.max(busy, initial=1.0)), *cores]))
     return chart
@@ -108,11 +108,12 @@ def running(data: RunData, x_range: Any) -> Any:
 
 def timeline_title(data: RunData) -> str:
     """Return what the rows of the timeline are."""
-    workers = sum(not name.startswith("task job") for name in data.rows)
-    lanes = [f"{workers} worker{'s' * (workers > 1)}"] if workers else []
+    workers = data.worker_rows
+    kinds = [f"{workers} worker{'s' * (workers > 1)}"] if workers else []
     if jobs := len(data.rows) - workers:
-        lanes.append(f"up to {jobs} task job{'s' * (jobs > 1)} at once")
-    return f"Timeline of {' and '.join(lanes) or 'nothing'}"
+        kind = "job" if data.noun == "job" else "task job"
+        kinds.append(f"up to {jobs} {kind}{'s' * (jobs > 1)} at once")
+    return f"Timeline of {' and '.join(kinds) or 'nothing'}"
 
 
 def timeline(data: RunData, x_range: Any) -> Any:
@@ -158,7 +159,7 @@ def _single_tasks(chart: Any, data: RunData, busy: Any) -> None:
     look = {"fill_color": "color", "line_color": "color", "line_width": 0.5}
     bars = chart.quad("left", "right", "top", "bottom", source=shown, **look)
     span = ("from", "@left{0.000} s"), ("to", "@right{0.000} s")
-    _tell(chart, ("task", "@text"), ("on", "@where"), *span, renderers=[bars])
+    _tell(chart, (data.noun, "@text"), ("on", "@where"), *span, renderers=[bars])
     choose = CustomJS(
         args={
             "every": ColumnDataSource(_bars_of_tasks(data)),
@@ -262,7 +263,7 @@ def phases(data: RunData) -> Any:
     tooltips = [
         ("", "@phase: @what"),
         ("median", "@q50{custom}"),
-        ("half of the tasks", "@q25{custom} to @q75{custom}"),
+        (f"half of the {data.noun}s", "@q25{custom} to @q75{custom}"),
         ("nine in ten", "@q5{custom} to @q95{custom}"),
     ]
     hover = CustomJSHover(code=f"return ({_SECONDS})(value, 3)")

@@ -38,15 +38,16 @@ def page(trace: Trace) -> str:
     script, divs = components(figures)
     here = importlib.resources.files("parsl_flux_bulk.cli.report")
     label = str(trace.run.get("label", "run"))
+    noun = data.noun
     body = [
         f"<h1>{html.escape(label)}</h1>",
         _subtitle(data),
         _tiles(data),
-        _chart("Tasks that ended per second", divs["rates"]),
-        _chart("Cores: busy, and there", divs["running"]),
+        _chart(f"{noun.title()}s that ended per second", divs["rates"]),
+        _chart("Cores in use", divs["running"]),
         _chart(charts.timeline_title(data), divs["timeline"], f"{_key(data)}{_hint(data)}"),
-        _chart("Where time went: a task's seconds in each phase", divs["phases"], _PHASES_HINT),
-        "<h2>Apps</h2>",
+        _chart(f"Where time went: a {noun}'s seconds in each phase", divs["phases"], _phases_hint(noun)),
+        "<h2>Commands</h2>" if noun == "job" else "<h2>Apps</h2>",
         _apps(data),
         "<h2>Failures</h2>",
         _failures(trace, data),
@@ -90,11 +91,19 @@ def _chart(title: str, chart: str, hint: str = "") -> str:
     return f'<h2>{html.escape(title)}</h2><div class="chart">{chart}{below}</div>'
 
 
-_PHASES_HINT = (
-    "Dot: the median. Box: half of the tasks. Line: nine in ten. Queue: until a worker got the task, or its "
-    "job was submitted. Assign: on the way to the worker and in its queue, or of a job, in the queue of the "
-    "instance. Return: until the future got the result, or the end of the job was reported."
-)
+def _phases_hint(noun: str) -> str:
+    if noun == "job":
+        phases = (
+            "Queue: until the job was submitted. Assign: in the queue of the instance. "
+            "Return: until the end of the job was reported."
+        )
+    else:
+        phases = (
+            "Queue: until a worker got the task, or its job was submitted. Assign: on the way to the worker and "
+            "in its queue, or of a job, in the queue of the instance. Return: until the future got the result, "
+            "or the end of the job was reported."
+        )
+    return f"Dot: the median. Box: half of the {noun}s. Line: nine in ten. {phases}"
 
 
 def _key(data: RunData) -> str:
@@ -124,13 +133,13 @@ def _tiles(data: RunData) -> str:
     there = sum(c * (b - a) for a, b, c in zip(times, times[1:], cores, strict=False))
     busy = float(((data.end - data.begin) * data.cores).sum()) if len(data) else 0.0
     tiles = [
-        ("tasks", f"{len(data):,}"),
+        (f"{data.noun}s", f"{len(data):,}"),
         *((OUTCOMES[code], f"{count:,}") for code, count in sorted(counts.items()) if code),
         ("took", _seconds(data.seconds)),
-        ("tasks/s", f"{len(data) / data.seconds:,.1f}"),
+        (f"{data.noun}s/s", f"{len(data) / data.seconds:,.1f}"),
     ]
     if there and not math.isnan(busy):
-        tiles.append(("of the core time busy", f"{100 * busy / there:.0f}%"))
+        tiles.append(("of the core time in use", f"{100 * busy / there:.0f}%"))
     cells = [f'<div class="tile"><b>{value}</b><span>{name}</span></div>' for name, value in tiles]
     return f'<div class="tiles">{"".join(cells)}</div>'
 
@@ -138,11 +147,11 @@ def _tiles(data: RunData) -> str:
 def _hint(data: RunData) -> str:
     shades = "Shades are the share of time that the rows were busy."
     if len(data) > charts.KEPT_BARS:
-        return f"{shades} There are too many tasks to show single ones."
+        return f"{shades} There are too many {data.noun}s to show single ones."
     if len(data) > charts.SINGLE_BARS:
         few = f"{charts.SINGLE_BARS:,}"
-        return f"{shades} Zoom in with box or wheel: single tasks appear when {few} or fewer are in view."
-    return "Each bar is a task."
+        return f"{shades} Zoom in with box or wheel: single {data.noun}s appear when {few} or fewer are in view."
+    return f"Each bar is a {data.noun}."
 
 
 def _apps(data: RunData) -> str:
@@ -154,7 +163,7 @@ def _apps(data: RunData) -> str:
         ]
         for row in rows[:SHOWN_APPS]
     ]  # fmt: skip
-    head = ["app", "tasks", "failed", "core time", "waited (median)", "ran (median)", "ran (95 %)", "longest"]
+    head = ["command" if data.noun == "job" else "app", f"{data.noun}s", "failed", "core time", "waited (median)", "ran (median)", "ran (95 %)", "longest"]
     more = f"<p>and {len(rows) - SHOWN_APPS} more</p>" if len(rows) > SHOWN_APPS else ""
     return _table(head, cells) + more
 
@@ -178,17 +187,18 @@ def _failures(trace: Trace, data: RunData) -> str:
         title = html.escape(f"{app}: {kind + ': ' if kind else ''}{first}"[:300])
         parts.append(
             f'<details><summary><span class="count">{len(found)}&times;</span> {title}</summary>'
-            f"<p>task {html.escape(tasks + where)}</p><pre>{html.escape(details)}</pre>"
+            f"<p>{data.noun} {html.escape(tasks + where)}</p><pre>{html.escape(details)}</pre>"
             f"{stderr}</details>"
         )
     described = len(trace.failures)
-    note = f"<p>{bad:,} tasks did not complete; {described:,} failures are described.</p>"
+    some = "" if described >= bad else f" {described:,} of them are described below."
+    note = f"<p>{bad:,} {data.noun}{'s' * (bad > 1)} did not complete.{some}</p>"
     return note + "".join(parts)
 
 
 def _configuration(trace: Trace) -> str:
     run = trace.run
-    about = {name: run[name] for name in ("command", "host", "pid", "python", "version") if name in run}
+    about = {name: run[name] for name in ("command", "directory", "host", "pid", "python", "version") if name in run}
     rows = [[name, str(value)] for name, value in {**about, **run.get("config", {})}.items()]
     return _table(["name", "value"], rows, kind="config")
 

@@ -55,6 +55,8 @@ class RunData:
 
     Attributes
     ----------
+    noun : str
+        What the trace calls a task: "job" in a trace of `bulksubmit`, else "task".
     start, seconds : float
         When the run began (since the epoch), and how long it took.
     begin, end : array of float
@@ -63,11 +65,14 @@ class RunData:
     row : array of int
         Of the timeline.
     rows : list of str
-        Names of the rows.
+        Names of the rows: those of workers, then those of jobs.
+    worker_rows : int
+        Number of rows of workers.
     """
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
+        self.noun = "job" if trace.run.get("kind") == "bulksubmit" else "task"
         columns = trace.columns
         self.times = {
             name: np.array(getattr(columns, name), dtype=np.float64)
@@ -89,6 +94,7 @@ class RunData:
         self.rows: list[str] = []
         self.row: Any = np.zeros(len(self.id), dtype=np.int64)
         self._place_workers()
+        self.worker_rows = len(self.rows)
         self._place_jobs()
         self.jobs = self._bars_of_jobs()
         self.blocks = self._bars_of_blocks()
@@ -163,7 +169,8 @@ class RunData:
                 count += 1
             heapq.heappush(free, (float(self.end[index]), row))
             self.row[index] = row
-        self.rows += [f"task job {number + 1}" for number in range(count)]
+        kind = "" if self.noun == "job" else "task job "
+        self.rows += [f"{kind}{number + 1}" for number in range(count)]
 
     def _bars_of_jobs(self) -> Bars:
         """Return the worker jobs."""

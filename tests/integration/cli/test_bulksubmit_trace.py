@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,10 +77,22 @@ def test_a_job_that_never_started_has_no_start(where: Where) -> None:
 
 def test_a_report_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("bokeh")
-    run = bulksubmit("--local", "--report", "run.html", "sh", "-c", "exit {}", ":::", "0", "3")
+    run = bulksubmit("--local", "--max-active", "1", "--report", "run.html", "sh", "-c", "exit {}", ":::", "0", "3")
     assert (run.returncode, run.stdout.splitlines()[-1]) == (1, "bulksubmit: Report: run.html")
     text = Path("run.html").read_text()
     assert "exit status 3" in text and len(trace.tasks("run.trace")["task"]) == 2
+    sections = re.findall("<h2>(.*?)</h2>", text)
+    assert [sections[0], *sections[2:]] == [
+        "Jobs that ended per second",
+        "Timeline of up to 1 job at once",
+        "Where time went: a job&#x27;s seconds in each phase",
+        "Commands",
+        "Failures",
+        "Configuration",
+    ]
+    configuration = text[text.index("<h2>Configuration</h2>") :]
+    assert "--report run.html sh -c &#x27;exit {}&#x27; ::: 0 3</td>" in configuration
+    assert f"<td>{os.getcwd()}</td>" in configuration
 
 
 def test_a_job_is_canceled_through_the_trace() -> None:

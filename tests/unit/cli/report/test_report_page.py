@@ -34,7 +34,7 @@ READY_LIMIT = 3.0
 seconds of a clock say nothing."""
 
 SECTIONS = [
-    "Tasks that ended per second", "Cores: busy, and there",
+    "Tasks that ended per second", "Cores in use",
     "Timeline of 4 workers and up to 2 task jobs at once", "Where time went: a task's seconds in each phase",
     "Apps", "Failures", "Configuration",
 ]  # fmt: skip
