@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from parsl.app.errors import wrap_error
 from parsl.app.python import timeout
+from parsl.dataflow.dependency_resolvers import deep_traverse_to_gather
 from parsl.serialize import facade
 from parsl.serialize.concretes import DillCallableSerializer, DillSerializer
 from parsl.serialize.errors import SerializationError
@@ -236,8 +237,25 @@ def serialize_call(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         culprits = ", ".join(_unserializable(args, kwargs)) or "arguments"
         raise CallNotSerializable(
             f"the call of {name} cannot be serialized: {culprits} ({type(error).__name__}: {error}); "
-            "pass plain data, or the path of a file"
+            + (
+                _WITHOUT_FUTURES
+                if _hold_futures([*args, *kwargs.values()])
+                else "pass plain data, or the path of a file"
+            )
         ) from error
+
+
+_WITHOUT_FUTURES = (
+    "it holds futures: pass them as inputs=[...], for whose results Parsl waits, or set "
+    "Config(dependency_resolver=DEEP_DEPENDENCY_RESOLVER); without Parsl, pass the result() of each"
+)
+
+
+def _hold_futures(values: list[Any]) -> bool:
+    try:
+        return bool(deep_traverse_to_gather(values))
+    except RecursionError:  # a list that contains itself
+        return False
 
 
 _NO_WARNING = 1 << 62

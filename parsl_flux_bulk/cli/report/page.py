@@ -99,9 +99,9 @@ def _phases_hint(noun: str) -> str:
         )
     else:
         phases = (
-            "Queue: until a worker got the task, or its job was submitted. Assign: on the way to the worker and "
-            "in its queue, or of a job, in the queue of the instance. Return: until the future got the result, "
-            "or the end of the job was reported."
+            "Queue: until a worker got the task, or its job was submitted. "
+            "Assign: on the way to the worker and in its queue, or of a job, in the queue of the instance. "
+            "Return: until the future got the result, or the end of the job was reported."
         )
     return f"Dot: the median. Box: half of the {noun}s. Line: nine in ten. {phases}"
 
@@ -150,7 +150,9 @@ def _hint(data: RunData) -> str:
         return f"{shades} There are too many {data.noun}s to show single ones."
     if len(data) > charts.SINGLE_BARS:
         few = f"{charts.SINGLE_BARS:,}"
-        return f"{shades} Zoom in with box or wheel: single {data.noun}s appear when {few} or fewer are in view."
+        return (
+            f"{shades} Zoom in with box or wheel: single {data.noun}s appear when {few} or fewer are in view."
+        )
     return f"Each bar is a {data.noun}."
 
 
@@ -163,7 +165,16 @@ def _apps(data: RunData) -> str:
         ]
         for row in rows[:SHOWN_APPS]
     ]  # fmt: skip
-    head = ["command" if data.noun == "job" else "app", f"{data.noun}s", "failed", "core time", "waited (median)", "ran (median)", "ran (95 %)", "longest"]
+    head = [
+        "command" if data.noun == "job" else "app",
+        f"{data.noun}s",
+        "failed",
+        "core time",
+        "waited (median)",
+        "ran (median)",
+        "ran (95 %)",
+        "longest",
+    ]
     more = f"<p>and {len(rows) - SHOWN_APPS} more</p>" if len(rows) > SHOWN_APPS else ""
     return _table(head, cells) + more
 
@@ -198,7 +209,11 @@ def _failures(trace: Trace, data: RunData) -> str:
 
 def _configuration(trace: Trace) -> str:
     run = trace.run
-    about = {name: run[name] for name in ("command", "directory", "host", "pid", "python", "version") if name in run}
+    about = {
+        name: run[name]
+        for name in ("command", "directory", "host", "pid", "python", "version")
+        if name in run
+    }
     rows = [[name, str(value)] for name, value in {**about, **run.get("config", {})}.items()]
     return _table(["name", "value"], rows, kind="config")
 

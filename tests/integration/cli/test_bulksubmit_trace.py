@@ -77,7 +77,9 @@ def test_a_job_that_never_started_has_no_start(where: Where) -> None:
 
 def test_a_report_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("bokeh")
-    run = bulksubmit("--local", "--max-active", "1", "--report", "run.html", "sh", "-c", "exit {}", ":::", "0", "3")
+    run = bulksubmit(
+        "--local", "--max-active", "1", "--report", "run.html", "sh", "-c", "exit {}", ":::", "0", "3"
+    )
     assert (run.returncode, run.stdout.splitlines()[-1]) == (1, "bulksubmit: Report: run.html")
     text = Path("run.html").read_text()
     assert "exit status 3" in text and len(trace.tasks("run.trace")["task"]) == 2

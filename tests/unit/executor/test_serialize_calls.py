@@ -10,6 +10,7 @@ import threading
 import types
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,24 @@ def test_arguments_that_cannot_travel_are_named() -> None:
     assert "argument 'log', of type generator" in text
     assert "argument 1," not in text and "'steps'" not in text
     assert "pass plain data, or the path of a file" in text
+
+
+@pytest.mark.parametrize(
+    "holder", [[Future()], {"a": (1, Future())}, {Future()}], ids=["list", "dict", "set"]
+)
+def test_futures_in_a_container_are_told_how_to_travel(holder: Any) -> None:
+    for args, kwargs in (((1, holder), {}), ((), {"runs": holder})):
+        with pytest.raises(CallNotSerializable) as caught:
+            serialize_call("select", args, kwargs)
+        assert "pass them as inputs=[...]" in str(caught.value)
+        assert "plain data" not in str(caught.value)
+
+
+def test_a_list_in_itself_that_cannot_travel_is_named() -> None:
+    own: list[Any] = [generator()]
+    own.append(own)
+    with pytest.raises(CallNotSerializable, match="argument 1, of type list"):
+        serialize_call("select", (own,), {})
 
 
 def test_the_error_is_ours_and_parsls() -> None:
