@@ -19,7 +19,13 @@ def write_trace(path: Path, tasks: int, workers: int = 8, task_jobs: int = 0, fa
     chance = random.Random(1)
     writer = Writer(str(path))
     cores = workers
-    about = {"kind": "executor", "label": "synthetic", "instance": "none", "config": {"instance": "'<none>'"}}
+    about = {
+        "kind": "executor",
+        "label": "synthetic",
+        "instance": "none",
+        "config": {"instance": "'<none>'", "python": "None"},
+    }
+    about |= {"command": "campaign.py", "directory": "/home", "python": "3.11.7"}
     writer.event("run", about, BEGIN)
     writer.event("capacity", {"nodes": 1, "cores": cores, "gpus": 0}, BEGIN)
     for index, name in enumerate(("simulate", "train <b>", "select"), 1):

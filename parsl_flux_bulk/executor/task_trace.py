@@ -9,6 +9,7 @@ import inspect
 import logging
 import os
 import platform
+import shlex
 import socket
 import sys
 import time
@@ -81,7 +82,8 @@ class TaskTrace:
             "python": platform.python_version(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "command": " ".join(sys.argv)[:ERROR_LENGTH],
+            "command": shlex.join(sys.argv)[:ERROR_LENGTH],
+            "directory": os.getcwd(),
             **about,
         }
 

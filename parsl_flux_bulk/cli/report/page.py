@@ -209,12 +209,12 @@ def _failures(trace: Trace, data: RunData) -> str:
 
 def _configuration(trace: Trace) -> str:
     run = trace.run
-    about = {
-        name: run[name]
-        for name in ("command", "directory", "host", "pid", "python", "version")
-        if name in run
-    }
-    rows = [[name, str(value)] for name, value in {**about, **run.get("config", {})}.items()]
+    names = {
+        "command": "command", "directory": "working directory", "host": "host", "pid": "process id",
+        "python": "Python version", "version": "parsl_flux_bulk version",
+    }  # fmt: skip
+    rows = [[title, str(run[name])] for name, title in names.items() if name in run]
+    rows += [[name, str(value)] for name, value in run.get("config", {}).items()]
     return _table(["name", "value"], rows, kind="config")
 
 

@@ -110,6 +110,8 @@ def test_the_command_writes_beside_the_trace(small: Path, capsys: pytest.Capture
     for escaped in ("train &lt;b&gt;", "bad &lt;value&gt; 1", "line &lt;2&gt;", "&#x27;&lt;none&gt;&#x27;"):
         assert escaped in text
     assert "train <b>" not in text.partition("<main>")[2].partition("</main>")[0]
+    rows = re.findall("<tr><td>([^<]*)</td><td>([^<]*)</td></tr>", text)
+    assert {("Python version", "3.11.7"), ("python", "None"), ("working directory", "/home")} <= set(rows)
     assert not re.search(r"""(src|href)\s*=\s*["']https?:""", text.partition("<main>")[2])
 
 
