@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pool_calls import fail_at, file_of, kind_and_sum, nested, nested_in_flux, where_it_runs
 
 joblib = pytest.importorskip("joblib")
 
@@ -29,40 +30,12 @@ def flux_backend(pool: FluxPoolExecutor) -> Iterator[FluxPoolExecutor]:
         yield pool
 
 
-def where_it_runs(_: int) -> int:
-    return os.getpid()
-
-
-def fail_at(n: int, limit: int) -> int:
-    if n == limit:
-        raise LookupError(n)
-    return n
-
-
-def kind_and_sum(array: Any, other: Any) -> tuple[str, str, int]:
-    return type(array).__name__, type(other).__name__, int(array.sum() + other.sum())
-
-
-def file_of(array: Any) -> str:
-    return str(array.filename)
-
-
-def nested(n: int) -> list[int]:
-    result: list[int] = joblib.Parallel(n_jobs=2)(joblib.delayed(pow)(n, k) for k in range(3))
-    return result
-
-
 def test_calls_run_in_workers_in_order(flux_backend: FluxPoolExecutor) -> None:
     squares = joblib.Parallel()(joblib.delayed(pow)(n, 2) for n in range(3_000))
     assert squares == [n * n for n in range(3_000)]
     # joblib's own batches: far fewer tasks than calls.
     assert flux_backend.status_report().tasks.done < 1_500  # type: ignore[union-attr]
-    assert os.getpid() not in joblib.Parallel()(joblib.delayed(where_it_runs)(n) for n in range(4))
-
-
-def nested_in_flux(n: int) -> list[int]:
-    result: list[int] = joblib.Parallel(n_jobs=2, backend="flux")(joblib.delayed(pow)(n, k) for k in range(3))
-    return result
+    assert os.getpid() not in {pid for _, pid, _ in joblib.Parallel()([joblib.delayed(where_it_runs)()] * 4)}
 
 
 def test_nested_calls(flux_backend: FluxPoolExecutor) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import wait_until
 from parsl.providers import LocalProvider
+from pool_calls import where_it_runs
 
 from parsl_flux_bulk import FluxPoolExecutor
 
@@ -34,7 +35,3 @@ def test_tasks_request_the_block_that_runs_them(kind: str, tmp_path: Path) -> No
         assert alone.submit(where_it_runs).result(BOUND)[0] == "0"
         assert len(provider.resources) == 1
     wait_until(lambda: not os.path.exists(f"/proc/{parent}"), BOUND)
-
-
-def where_it_runs() -> tuple[str, int, int]:
-    return os.environ.get("PARSL_WORKER_BLOCK_ID", ""), os.getpid(), os.getppid()

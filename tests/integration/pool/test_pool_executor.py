@@ -18,6 +18,16 @@ from typing import Any
 
 import pytest
 from helpers import PROJECT, run_script, wait_event, wait_until
+from pool_calls import (
+    captured,
+    change_state,
+    change_state_of_a_task,
+    fail_to_initialize,
+    invert,
+    square,
+    state_of_process,
+    wait_for_file,
+)
 
 import parsl_flux_bulk
 from parsl_flux_bulk import FluxBulkExecutor, FluxPoolExecutor
@@ -43,43 +53,6 @@ def new_pool(where: str, tmp_path: Path) -> Iterator[Callable[..., FluxPoolExecu
 @pytest.fixture
 def pool(new_pool: Callable[..., FluxPoolExecutor]) -> FluxPoolExecutor:
     return new_pool()
-
-
-def square(x: int) -> int:
-    return x * x
-
-
-def captured(*args: Any, **kwargs: Any) -> Any:
-    return args, kwargs
-
-
-def invert(x: int) -> float:
-    return 1 / x
-
-
-def wait_for_file(path: str) -> str:
-    while not os.path.exists(path):
-        time.sleep(0.005)
-    return path
-
-
-def state_of_process() -> tuple[str, str, str, int]:
-    return os.environ.get("OF_THE_INITIALIZER", ""), os.environ.get("OF_A_TASK", ""), os.getcwd(), os.getpid()
-
-
-def change_state(directory: str) -> None:
-    os.environ["OF_THE_INITIALIZER"] = "yes"
-    os.chdir(directory)
-    os.nice(1)
-
-
-def change_state_of_a_task() -> None:
-    os.environ["OF_A_TASK"] = "yes"
-    os.chdir("/")
-
-
-def fail_to_initialize() -> None:
-    raise LookupError("no data")
 
 
 def test_submit(pool: FluxPoolExecutor) -> None:
