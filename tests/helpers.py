@@ -70,10 +70,17 @@ def process_table() -> dict[int, tuple[int, str]]:
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
-                fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+                # Not with pathlib, which is slower: each test reads these files twice.
+                fd = os.open(f"/proc/{entry}/stat", os.O_RDONLY)
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            table[int(entry)] = (int(fields[1]), fields[0])
+            try:
+                fields = os.read(fd, 4096).rpartition(b")")[2].split(None, 2)
+            except ProcessLookupError:
+                continue
+            finally:
+                os.close(fd)
+            table[int(entry)] = (int(fields[1]), fields[0].decode())
     return table
 
 
@@ -86,14 +93,14 @@ def is_running(pid: int) -> bool:
     return state not in "ZX"
 
 
-def descendants(pid: int) -> set[int]:
-    """Return the pids of all running descendants of a process."""
-    table = process_table()
+def descendants(*pids: int, table: dict[int, tuple[int, str]] | None = None) -> set[int]:
+    """Return the pids of all running descendants of processes, in a new `process_table` or in this one."""
+    table = table or process_table()
     children: dict[int, list[int]] = {}
     for child, (parent, _) in table.items():
         children.setdefault(parent, []).append(child)
     found: set[int] = set()
-    unseen = [pid]
+    unseen = list(pids)
     while unseen:
         for child in children.get(unseen.pop(), ()):
             unseen.append(child)
@@ -320,10 +327,10 @@ def own_threads() -> dict[int, threading.Thread]:
 
 def own_processes() -> dict[int, str]:
     """Return the running descendants of this process that no fixture owns: pid -> command line."""
-    owned = set(LONG_LIVED)
-    for pid in LONG_LIVED:
-        owned |= descendants(pid)
-    found = {pid: command_of(pid) for pid in descendants(os.getpid()) - owned if guarded_by(pid) not in owned}
+    table = process_table()
+    owned = LONG_LIVED | descendants(*LONG_LIVED, table=table)
+    mine = descendants(os.getpid(), table=table) - owned
+    found = {pid: command_of(pid) for pid in mine if guarded_by(pid) not in owned}
     # multiprocessing starts its resource tracker once, and keeps it.
     return {
         pid: command for pid, command in found.items() if "multiprocessing.resource_tracker" not in command
