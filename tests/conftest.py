@@ -27,7 +27,7 @@ import hypothesis
 import pytest
 from slurm_cluster import slurm_missing
 
-from parsl_flux_bulk.instances.local import core_claims
+from parsl_flux_bulk.protocol import variables
 
 if TYPE_CHECKING:
     from parsl_flux_bulk import FluxBulkExecutor
@@ -182,9 +182,12 @@ SHARED_EXECUTORS: set[SharedExecutor] = set()
 
 @pytest.fixture(scope="session", autouse=True)
 def core_claims_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let embedded instances pin their jobs, whatever else of this user runs on this machine."""
+    """Let embedded instances pin their jobs, whatever else of this user runs on this machine.
+
+    That includes the other processes of the same run of pytest.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(core_claims, "DIRECTORIES", (str(tmp_path_factory.mktemp("claims")),))
+        patch.setenv(variables.CLAIMS, str(tmp_path_factory.mktemp("claims")))
         yield
 
 

@@ -1,4 +1,4 @@
-"""Names of the environment variables that the executor sets for the processes of its jobs.
+"""Names of the environment variables that the executor sets for the processes of its jobs, and of `CLAIMS`.
 
 Managers and ranks remove every variable with `PREFIX` before user code runs.
 """
@@ -23,3 +23,5 @@ UNPINNED = PREFIX + "UNPINNED"  # set if workers must not be pinned: others may 
 OUTPUT = PREFIX + "OUTPUT"  # path without suffix of the files that a manager writes its output to
 OUTER_URI = PREFIX + "OUTER_URI"  # URI of the instance that an inner instance is a job of
 OUTER_JOB = PREFIX + "OUTER_JOB"  # id of that job, in F58
+
+CLAIMS = PREFIX + "CLAIMS"  # set by the user: directory of the file in which embedded instances claim cores

@@ -13,8 +13,10 @@ import helpers
 import pytest
 
 from parsl_flux_bulk import FluxBulkExecutor
-from parsl_flux_bulk.instances.local import LocalInstance, core_claims
+from parsl_flux_bulk.errors import InstanceUnavailable
+from parsl_flux_bulk.instances.local import LocalInstance
 from parsl_flux_bulk.instances.local.core_claims import CoreClaims, claims_path
+from parsl_flux_bulk.protocol import variables
 from parsl_flux_bulk.worker.pinning import physical_cores
 
 BOUND = 60.0
@@ -29,7 +31,7 @@ two_cores = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
 @pytest.fixture(autouse=True)
 def claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory for claims that no other test uses."""
-    monkeypatch.setattr(core_claims, "DIRECTORIES", (str(tmp_path),))
+    monkeypatch.setenv(variables.CLAIMS, str(tmp_path))
     return tmp_path
 
 
@@ -75,9 +77,8 @@ def test_cores_that_are_claimed_are_taken_first(new_executor: NewExecutor) -> No
 
 
 def test_a_killed_script_holds_no_claim(new_executor: NewExecutor, tmp_path: Path) -> None:
-    source = f"""
-        from parsl_flux_bulk.instances.local import LocalInstance, core_claims
-        core_claims.DIRECTORIES = ({str(tmp_path)!r},)
+    source = """
+        from parsl_flux_bulk.instances.local import LocalInstance
         instance = LocalInstance()
         instance.start()
         print("started", flush=True)
@@ -98,6 +99,12 @@ def test_without_a_file_nothing_is_pinned(new_executor: NewExecutor, claims: Pat
     (claims / Path(claims_path()).name).mkdir()
     with new_executor(LocalInstance()) as executor:
         assert affinities(executor) == (EVERYTHING, EVERYTHING)
+
+
+def test_a_directory_that_does_not_exist_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variables.CLAIMS, "/nowhere")
+    with pytest.raises(InstanceUnavailable, match="PARSL_FLUX_BULK_CLAIMS='/nowhere' is not a directory"):
+        LocalInstance().start()
 
 
 def test_threads_of_one_core_are_one_claim(tmp_path: Path) -> None:
