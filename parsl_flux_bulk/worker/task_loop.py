@@ -11,6 +11,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]
 import atexit
 import ctypes
+import fcntl
 import mmap
 import os
 import select
@@ -36,6 +37,9 @@ DEFAULTED_SIGNALS = (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGHUP)
 LONE_AFTER = 1e-4
 """Seconds for which a worker was idle before a task that may be the only one. In a flood, the manager sends
 many outcomes at once, which costs the executor less."""
+
+FIRST_DESCRIPTOR = 1000
+"""The lowest number of a worker's own descriptors, where a process may have so many."""
 
 _fflush = ctypes.CDLL(None).fflush
 
@@ -171,16 +175,39 @@ class WorkerProcess:
         self._running.set_pid(self.slot, os.getpid())
         lifeline.die_with_parent(self._manager)
         os.dup2(self.descriptors[1], 2)
+        own = self._move_descriptors()
         start = 3
-        own = [self.tasks.fileno(), self._outcomes, *([self.lane.fileno()] if self.lane else [])]
         for kept in (*sorted(own), last_descriptor + 1):
             os.closerange(start, kept)
-            start = kept + 1
+            start = max(start, kept + 1)
         if self._binding.cpus:
             os.sched_setaffinity(0, self._binding.cpus)
         for name, value in self._binding.environment.items():
             os.environ[name] = value
         self._running.memory[self._running.offset(self.slot) + 8] = 1
+
+    def _move_descriptors(self) -> list[int]:
+        """Move the descriptors to high numbers, and return these.
+
+        A task that closes what it finds open, as daemons do, and then opens its own files must not find its
+        outcome in one of them.
+        """
+        first = min(FIRST_DESCRIPTOR, os.sysconf("SC_OPEN_MAX") - 8)
+        sockets = [self.tasks, *([self.lane] if self.lane else [])]
+        try:
+            moved = [
+                fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, first)
+                for number in (self._outcomes, *(each.fileno() for each in sockets))
+            ]
+        except OSError:  # none is left
+            return [self._outcomes, *(each.fileno() for each in sockets)]
+        self._outcomes = moved[0]
+        for each in sockets:
+            each.detach()
+        self.tasks = socket.socket(fileno=moved[1])
+        if self.lane:
+            self.lane = socket.socket(fileno=moved[2])
+        return moved
 
     def _serve(self) -> None:
         entry = slice(self._running.offset(self.slot), self._running.offset(self.slot) + 8)

@@ -123,10 +123,23 @@ def test_a_manager_whose_stderr_nobody_reads_goes_on(end):
 def test_a_worker_that_closes_what_is_not_its_own(end):
     manager = ManagerProcess(end)
     manager.add_function(os.closerange)
-    manager.give((1, 2, 1000))
+    manager.give((1, 2, 5000))
 
     assert manager.died().id == 1
     assert manager.run(operator.neg, 2, task_id=2) == -2
+
+
+def test_a_task_whose_files_replace_all_descriptors_runs_once(end, tmp_path):
+    """As in a daemon: everything is closed, and files of the task get the numbers."""
+    manager = ManagerProcess(end)
+    manager.add_function(calls.replace_descriptors)
+    for task_id in (1, 2):
+        manager.give((task_id, str(tmp_path / f"file{task_id}"), 3, 64))
+
+    manager.peer.get(frames.OUTCOME, 2)
+    assert manager.outcome_ids() == [1, 2]
+    for task_id in (1, 2):
+        assert (tmp_path / f"file{task_id}").read_bytes() == b"started\n"
 
 
 def test_workers_that_cannot_begin_end_the_manager(end, tmp_path):
