@@ -50,6 +50,14 @@ def talk_and_die(lines):
     os._exit(1)
 
 
+def start_daemon(note):
+    """Start a process in a session of its own, whose parent ends; write its pid to a file."""
+    import subprocess
+
+    command = f"sleep 3600 & echo $! > {note}"
+    subprocess.run(["setsid", "sh", "-c", command], stdout=subprocess.DEVNULL, check=True)
+
+
 def replace_descriptors(path, first, last):
     """Close descriptors, and open a file under the number of each."""
     os.closerange(first, last)

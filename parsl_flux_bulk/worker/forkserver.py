@@ -45,6 +45,7 @@ class Forkserver:
     ) -> None:
         self.running = RunningTasks(len(bindings))
         lifeline.start_guard(self.running.pids)
+        lifeline.adopt_orphans()
         self._bindings = bindings
         self._open_lane = open_lane
         self._alive: set[int] = set()
@@ -120,6 +121,17 @@ class Forkserver:
         for pid in self._alive:
             kill_group(pid)
 
+    def kill_orphans(self, timeout: float) -> None:
+        """SIGKILL what workers that have ended left behind, in at most `timeout` seconds.
+
+        That is what has a process group of its own, such as a daemon; the rest ended with its worker.
+        """
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0 and (orphans := _children()):
+            self._alive.update(orphans)
+            self.kill_all()
+            self.wait(left, lambda _: None)
+
     def reap(self) -> list[tuple[int, int]]:
         """Reap the worker processes that have exited, and kill what they had started.
 
@@ -148,6 +160,18 @@ class Forkserver:
         while self._alive and (left := deadline - time.monotonic()) > 0:
             poll.poll(left * 1000)
             on_exits(self.reap())
+
+
+def _children() -> list[int]:
+    """Return the children of this process; none if the kernel cannot tell."""
+    found: list[int] = []
+    try:
+        for thread in os.listdir("/proc/self/task"):
+            with open(f"/proc/self/task/{thread}/children") as file:
+                found += map(int, file.read().split())
+    except OSError:  # without CONFIG_PROC_CHILDREN, or of a thread that ended
+        pass
+    return found
 
 
 def kill_group(pid: int) -> None:

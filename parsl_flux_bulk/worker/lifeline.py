@@ -27,7 +27,7 @@ WALLTIME_SIGNAL = signal.SIGVTALRM
 KILL_DELAY = 1.0
 """Seconds from this signal to SIGKILL, for a program that handles it."""
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 _prctl = ctypes.CDLL(None).prctl
 
 
@@ -40,6 +40,11 @@ def die_with_parent(parent: int) -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends, such as daemons of a task; prctl(2)."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def start_guard(groups: Callable[[], Iterable[int]]) -> int:

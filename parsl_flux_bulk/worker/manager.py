@@ -164,6 +164,7 @@ class Manager(Stateful):
         self._forkserver.wait(EXIT_TIMEOUT, self._on_exits)
         self._forkserver.kill_all()
         self._forkserver.wait(KILL_TIMEOUT, self._on_exits)
+        self._forkserver.kill_orphans(KILL_TIMEOUT)
         self._channel.close()
         if self._signal:
             signal.signal(self._signal, signal.SIG_DFL)

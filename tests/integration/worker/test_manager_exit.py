@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import os
 import signal
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import calls
 import helpers
+import pytest
 from executor_end import WORKER
 from manager_process import ManagerProcess
 
@@ -57,6 +59,26 @@ def test_nothing_is_left_when_the_manager_is_told_to_end(end, tmp_path):
 
     assert manager.process.returncode == -signal.SIGTERM
     helpers.wait_gone(processes, 5)
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGTERM])
+def test_daemons_of_tasks_end_with_the_manager(end, tmp_path, number):
+    manager = ManagerProcess(end, slots=2)
+    manager.add_function(calls.start_daemon)
+    for slot in (0, 1):
+        manager.give((slot + 1, str(tmp_path / f"pid{slot}")), slot=slot)
+    manager.peer.get(frames.OUTCOME, 2)
+    daemons = [int((tmp_path / f"pid{slot}").read_text()) for slot in (0, 1)]
+    assert all(
+        helpers.is_running(pid) and os.getsid(pid) != os.getsid(manager.process.pid) for pid in daemons
+    )
+    if number is None:
+        manager.retire()
+    else:
+        manager.process.send_signal(number)
+        manager.process.communicate(timeout=10)
+
+    assert not any(helpers.is_running(pid) for pid in daemons)
 
 
 def test_workers_end_with_a_manager_that_is_killed(end):
