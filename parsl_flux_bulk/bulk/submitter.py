@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from parsl_flux_bulk.bulk.job_future import JobFuture
 from parsl_flux_bulk.bulk.jobspec_files import parse_jobspec, read_jobspec, shorten
@@ -36,6 +36,9 @@ from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.pipeline.exit_status_to_error import job_error
 from parsl_flux_bulk.pipeline.job import Job
 from parsl_flux_bulk.pipeline.pipeline import CLOSE_TIMEOUT, Pipeline
+
+if TYPE_CHECKING:
+    from parsl_flux_bulk.blocks.packed.packing import Packing
 
 __all__ = ["BulkSubmitter", "JobFuture"]
 
@@ -57,8 +60,9 @@ class BulkSubmitter:
         Number of Flux instances to start inside a Flux instance for small jobs, at most one for each core;
         see `parsl_flux_bulk.instances.federation.inner_instances`. 1 starts none. Output that an inner
         instance kept is lost when the inner instance ends.
-    packed : bool
-        Run small jobs inside one Flux job on each node; see `parsl_flux_bulk.blocks.packed.packed_jobs`.
+    packed : bool or parsl_flux_bulk.blocks.packed.packing.Packing
+        Run small jobs inside one Flux job on each node; see `parsl_flux_bulk.blocks.packed.packed_jobs`. A
+        `Packing` also says what is known of the jobs, so that no more cores are taken than they need.
         Without effect on an instance that is not Flux, where jobs cost as little in any case.
     keep_ended : bool
         Keep the future of an ended job until `as_completed` has yielded it. With False, only the caller keeps
@@ -79,7 +83,7 @@ class BulkSubmitter:
         *,
         max_active_jobs: int | None = None,
         instances: int = 1,
-        packed: bool = False,
+        packed: bool | Packing = False,
         keep_ended: bool = True,
         record_times: bool = False,
     ) -> None:
@@ -349,12 +353,12 @@ class _Jobs:
             self._changed.notify_all()
 
 
-def _shared_out(instance: Instance, packed: bool, instances: int) -> Instance:
+def _shared_out(instance: Instance, packed: bool | Packing, instances: int) -> Instance:
     """Return the instance with node jobs or inner instances, whose modules are not imported without need."""
-    if packed:
+    if packed is not False:
         from parsl_flux_bulk.blocks.packed.packed_jobs import pack
 
-        return pack(instance)
+        return pack(instance) if packed is True else pack(instance, packed)
     if instances > 1:
         from parsl_flux_bulk.instances.federation.inner_instances import nest
 

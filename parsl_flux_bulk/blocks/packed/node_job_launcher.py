@@ -1,4 +1,4 @@
-"""The launcher of node jobs: submits one for the free cores of each node, and relays to their programs.
+"""The launcher of node jobs: submits them where cores are free, and relays to their programs.
 
 ::
 
@@ -17,13 +17,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
+from parsl_flux_bulk.blocks.packed.packing import UNKNOWN, Packing, node_job_sizes
 from parsl_flux_bulk.blocks.relay import protocol
 from parsl_flux_bulk.blocks.relay.instance import BlockState, RelayedInstance
 from parsl_flux_bulk.errors import InstanceError
 from parsl_flux_bulk.instances.base import (
     EMBEDDED_IN_FLIGHT,
     Completion,
-    JobEnded,
     PeerId,
     PeerMessage,
     Usage,
@@ -32,6 +32,7 @@ from parsl_flux_bulk.instances.events import MemberInstance
 from parsl_flux_bulk.instances.federation.inner_instance_launcher import (
     PING_PERIOD,
     PING_TIMEOUT,
+    START_TIMEOUT,
     Inner,
     InnerState,
     Launcher,
@@ -83,6 +84,13 @@ class Link:
 class NodeJobLauncher(Launcher):
     """Starts node jobs where cores are free, and ends those that are idle.
 
+    Parameters
+    ----------
+    outer, add, registry
+        See :class:`.Launcher`.
+    packing : Packing
+        What is known of the jobs.
+
     Attributes
     ----------
     ends_idle : bool
@@ -94,27 +102,34 @@ class NodeJobLauncher(Launcher):
     ends_idle = True
 
     def __init__(
-        self, outer: FluxInstance, add: Callable[[str, MemberInstance], Member], registry: MemberRegistry
+        self,
+        outer: FluxInstance,
+        add: Callable[[str, MemberInstance], Member],
+        registry: MemberRegistry,
+        packing: Packing = UNKNOWN,
     ) -> None:
         super().__init__(outer, add, registry)
+        self._packing = packing
+        self._cores_needed = packing.cores_needed
         self._links: dict[PeerId, RelayedInstance] = {}
         self._idle: dict[Member, float] = {}  # until when it may stay idle
         self._wanted: list[threading.Event] = []
         self._launches: list[threading.Event] = []
+        self._starting_until = time.monotonic() + START_TIMEOUT
         self.joined = 0
-        self.ended = 0  # and not replaced
 
-    def launch(self, timeout: float) -> None:
+    def launch(self, timeout: float, cores_needed: int | None) -> None:
         """Start node jobs where cores are free, and wait until each is ready or has failed; from any thread.
 
         Parameters
         ----------
         timeout : float
             Seconds to wait at most.
+        cores_needed : int or None
+            Cores to take at most; None for all that are free.
         """
-        self.ended = 0
         settled = threading.Event()
-        self._call(lambda _: self._wanted.append(settled))
+        self._call(lambda _: self._want(settled, cores_needed))
         if self.is_alive():
             settled.wait(timeout)
 
@@ -134,11 +149,12 @@ class NodeJobLauncher(Launcher):
 
     def _step(self, completion: Completion, timeout: float | None) -> None:
         self._run_calls(completion)
-        # Not before those that end have given their cores back.
-        if self._wanted and not self._in_state(InnerState.RETIRING):
+        # Not before those that end have given their cores back, and those that wait have got theirs.
+        if self._wanted and not self._in_state(InnerState.RETIRING, InnerState.SUBMITTED):
             self._launches += self._wanted
             self._wanted.clear()
             self._submit(completion)
+            self._starting_until = time.monotonic() + START_TIMEOUT
         if self._launches and not self._in_state(InnerState.SUBMITTED):
             for settled in self._launches:
                 settled.set()
@@ -149,34 +165,38 @@ class NodeJobLauncher(Launcher):
             timeout = left if timeout is None else min(left, timeout)
         super()._step(completion, timeout)
 
+    def _want(self, settled: threading.Event, cores_needed: int | None) -> None:
+        self._wanted.append(settled)
+        self._cores_needed = cores_needed
+
     def _note_idle(self, member: Member) -> None:
         if self.ends_idle:
             self._idle[member] = time.monotonic() + IDLE_TIMEOUT
 
     def _end_idle(self) -> None:
         now = time.monotonic()
+        if self._in_state(InnerState.SUBMITTED) and now < self._starting_until:
+            # Jobs come when all are ready.
+            self._idle = dict.fromkeys(self._idle, now + IDLE_TIMEOUT)
         for member in [member for member, until in self._idle.items() if until <= now]:
             del self._idle[member]
             threading.Thread(target=self._end_without_output, args=[member], daemon=True).start()
 
     def _end_without_output(self, member: Member) -> None:
         """Have a member end, unless it keeps output that somebody may ask for. Waits for replies."""
-        try:
-            kept = cast("RelayedInstance", member.instance).request("kept")
-        except InstanceError:
-            return
+        kept = 0
+        if self._packing.keeps_output:
+            try:
+                kept = cast("RelayedInstance", member.instance).request("kept")
+            except InstanceError:
+                return
         if not kept:
             self._registry.drain_idle(member)  # it is told to end once it is drained
 
-    def _on_ended(self, event: JobEnded) -> None:
-        super()._on_ended(event)
-        self.ended += 1
-
     def _jobspecs(self, completion: Completion, first: int) -> list[Jobspec]:
         environment = completion.channel().environment
-        # Large ones first: a small one would also fit their nodes.
-        free = sorted((pair for pair in self._free(completion) if pair[0]), reverse=True)
-        return [_jobspec(cores, gpus, token, environment) for token, (cores, gpus) in enumerate(free, first)]
+        sizes = node_job_sizes(self._free(completion), self._packing, self._cores_needed)
+        return [_jobspec(cores, gpus, token, environment) for token, (cores, gpus) in enumerate(sizes, first)]
 
     def _free(self, completion: Completion) -> tuple[tuple[int, int], ...]:
         """Return the free cores and GPUs of each node."""
@@ -243,7 +263,6 @@ class NodeJobLauncher(Launcher):
             if inner.peer == peer:
                 inner.move_to(InnerState.RETIRING)  # its job is about to end, too
         if relayed is not None:
-            self.ended += 1
             relayed.end(BlockState.LOST, "its program has ended")
 
     def _end_all(self, completion: Completion) -> None:

@@ -3,12 +3,13 @@
 ::
 
     PackedJobs ──> Federation, with PackedPlacement: the outer instance, and a member for each node job
-         └──> NodeJobLauncher, a thread: one job on each node, whose program runs an embedded instance
+         └──> NodeJobLauncher, a thread: jobs on each node, whose program runs an embedded instance
 
 A Flux job costs its broker and shell some 40 ms of CPU. A packed job costs a process on its node.
 
 A node job that has been idle for some time ends and gives its cores back, unless it keeps output of jobs.
-Node jobs that ended, or were lost, are replaced when jobs need them.
+When jobs need more cores than the node jobs have, others start: where node jobs ended or were lost, and where
+other jobs of the instance have ended.
 
 A job is packed if a node job has room for it and it asks for nothing that only Flux gives. The first job
 that is not packed dissolves the node jobs: they get no more jobs, end when they are empty, and all later jobs
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from parsl_flux_bulk.blocks.packed.node_job_launcher import NodeJobLauncher
+from parsl_flux_bulk.blocks.packed.packing import UNKNOWN, Packing
 from parsl_flux_bulk.instances.base import Capacity, Instance, JobId
 from parsl_flux_bulk.instances.federation.inner_instance_launcher import START_TIMEOUT
 from parsl_flux_bulk.instances.federation.inner_instances import NestedInstances
@@ -30,7 +32,7 @@ from parsl_flux_bulk.instances.flux.instance import FluxInstance
 from parsl_flux_bulk.jobspec.jobspec import Demand, Jobspec
 
 REFILL_INTERVAL = 5.0
-"""Seconds between two attempts to replace node jobs that have ended, while others run jobs."""
+"""Seconds between two attempts to start more node jobs, while those that there are have no free core."""
 
 _OPTIONS = frozenset(
     [
@@ -54,13 +56,19 @@ _OPTIONS = frozenset(
 class PackedPlacement(NestedPlacement):
     """The policy for node jobs; see the module."""
 
-    def __init__(self, outer: Instance, dissolve: Callable[[], None], refill: Callable[[], None]) -> None:
+    def __init__(
+        self, outer: Instance, dissolve: Callable[[], None], refill: Callable[[int, int], None]
+    ) -> None:
         super().__init__(outer, dissolve)
         self._refill = refill
 
     def prepare(self, jobspecs: Sequence[Jobspec]) -> None:
-        if not self.dissolved and any(not self.demand(jobspec).particular for jobspec in jobspecs):
-            self._refill()
+        if self.dissolved:
+            return
+        demands = [self.demand(jobspec) for jobspec in jobspecs]
+        cores = sum(demand.cores for demand in demands if not demand.particular)
+        if cores:
+            self._refill(len(demands), cores)
 
     def label(self, member: Member) -> str:
         return "outer instance" if self.is_outer(member) else f"node job {member.name}"
@@ -82,32 +90,50 @@ def is_packable(jobspec: Jobspec, demand: Demand) -> bool:
 
 
 class PackedJobs(NestedInstances):
-    """A Flux instance with a node job on each node that has free cores."""
+    """A Flux instance with node jobs where it has free cores.
 
-    def __init__(self, outer: FluxInstance) -> None:
+    Parameters
+    ----------
+    outer : FluxInstance
+    packing : Packing
+        What is known of the jobs.
+    """
+
+    def __init__(self, outer: FluxInstance, packing: Packing = UNKNOWN) -> None:
         super().__init__(outer, lambda outer, dissolve: PackedPlacement(outer, dissolve, self._refill))
+        self._packing = packing
+        self._to_come = packing.jobs
         self._node_jobs: NodeJobLauncher | None = None
         self._refilled = time.monotonic()
 
     def _new_launcher(self, capacity: Capacity) -> NodeJobLauncher:
-        self._node_jobs = NodeJobLauncher(self._outer, self._add, self._federation.registry)
+        self._node_jobs = NodeJobLauncher(self._outer, self._add, self._federation.registry, self._packing)
         return self._node_jobs
 
-    def _refill(self) -> None:
-        """Start node jobs if there are none, or if some have ended and the others are busy."""
+    def _refill(self, jobs: int, cores: int) -> None:
+        """Start node jobs for these jobs if there are none, or if those that there are have no free core."""
+        needed = self._cores_needed(jobs, cores)
         launcher = self._node_jobs
         if launcher is None or not launcher.joined:
             return  # nothing was free at the start
         ready = [member for member in self._inner_members() if member.state is MemberState.READY]
         if not ready:
-            launcher.launch(START_TIMEOUT)
+            launcher.launch(START_TIMEOUT, needed)
         elif (
-            launcher.ended
-            and all(member.free_cores <= 0 for member in ready)
+            all(member.free_cores <= 0 for member in ready)
             and time.monotonic() - self._refilled > REFILL_INTERVAL
         ):
             self._refilled = time.monotonic()
-            launcher.launch(0)
+            waiting = -sum(member.free_cores for member in ready)
+            launcher.launch(0, None if needed is None else needed + waiting)
+
+    def _cores_needed(self, jobs: int, cores: int) -> int | None:
+        """Return the cores that these jobs and later ones can use; None if that is not known."""
+        if self._packing.cores is None or self._to_come is None:
+            return None
+        needed = max(cores, self._to_come * self._packing.cores)
+        self._to_come = max(0, self._to_come - jobs)
+        return needed
 
     def _on_idle(self, member: Member) -> None:
         if self._node_jobs is not None and not self._policy.is_outer(member):
@@ -122,6 +148,6 @@ class PackedJobs(NestedInstances):
         return f"jobs packed into {members} node job(s)"
 
 
-def pack(instance: Instance) -> Instance:
+def pack(instance: Instance, packing: Packing = UNKNOWN) -> Instance:
     """Return a Flux instance with packed jobs; any other instance itself."""
-    return PackedJobs(instance) if isinstance(instance, FluxInstance) else instance
+    return PackedJobs(instance, packing) if isinstance(instance, FluxInstance) else instance

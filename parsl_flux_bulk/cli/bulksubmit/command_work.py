@@ -14,6 +14,7 @@ from parsl_flux_bulk.bulk.templates import LITERALLY, Method, Template, Template
 from parsl_flux_bulk.cli.bulksubmit.inputs import UnusableInput
 from parsl_flux_bulk.cli.bulksubmit.item import Item, digest, numbered, unusable
 from parsl_flux_bulk.cli.bulksubmit.job_options import JobOptions, refuse_one_file
+from parsl_flux_bulk.jobspec.jobspec import Demand
 
 
 class CommandWork:
@@ -46,6 +47,11 @@ class CommandWork:
         combinations = 1 if self._combinations is None else self._combinations.count()
         copies = self._copies.count()
         return None if combinations is None or copies is None else combinations * copies
+
+    @property
+    def demand(self) -> Demand | None:
+        """What each job needs; None if the jobs differ in it."""
+        return self._job_options.demand
 
     def items(self, wait: Wait) -> Iterator[Item]:
         """Yield the jobs; `wait` is called before inputs are read from a file descriptor."""

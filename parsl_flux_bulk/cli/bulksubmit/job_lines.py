@@ -16,6 +16,7 @@ from parsl_flux_bulk.cli.bulksubmit.job_options import JobOptions, refuse_one_fi
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.instances.base import JobRequest
 from parsl_flux_bulk.jobspec import Jobspec, build
+from parsl_flux_bulk.jobspec.jobspec import Demand
 from parsl_flux_bulk.jobspec.resources import Resources
 
 SHELL = "/bin/sh"
@@ -36,6 +37,11 @@ class CommandLines:
                 template.check(1, copies=False)
         except TemplateError as error:
             raise UnusableInput(str(error)) from error
+
+    @property
+    def demand(self) -> Demand | None:
+        """What each job needs; None if the jobs differ in it."""
+        return self._job_options.demand
 
     def items(self, wait: Wait) -> Iterator[Item]:
         """Yield a job for each line that is neither empty nor a comment."""

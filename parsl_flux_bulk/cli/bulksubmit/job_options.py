@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 from parsl_flux_bulk.bulk.templates import Method, Template, TemplateError, Values
 from parsl_flux_bulk.cli.bulksubmit.inputs import UnusableInput
-from parsl_flux_bulk.cli.bulksubmit.per_resource import integer, per_resource
+from parsl_flux_bulk.cli.bulksubmit.per_resource import PER_RESOURCE, integer, per_resource
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.instances.base import JobRequest
 from parsl_flux_bulk.jobspec import Jobspec, build
 from parsl_flux_bulk.jobspec.duration import parse_duration
 from parsl_flux_bulk.jobspec.job_environment import filtered_limits
-from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY
+from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY, Demand
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.jobspec.validate_resource_keys import URGENCY_NAMES
 
@@ -36,6 +36,8 @@ FLAGS = {
     "rlimit": "--rlimit=",
 }  # fmt: skip
 """The options that may have templates, by their names in the parser; in the order in which they are shown."""
+
+_SIZES = ("ntasks", "nodes", "cores_per_task", "gpus_per_task", *PER_RESOURCE)
 
 SPECIAL_FILES = ("/dev/null", "/dev/stdout", "/dev/stderr", "/dev/tty")
 
@@ -79,6 +81,16 @@ class JobOptions:
         """The templates of all options."""
         found = self.templates.values()
         return [item for entry in found for item in (entry if isinstance(entry, list) else [entry])]
+
+    @property
+    def demand(self) -> Demand | None:
+        """What each job needs; None if the jobs differ in it."""
+        if not self.templates.keys().isdisjoint(_SIZES):
+            return None
+        try:
+            return self._build(["true"], self._plain, {}).jobspec.demand
+        except JobspecError:
+            return None
 
     def fill(self, values: Values) -> Filled:
         """Fill the options of one job."""

@@ -82,7 +82,7 @@ def _run(options: argparse.Namespace, output: Output, errors: Output) -> int:
         if records is not None:
             stack.enter_context(contextlib.closing(records))
         work.earlier = _earlier(options)
-        bulk, keeps_output = _open_submitter(options, MANY_JOBS if work.total is None else work.total)
+        bulk, keeps_output = _open_submitter(options, work)
         stack.callback(bulk.close, timeout=1.0)
         bulk.start()
         report = Report(None if work.earlier else work.total, records, output, errors)
@@ -163,7 +163,7 @@ def _say_skipped(earlier: EarlierRun, report: Report) -> None:
         report.warn("none of these jobs is in the records: they are of another command")
 
 
-def _open_submitter(options: argparse.Namespace, jobs: int) -> tuple[BulkSubmitter, bool]:
+def _open_submitter(options: argparse.Namespace, work: Work) -> tuple[BulkSubmitter, bool]:
     """Return the submitter, and whether its instance keeps the output of jobs after the run."""
     try:
         instance = choose_instance("local" if options.local else options.uri)
@@ -171,13 +171,14 @@ def _open_submitter(options: argparse.Namespace, jobs: int) -> tuple[BulkSubmitt
         raise UnusableInput(str(error)) from error
     packed = options.packed
     if packed is None:
+        jobs = MANY_JOBS if work.total is None else work.total
         packed = options.instances is None and packs_by_default(instance, jobs) and asks_for_little(options)
     try:
         bulk = BulkSubmitter(
             instance,
             max_active_jobs=options.max_active,
             instances=options.instances or 1,
-            packed=packed,
+            packed=work.packing(keeps_output=options.watch) if packed else False,
             keep_ended=False,
             record_times=options.trace is not None or options.report is not None,
         )

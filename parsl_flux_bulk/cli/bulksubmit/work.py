@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+from parsl_flux_bulk.blocks.packed.packing import Packing
 from parsl_flux_bulk.bulk.inputs import Wait
 from parsl_flux_bulk.bulk.jobspec_files import read_jobspec
 from parsl_flux_bulk.cli.bulksubmit.command_work import CommandWork
@@ -23,6 +24,7 @@ from parsl_flux_bulk.cli.bulksubmit.report import printable
 from parsl_flux_bulk.cli.bulksubmit.streams import reason
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.instances.base import JobRequest
+from parsl_flux_bulk.jobspec.jobspec import Demand
 
 
 class _Source(Protocol):
@@ -54,17 +56,26 @@ class Work:
         self.files: list[Path] = []
         self.repeated = 0
         self.total: int | None = None
+        self._demand: Demand | None = None
         if options.command:
             work = CommandWork(options)
             self._source: _Source = work
-            self.total = work.count()
+            self.total, self._demand = work.count(), work.demand
         elif options.inputs:
             self.files, self.repeated = find_files(options.inputs, read_lines(sys.stdin))
             outputs = NamedOutputs(options.open_mode)
             self._source = _Files(self.files, urgency_number(options.urgency), outputs)
             self.total = len(self.files)
+        elif options.commands is not None:
+            self._source = lines = CommandLines(options)
+            self._demand = lines.demand
         else:
-            self._source = CommandLines(options) if options.commands is not None else JobLines(options)
+            self._source = JobLines(options)
+
+    def packing(self, *, keeps_output: bool) -> Packing:
+        """Return what is known of the jobs before they are read."""
+        cores, gpus = (None, None) if self._demand is None else (self._demand.cores, self._demand.gpus)
+        return Packing(cores, gpus, self.total, keeps_output)
 
     def items(self, wait: Wait) -> Iterator[Item]:
         """Yield the jobs; `wait` is called before a file descriptor is read."""
