@@ -50,6 +50,12 @@ def talk_and_die(lines):
     os._exit(1)
 
 
+def fork_and_wait():
+    """Fork a copy that returns from the call, too; return its exit status, and in the copy None."""
+    pid = os.fork()
+    return os.waitpid(pid, 0)[1] if pid else None
+
+
 def start_daemon(note):
     """Start a process in a session of its own, whose parent ends; write its pid to a file."""
     import subprocess

@@ -33,9 +33,9 @@ def main() -> int:
     )
     if "PMI_FD" not in environ:
         handshake.hide_launcher()  # one rank, which needs no launcher
-    group = os.getpgrp()
+    pid, group = os.getpid(), os.getpgrp()
     # Flux makes a rank the leader of a group, and so does the embedded instance.
-    guard = lifeline.start_guard(lambda: [group]) if group == os.getpid() else -1
+    guard = lifeline.start_guard(lambda: [group]) if group == pid else -1
     import parsl_flux_bulk.protocol.serialize  # noqa: F401 (while the executor answers)
 
     function_payload = b""
@@ -54,6 +54,8 @@ def main() -> int:
                     started = time.time()
                     outcome = make_call(function_payload, payload[frames.FUNCTION_ID_SIZE :], group)
                     ended = time.time()
+                    if os.getpid() != pid:
+                        os._exit(0)  # the task forked, and this is the copy
                     call_ended.release()
                     handshake.flush_stdio()
                     channel.send(frames.encode_outcome(0, id, started, ended, outcome))

@@ -45,6 +45,17 @@ def test_a_rank_makes_one_call(end, tmp_path):
     assert process.returncode == 0
 
 
+def test_the_copy_of_a_call_that_forks_has_no_outcome(end):
+    process = end.start("task")
+    peer = end.accept()
+    peer.send(task(calls.fork_and_wait))
+    peer.until_closed()
+
+    (outcome,) = peer.of(frames.OUTCOME)
+    assert serialize.read_outcome(outcome.payload[frames.TIMES_SIZE :]) == (0, None)
+    assert process.wait(10) == 0
+
+
 def test_a_rank_stuck_in_c_is_ended_by_its_watchdog(end):
     process = end.start("task")
     peer = end.accept()
