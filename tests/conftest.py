@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 DEFAULT_TIMEOUT = 120.0
 """Seconds a test may take."""
 
-LEAK_BOUND = 5.0
+LEAK_BOUND = 20.0
 """Seconds that threads and processes have to end after their test."""
 
-JOB_BOUND = 15.0
+JOB_BOUND = 30.0
 """Seconds that jobs have to end after their test. Flux kills a job that ignores a cancel after 5 s."""
 
 PR_SET_CHILD_SUBREAPER = 36

@@ -38,7 +38,7 @@ FLUX_JOB_STATE_INACTIVE = 64
 # -- waiting -----------------------------------------------------------------------------------------
 
 
-def wait_until(condition: Callable[[], T], bound: float = 10.0, what: str = "") -> T:
+def wait_until(condition: Callable[[], T], bound: float = 30.0, what: str = "") -> T:
     """Call `condition` until it returns a true value, and return that value.
 
     Parameters
@@ -56,7 +56,7 @@ def wait_until(condition: Callable[[], T], bound: float = 10.0, what: str = "") 
         time.sleep(0.005)
 
 
-def wait_event(event: threading.Event, bound: float = 10.0, what: str = "an event") -> None:
+def wait_event(event: threading.Event, bound: float = 30.0, what: str = "an event") -> None:
     """Wait for a :class:`threading.Event`; the test fails if it is not set within `bound` seconds."""
     assert event.wait(bound), f"not within {bound} s: {what}"
 
@@ -109,7 +109,7 @@ def descendants(*pids: int, table: dict[int, tuple[int, str]] | None = None) -> 
     return found
 
 
-def wait_gone(pids: Collection[int], bound: float = 10.0) -> None:
+def wait_gone(pids: Collection[int], bound: float = 30.0) -> None:
     """Wait until none of `pids` runs; the test fails with the commands of those that still run."""
 
     def remaining() -> list[str]:

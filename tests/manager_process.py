@@ -90,4 +90,4 @@ class ManagerProcess:
     def retire(self) -> tuple[bytes, bytes]:
         """Send RETIRE; return stdout and stderr."""
         self.send(frames.RETIRE)
-        return self.process.communicate(timeout=10)
+        return self.process.communicate(timeout=30)

@@ -30,7 +30,7 @@ from parsl_flux_bulk.jobspec import Jobspec
 from parsl_flux_bulk.pipeline.job import Job
 from parsl_flux_bulk.pipeline.pipeline import Pipeline
 
-BOUND = 20.0
+BOUND = 60.0
 KINDS = [False, pytest.param(True, marks=pytest.mark.flux)]
 """Whether the block has a Flux."""
 

@@ -284,7 +284,7 @@ def running(where: Where, shell: str, copies: int = 20) -> Iterator[subprocess.P
     )  # fmt: skip
     try:
         assert process.stdout
-        helpers.wait_until(lambda: "submitted" in process.stdout.readline(), 20)
+        helpers.wait_until(lambda: "submitted" in process.stdout.readline(), BOUND)
         assert Path("started").read_text() == "yes\n"
         yield process
     finally:
@@ -296,7 +296,7 @@ def running(where: Where, shell: str, copies: int = 20) -> Iterator[subprocess.P
 def test_a_signal_cancels_what_is_outstanding(where: Where, number: signal.Signals) -> None:
     with running(where, "exec sleep 60") as process:
         os.killpg(process.pid, number)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=BOUND)
     assert process.returncode == 128 + number
     assert f"bulksubmit: {number.name}: canceling 20 jobs" in out
     assert "Traceback" not in err
@@ -314,9 +314,9 @@ def test_a_second_signal_ends_it_at_once(where: Where) -> None:
         with running(where, stubborn, copies=1) as process:
             assert process.stdout and process.stderr
             process.send_signal(signal.SIGINT)
-            helpers.wait_until(lambda: "canceling" in process.stdout.readline(), 10)
+            helpers.wait_until(lambda: "canceling" in process.stdout.readline(), BOUND)
             process.send_signal(signal.SIGINT)
-            assert process.wait(2) == 130
+            assert process.wait(BOUND) == 130
             assert "stopped at once" in process.stderr.read()
     finally:
         Path("over").touch()  # it may have been too quick for Flux to be told of the first
@@ -327,9 +327,9 @@ def test_a_signal_while_it_waits_for_paths() -> None:
         [*COMMAND, "--local", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     with process:
-        helpers.wait_until(lambda: reads_stdin(process.pid), 10, "bulksubmit reads its stdin")
+        helpers.wait_until(lambda: reads_stdin(process.pid), BOUND, "bulksubmit reads its stdin")
         process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 130
+        assert process.wait(BOUND) == 130
         assert process.stderr and process.stderr.read() == b""
 
 

@@ -115,7 +115,7 @@ def test_a_task_that_cannot_run_says_why(
     job = hold(uri, CORES)
     with new_executor(uri) as executor, caplog.at_level(logging.WARNING, "parsl_flux_bulk"):
         future = executor.submit(apps.double, specification, 1)
-        helpers.wait_until(lambda: "other programs hold" in caplog.text, 5, "the log says why it waits")
+        helpers.wait_until(lambda: "other programs hold" in caplog.text, BOUND, "the log says why it waits")
         assert f"hold {CORES} cores" in str(executor.story(future)[-1])
         flux(uri, "cancel", job)
         assert future.result(BOUND) == 2

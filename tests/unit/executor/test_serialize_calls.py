@@ -150,14 +150,14 @@ def test_many_threads_get_one_function() -> None:
     functions = [eval(f"lambda: {n}") for n in range(50)]
 
     def work() -> None:
-        barrier.wait(10)
+        barrier.wait(30)
         got.extend((n, serialize.loads(table.get(f).payload)()) for n, f in enumerate(functions))
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(30)
     assert len(got) == 400 and all(n == value for n, value in got)
 
 

@@ -13,6 +13,7 @@ from test_federation import FakeCompletion, FakeConnection, FakeInstance, reques
 from parsl_flux_bulk.errors import InstanceLost
 from parsl_flux_bulk.instances.base import (
     Capacity,
+    CapacityChanged,
     JobEnded,
     JobRequest,
     JobResult,
@@ -27,7 +28,7 @@ from parsl_flux_bulk.instances.federation.placement import divide
 from parsl_flux_bulk.instances.local.client import LocalInstance
 from parsl_flux_bulk.protocol import frames
 
-BOUND = 10.0
+BOUND = 30.0
 DONE = JobResult(JobStatus.COMPLETED, exit_code=0)
 RETIRE = frames.encode(frames.RETIRE)
 
@@ -190,9 +191,9 @@ def test_those_that_are_late_are_canceled_at_the_first_misfit(monkeypatch: pytes
     bench = Bench(late=True)
     bench.start()
     bench.outer.say_hello(1)
-    helpers.wait_until(
-        lambda: "1 inner instances" in bench.nested.description, BOUND, "one is ready after all"
-    )
+    # The first change of capacity since `bench.start`: one is ready after all.
+    assert [type(event) for event in bench.completion.poll(BOUND)] == [CapacityChanged]
+    assert "1 inner instances" in bench.nested.description
     bench.submit(request())
     assert bench.counts() == [0, 1, 0]
     bench.submit(request(cores=3))

@@ -11,7 +11,7 @@ import pytest
 
 from parsl_flux_bulk.instances.local.pmi import PmiServer
 
-BOUND = 10.0
+BOUND = 30.0
 
 
 class Job:

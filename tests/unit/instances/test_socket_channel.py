@@ -50,7 +50,7 @@ def test_messages_and_the_loss(bench):
     bench.serve(1)
     peer = bench.events[0].peer
     bench.channel.send(peer, b"welcome")
-    assert link.wait(10)
+    assert link.wait(30)
     assert link.receive() == [b"welcome"]
     link.close()
     bench.serve(2)
@@ -65,7 +65,7 @@ def test_a_process_of_another_user_is_turned_away(bench, monkeypatch):
     for key, _ in bench.selector.select(10):
         key.data()
     with pytest.raises(ChannelLost):
-        link.wait(10)
+        link.wait(30)
     link.close()
     assert bench.events == []
 

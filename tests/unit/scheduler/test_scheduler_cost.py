@@ -48,7 +48,7 @@ def cost_of_a_task(workers, tasks):
 @pytest.mark.parametrize(("workers", "tasks"), [(2, 100_000), (2, 10_000), (2000, 100_000)])
 def test_a_task_costs_a_few_microseconds(workers, tasks):
     # Measured: 2 to 3; the bound leaves room for slow and busy machines.
-    assert min(cost_of_a_task(workers, tasks) for _ in range(3)) < 12e-6
+    assert any(cost_of_a_task(workers, tasks) < 12e-6 for _ in range(3))
 
 
 def test_a_waiting_task_costs_its_place_in_a_queue():
