@@ -26,7 +26,7 @@ KINDS = [
 DIFFERENT = KINDS[:4]
 """The kinds that run jobs in different ways."""
 
-ALL_KINDS_IN = {"test_lifecycle", "test_channel", "test_mpi"}
+ALL_KINDS_IN = {"test_lifecycle", "test_channel", "test_mpi_jobs"}
 """Modules of tests for which it matters who starts an instance, or what carries its messages."""
 
 

@@ -3,6 +3,8 @@
 Every task has a socket, whose number is in ``PMI_FD``, and sends lines such as ``cmd=get kvsname=k key=a``.
 What tasks put is theirs to get once all of them have entered a barrier.
 
+Programs built with Open MPI 4 leave the protocol to Flux's library, which ``FLUX_PMI_LIBRARY_PATH`` names.
+
 See also
 --------
 RFC 13, https://flux-framework.readthedocs.io/projects/flux-rfc/en/latest/spec_13.html
@@ -10,7 +12,11 @@ RFC 13, https://flux-framework.readthedocs.io/projects/flux-rfc/en/latest/spec_1
 
 from __future__ import annotations
 
+import functools
+import glob
+import os
 import selectors
+import shutil
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +31,22 @@ _LONGEST_LINE = 1 << 16
 _KEY_MAX, _VALUE_MAX = 64, 1024
 
 _Fields = dict[str, str]
+
+LIBRARY_VARIABLE = "FLUX_PMI_LIBRARY_PATH"
+
+
+@functools.cache
+def flux_library() -> str:
+    """Return the path of Flux's PMI library; "" where Flux is not installed."""
+    named = os.environ.get(LIBRARY_VARIABLE)
+    if named:  # by Flux's shell, in a node job
+        return named
+    command = shutil.which("flux")
+    if command is None:
+        return ""
+    prefix = glob.escape(os.path.dirname(os.path.dirname(os.path.realpath(command))))
+    places = (f"{prefix}/lib*/flux/libpmi.so", f"{prefix}/lib/*/flux/libpmi.so")
+    return next((path for place in places for path in glob.iglob(place)), "")
 
 
 class PmiServer:
@@ -77,11 +99,14 @@ class PmiServer:
         ours.setblocking(False)
         self._tasks[rank] = ours
         self._theirs.append(theirs)
-        return theirs.fileno(), {
+        variables = {
             b"PMI_FD": b"%d" % DESCRIPTOR,
             b"PMI_RANK": b"%d" % rank,
             b"PMI_SIZE": b"%d" % self._size,
         }
+        if library := flux_library():
+            variables[LIBRARY_VARIABLE.encode()] = os.fsencode(library)
+        return theirs.fileno(), variables
 
     def watch(self, selector: selectors.BaseSelector) -> None:
         """Serve the tasks, which have inherited their descriptors by now."""
