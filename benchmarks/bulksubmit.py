@@ -2,6 +2,7 @@
 
     python benchmarks/bulksubmit.py [--jobs N] [--runs N] [--kinds KIND ...] [--max-active N] [--json FILE]
     python benchmarks/bulksubmit.py --scale 10000 100000
+    python benchmarks/bulksubmit.py --brokers 4
 
 ``flux submit --dry-run`` writes N jobspecs of ``sleep 0`` (default: 1025). The kinds alternate, and each run
 uses a fresh Flux instance on this machine: an instance slows down with the number of its ended jobs. The time
@@ -9,7 +10,8 @@ of the whole command is measured; "own Flux" includes the start and the end of t
 measured if the Python package ``hyperqueue`` is installed.
 
 ``--scale`` runs so many packed copies of ``sleep 0`` in a running instance, and prints rates and the largest
-resident memory of the command, of the node job's server and of the broker.
+resident memory of the command, of the node job's server and of the broker. ``--brokers`` runs 2,000 packed
+copies of ``sleep 0.1`` in an instance of so many brokers, and prints the share of each.
 
 The exit status is 1 if a ratio misses its target.
 """
@@ -25,9 +27,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 from flux_instance import flux_instance, flux_missing
+
+from parsl_flux_bulk.blocks.packed.node_job import IDS_OF_A_NODE
 
 HERE = Path(__file__).resolve().parent
 LIMIT = 300.0
@@ -42,6 +47,9 @@ LOCAL = "bulksubmit --local"
 XARGS = "xargs -P"
 HYPERQUEUE = "HyperQueue"
 KINDS = (PLAIN, ATTACHED, PACKED, INNER, OWN, LOCAL, XARGS, HYPERQUEUE)
+
+SHARE = 0.1
+"""Distance from an equal share that a broker's number of packed jobs may have."""
 
 TARGETS = (
     (PACKED, PLAIN, 15.0),
@@ -132,6 +140,22 @@ def measure_scale(sizes: list[int]) -> int:
     return 0
 
 
+def measure_shares(brokers: int, jobs: int = 2000) -> int:
+    """Run packed jobs on several brokers; print how many each runs, as a multiple of an equal share."""
+    with flux_instance(0, f"-s{brokers}") as uri, tempfile.TemporaryDirectory(prefix="shares-") as directory:
+        records = Path(directory) / "records"
+        options = ["--packed", "--copies", str(jobs), "--json", str(records)]
+        command = [sys.executable, "-m", "parsl_flux_bulk", *options, "--", "sleep", "0.1"]
+        subprocess.run(command, env=environment_of(uri), stdout=subprocess.DEVNULL, check=True)
+        ids = [int(json.loads(line)["id"]) for line in records.read_text().splitlines()]
+    counts = Counter(job_id // IDS_OF_A_NODE for job_id in ids)
+    shares = [count * brokers / jobs for _, count in sorted(counts.items())]
+    print(
+        f"{jobs} packed jobs on {brokers} brokers: {', '.join(f'{share:.3f}' for share in shares)} of a share"
+    )
+    return 0 if len(shares) == brokers and all(abs(share - 1) <= SHARE for share in shares) else 1
+
+
 def watch_memory(run: subprocess.Popen[bytes], broker: int) -> tuple[int, int, int]:
     """Wait for a command; return the largest resident memory (KiB) of it, the server and the broker."""
     most = [0, 0, 0]
@@ -189,12 +213,17 @@ def main() -> int:
         metavar="N",
         help="run packed copies instead, and watch memory",
     )
+    parser.add_argument(
+        "--brokers", type=int, metavar="N", help="show how N brokers share packed jobs instead"
+    )
     options = parser.parse_args()
     if why := flux_missing():
         print(f"bulksubmit cannot be measured here: {why}", file=sys.stderr)
         return 2
     if options.scale:
         return measure_scale(options.scale)
+    if options.brokers:
+        return measure_shares(options.brokers)
     if HYPERQUEUE in options.kinds and importlib.util.find_spec("hyperqueue") is None:
         options.kinds.remove(HYPERQUEUE)
         print("without HyperQueue: pip install hyperqueue", file=sys.stderr)

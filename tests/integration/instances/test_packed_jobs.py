@@ -146,15 +146,17 @@ def test_when_nothing_is_free_jobs_wait_in_the_instance(flux_uri: str, tmp_path:
 
 
 def test_all_nodes_share_and_no_two_jobs_have_the_same_id(tmp_path: Path) -> None:
-    count = 100 * CORES
+    count = 120 * CORES
     with helpers.flux_instance("-s4") as uri, BulkSubmitter(uri, packed=True) as bulk:
-        futures = [bulk.submit_command(["true"], stdout=str(tmp_path / "{{id}}")) for _ in range(count)]
+        # Jobs that wait: how many others a node runs depends on the CPU that its server gets.
+        futures = [
+            bulk.submit_command(["sleep", "0.1"], stdout=f"{tmp_path}/{{{{id}}}}") for _ in range(count)
+        ]
         assert all(future.result(BOUND).ok for future in futures)
     assert len(list(tmp_path.iterdir())) == count
     nodes = Counter((future.job_id or 0) // 10**8 for future in futures)
     assert len(nodes) == 4
-    # A node gets as many as it runs, which depends on what else runs on this machine.
-    assert min(nodes.values()) >= 0.5 * count / 4, nodes
+    assert min(nodes.values()) >= 0.75 * count / 4, nodes
 
 
 def test_a_node_job_that_dies_fails_its_jobs_only(tmp_path: Path) -> None:
