@@ -35,7 +35,7 @@ from parsl_flux_bulk.executor.pending_limit import PendingLimit, submit_within
 from parsl_flux_bulk.executor.runtime import TaskPipeline, TaskRuntime
 from parsl_flux_bulk.executor.serialize_calls import FunctionTable, own_sys_path, serialize_call, walltime_of
 from parsl_flux_bulk.executor.submission_queue import SubmissionQueue
-from parsl_flux_bulk.executor.task_resources import TaskResources
+from parsl_flux_bulk.executor.task_resources import TaskResources, not_a_specification
 from parsl_flux_bulk.executor.task_trace import TaskTrace, configuration, open_trace
 from parsl_flux_bulk.executor.validate_arguments import validate_arguments
 from parsl_flux_bulk.instances.factory import choose_instance
@@ -344,10 +344,7 @@ class FluxBulkExecutor(BlockScaling, TaskResources, Inspection, RepresentationMi
         """
         self._refuse_fork()
         if not isinstance(resource_specification, Mapping):
-            raise TypeError(
-                f"resource_specification must be a dictionary, not {resource_specification!r}: call "
-                "submit(function, {}, *args), or use FluxPoolExecutor, whose submit takes the arguments alone"
-            )
+            raise not_a_specification(resource_specification)
         # Below Parsl, app calls have waited already: Parsl's own thread calls this method.
         limit = self.pending_limit if self.run_id is None else None
         return submit_within(limit, lambda: self._submit(func, resource_specification, args, kwargs))

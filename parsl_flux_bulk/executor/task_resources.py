@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from parsl.executors.errors import InvalidResourceSpecification
 
 from parsl_flux_bulk.jobspec.resources import Resources
+
+
+def not_a_specification(value: object) -> TypeError:
+    """Return the error for something else in place of a resource specification."""
+    if value is inspect.Parameter.empty:  # Parsl passes on the default of the app's parameter
+        return TypeError(
+            "the app's parameter parsl_resource_specification has no default: write "
+            "parsl_resource_specification={}, or give one in each call"
+        )
+    return TypeError(
+        f"resource_specification must be a dictionary, not {value!r}: call "
+        "submit(function, {}, *args), or use FluxPoolExecutor, whose submit takes the arguments alone"
+    )
 
 
 class TaskResources:

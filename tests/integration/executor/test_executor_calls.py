@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import apps
+import parsl
 import pytest
 from helpers import run_script, wait_until
 from parsl.executors.errors import InvalidResourceSpecification
@@ -30,6 +31,24 @@ def test_every_rank_runs_and_rank_0_answers(executor: FluxBulkExecutor, tmp_path
     ranks = tmp_path / "ranks"
     assert executor.submit(apps.rank, {"num_tasks": 2}, str(ranks)).result(BOUND) == (0, 2)
     assert sorted(ranks.read_text().split()) == ["0", "1"]
+
+
+def test_an_app_whose_resource_specification_has_no_default(
+    new_executor: NewExecutor, tmp_path: Path
+) -> None:
+    with (
+        new_executor("local") as executor,
+        parsl.load(parsl.Config(executors=[executor], run_dir=str(tmp_path / "runinfo"))),
+    ):
+        app = parsl.python_app(_with_resources)
+        error = app().exception(BOUND)
+        assert app(parsl_resource_specification={"cores_per_task": 1}).result(BOUND) == 1
+    assert isinstance(error, TypeError)
+    assert "parsl_resource_specification has no default: write parsl_resource_specification={}" in str(error)
+
+
+def _with_resources(parsl_resource_specification: dict[str, Any]) -> int:
+    return len(parsl_resource_specification)
 
 
 @pytest.mark.parametrize("failing", [0, 1])
