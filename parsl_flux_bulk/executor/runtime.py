@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -21,7 +22,7 @@ from parsl_flux_bulk.executor.lost_worker_error import failure, task_error
 from parsl_flux_bulk.executor.node_info import NodeInfo
 from parsl_flux_bulk.executor.submission_queue import SubmissionQueue, new_error, resolve
 from parsl_flux_bulk.executor.task_trace import TaskTrace
-from parsl_flux_bulk.instances.base import Capacity, Completion, JobResult, PeerId, Usage
+from parsl_flux_bulk.instances.base import Capacity, Completion, JobId, JobResult, PeerId, Usage
 from parsl_flux_bulk.pipeline.completion import Runtime
 from parsl_flux_bulk.pipeline.exit_status_to_error import refused
 from parsl_flux_bulk.pipeline.pipeline import Pipeline
@@ -165,10 +166,14 @@ class TaskRuntime(Runtime):
             self._trace.resized(capacity)
 
     def surveyed(
-        self, usage: Usage, holding: list[WorkerJob | TaskJob], waiting: dict[WorkerJob | TaskJob, str]
+        self,
+        usage: Usage,
+        holding: list[WorkerJob | TaskJob],
+        waiting: dict[WorkerJob | TaskJob, str],
+        others: Collection[JobId],
     ) -> None:
         self._scheduler.handle(
-            UsageReported(usage.capacity, usage.free, holding, waiting, usage.down, usage.scope)
+            UsageReported(usage.capacity, usage.free, holding, waiting, usage.down, usage.scope, others)
         )
 
     def message(self, peer: PeerId, body: bytes) -> None:

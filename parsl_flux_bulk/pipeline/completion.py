@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Generic, TypeAlias
 
 from parsl_flux_bulk.instances.base import (
@@ -51,8 +51,10 @@ class Runtime:
     def resized(self, capacity: Capacity) -> None:
         """Take note of the instance's new capacity."""
 
-    def surveyed(self, usage: Usage, holding: list[Any], waiting: dict[Any, str]) -> None:
-        """Take note of what is free, which jobs hold resources, and which wait for some, and why."""
+    def surveyed(
+        self, usage: Usage, holding: list[Any], waiting: dict[Any, str], others: Collection[JobId]
+    ) -> None:
+        """Take note of what is free, which jobs hold resources, which wait and why, and others that wait."""
 
     def message(self, peer: PeerId, body: bytes) -> None:
         """Take a message from a peer."""
@@ -174,7 +176,7 @@ class CompletionLoop(Generic[JobT]):
         own = {job_id: job for job_id, job in self._jobs.items() if job_id >> SCOPE_BITS == usage.scope}
         waiting = {job: usage.waiting[job_id] for job_id, job in own.items() if job_id in usage.waiting}
         holding = [job for job_id, job in own.items() if job_id not in usage.waiting]
-        self._runtime.surveyed(usage, holding, waiting)
+        self._runtime.surveyed(usage, holding, waiting, usage.waiting.keys() - own.keys())
 
     def _timeout(self) -> float | None:
         with self._runtime.lock:

@@ -41,6 +41,8 @@ class Lifecycle:
         Something happened that may call for other jobs.
     unsettled : bool
         Something waits that the instance may know more about (:mod:`.survey`).
+    idled : bool
+        A worker job became idle.
     """
 
     def __init__(self, out: list[Instruction], timers: Timers, story: Story, idle_time: float) -> None:
@@ -51,6 +53,7 @@ class Lifecycle:
         self.allocations = Allocations()
         self.changed = False
         self.unsettled = False
+        self.idled = False
         self._out = out
         self._timers = timers
         self._story = story
@@ -320,6 +323,7 @@ class Lifecycle:
         if job.state is not WorkerJobState.SERVING:
             return
         job.idle_since = now
+        self.idled = True
         if self.held or len(self.groups) > 1:
             self.changed = True
         if job.idle_timer is None and self._idle_time < math.inf:

@@ -9,7 +9,7 @@ each for every task, and a frozen dataclass takes four times as long to create (
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -32,8 +32,8 @@ class UsageReported:
     """The answer to `Survey`: what the instance has, what each node has free, and which jobs wait.
 
     `holding` are the jobs of this executor that have resources, `waiting` those that wait for some, each with
-    the reason in the instance's words, or "". `down` counts nodes that are not up. Of an instance made of
-    several, each answers for itself.
+    the reason in the instance's words, or "". `others` are the ids of jobs of the user's other programs that
+    wait. `down` counts nodes that are not up. Of an instance made of several, each answers for itself.
     """
 
     capacity: Capacity
@@ -42,6 +42,7 @@ class UsageReported:
     waiting: Mapping[WorkerJob | TaskJob, str]
     down: int = 0
     scope: int = 0
+    others: Collection[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ task waits, the scheduler asks for surveys: soon at first, then at least every `
 `BLOCKED_PERIOD` while others hold something. From the answers follow the cores that others hold
 (:attr:`.Allocations.others`), smaller worker jobs in place of those that do not fit beside them, and why
 tasks wait: in the story, and after `WARN_AFTER` in the log.
+
+While a worker job is idle, the question is whether jobs of other programs wait: they get its cores at once.
 """
 
 from __future__ import annotations
@@ -25,6 +27,12 @@ BLOCKED_PERIOD = 1.0
 
 LONGEST_PERIOD = 5.0
 """Seconds between two surveys, at most, while tasks wait for each other only."""
+
+IDLE_PERIOD = 0.1
+"""Seconds that a worker job is idle before others may get its cores; the first period of surveys."""
+
+YIELD_TIME = 10.0
+"""Seconds for which a job of others gets the cores of idle workers: if it still waits, it waits for more."""
 
 WARN_AFTER = 1.5
 """Seconds after which the log says why a task cannot run; with `BLOCKED_PERIOD`, within 5 s in any case."""
@@ -47,6 +55,9 @@ class Surveyor:
         self._due: float | None = 0.0
         self._first = True
         self._period = FIRST_PERIOD
+        self._idle_due: float | None = None
+        self._idle_period = IDLE_PERIOD
+        self._yielded: dict[int, dict[int, float]] = {}
         self._before: dict[int, tuple[int, int]] = {}
         self._down: dict[int, int] = {}
         self._since: dict[WorkerGroup | TaskJob, float] = {}
@@ -56,6 +67,7 @@ class Surveyor:
 
     def ask(self, now: float) -> None:
         """Ask for a survey if one is due; called in each pass."""
+        self._ask_while_idle(now)
         if self._due is None:
             if self._lifecycle.unsettled:
                 self._period = FIRST_PERIOD
@@ -76,6 +88,27 @@ class Surveyor:
     def _wait(self, now: float) -> None:
         self._due = now + self._period
         self._timers.wake(self._due)
+
+    def _ask_while_idle(self, now: float) -> None:
+        if self._idle_due is None:
+            if not self._lifecycle.idled:
+                return
+            self._lifecycle.idled = False
+            self._idle_period = IDLE_PERIOD
+        elif now < self._idle_due:
+            return
+        else:
+            jobs = (job for group in self._lifecycle.groups.values() for job in group.jobs)
+            idle = [job.idle_since for job in jobs if _is_idle(job)]
+            if not idle:
+                self._idle_due = None
+                return
+            # Between the tasks of a chain, a job is idle for a moment only.
+            if min(idle) <= now - IDLE_PERIOD:
+                self._out.append(Survey())
+                self._idle_period = min(2 * self._idle_period, LONGEST_PERIOD)
+        self._idle_due = now + self._idle_period
+        self._timers.wake(self._idle_due)
 
     def _anything_waits(self) -> bool:
         lifecycle = self._lifecycle
@@ -117,6 +150,7 @@ class Surveyor:
                 job.began = None  # it was assumed to have begun, since nothing was known to hold its cores
         self._lifecycle.changed = True
         self._replace(blocked)
+        self._yield_idle(event)
         self._explain(event, held, (free_cores, free_gpus))
 
     def _replace(self, blocked: list[WorkerJob]) -> None:
@@ -129,6 +163,20 @@ class Surveyor:
             if fitting < job.slots > job.unit.workers:
                 reason = f"{fitting} of its {job.slots} workers fit in what is free"
                 self._lifecycle.cancel(job, reason)
+
+    def _yield_idle(self, event: UsageReported) -> None:
+        """Stop the worker jobs that are idle, if jobs of other programs wait."""
+        now = self._timers.now
+        before = self._yielded.get(event.scope, {})
+        yielded = self._yielded[event.scope] = {job: before[job] for job in event.others if job in before}
+        waiting = [job for job in event.others if now - yielded.get(job, now) < YIELD_TIME]
+        if not waiting:
+            return
+        for job in event.holding:
+            if isinstance(job, WorkerJob) and _is_idle(job) and job.idle_since <= now - IDLE_PERIOD:
+                self._lifecycle.stop(job, f"idle, and {len(waiting)} jobs of other programs wait")
+                for other in waiting:
+                    yielded.setdefault(other, now)
 
     # -- why something waits -----------------------------------------------------------------------
 
@@ -170,6 +218,10 @@ class Surveyor:
             if loud:
                 self._warned.add(key)
             self._story.blocked(key, f"{reason}; {around}", loud=loud)
+
+
+def _is_idle(job: WorkerJob) -> bool:
+    return job.state is WorkerJobState.SERVING and not job.busy and not job.group.waiting
 
 
 def _why(fits: bool) -> str:

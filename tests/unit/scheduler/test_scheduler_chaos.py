@@ -240,8 +240,9 @@ class Chaos(RuleBasedStateMachine):
         waiting=st.integers(0, 255),
         down=st.integers(0, 1),
         scope=st.integers(0, 2),
+        others=st.sets(st.integers(1, 3)),
     )
-    def wrong_survey(self, free, waiting, down, scope):
+    def wrong_survey(self, free, waiting, down, scope, others):
         """The instance contradicts itself, or its answer is old."""
         jobs = [model.job for model in self.world.jobs.values()]
         lists = [], {}
@@ -251,7 +252,7 @@ class Chaos(RuleBasedStateMachine):
             else:
                 lists[0].append(job)
         truth = self.world.usage().capacity
-        self.world.scheduler.handle(UsageReported(truth, free, *lists, down, scope))
+        self.world.scheduler.handle(UsageReported(truth, free, *lists, down, scope, others))
 
     # -- messages ----------------------------------------------------------------------------------
 

@@ -142,8 +142,7 @@ def test_workers_stay_for_ever_unless_others_need_their_cores():
     world = Simulation(cores=2, worker_idle_time=math.inf)
     world.submit(10)
     world.run_all()
-    world.run(for_=1e6)
-    assert world.scheduler.deadline() is None
+    world.run(for_=1e4)
     assert slots(world) == [2]
     world.submit(1, TWO_RANKS)
     start = world.now

@@ -1,11 +1,13 @@
 """Others in the same instance: what is free counts, not what is up; and what waits says why."""
 
 import logging
+import math
 
 import pytest
 from world import ALONE, SMALL, TWO_RANKS, Function, Simulation, shaped, slots, until_running
 
 from parsl_flux_bulk.instances.base import Capacity
+from parsl_flux_bulk.scheduler import survey
 from parsl_flux_bulk.scheduler.messages import CapacityChanged, SubmitJob, Survey
 
 LONG = Function(1000.0)
@@ -128,6 +130,79 @@ def test_without_others_nothing_is_asked_again_and_again():
     world.submit(50)
     world.run(for_=100.0)
     assert world.counts[Survey] <= 4
+
+
+# -- idle workers, and others that wait --------------------------------------------------------------
+
+
+def idle_jobs(world):
+    """Let workers run a task each, and return when the last is done."""
+    world.submit(2, function=Function(1.0))
+    world.run(until=lambda: len(world.outcomes) == 2)
+
+
+@pytest.mark.parametrize("idle_time", [5.0, math.inf])
+def test_idle_workers_end_at_once_for_jobs_of_others(idle_time):
+    world = Simulation(cores=2, worker_idle_time=idle_time)
+    world.waiting_others = [77]
+    idle_jobs(world)
+    world.run(for_=0.3)
+    assert world.cores_in_use() == 0
+
+
+@pytest.mark.parametrize("idle_time", [5.0, math.inf])
+def test_idle_workers_end_soon_for_a_job_that_comes_later(idle_time):
+    world = Simulation(cores=2, worker_idle_time=idle_time)
+    idle_jobs(world)
+    world.run(for_=1.0)
+    assert world.cores_in_use() == 2
+    world.waiting_others = [77]
+    world.run(for_=1.0)
+    assert world.cores_in_use() == 0
+
+
+def test_workers_that_are_busy_stay():
+    world = Simulation(nodes=2, cores=1, worker_idle_time=math.inf)
+    world.waiting_others = [77]
+    world.submit(1, function=Function(1.0))
+    world.submit(1, function=LONG)
+    world.run(for_=2.0)
+    assert world.cores_in_use() == 1
+
+
+def test_a_job_that_waits_for_something_else_does_not_end_workers_for_good():
+    world = Simulation(cores=2, worker_idle_time=5.0)
+    world.waiting_others = [77]
+    idle_jobs(world)
+    world.run(for_=survey.YIELD_TIME + 1.0)
+    world.outcomes.clear()
+    idle_jobs(world)
+    world.run(for_=4.0)
+    assert world.cores_in_use() == 2
+    world.waiting_others.append(78)
+    world.run(for_=3.0)
+    assert world.cores_in_use() == 0
+
+
+def test_surveys_while_idle_are_few():
+    world = Simulation(cores=2, worker_idle_time=math.inf)
+    idle_jobs(world)
+    before = world.counts[Survey]
+    world.run(for_=100.0)
+    assert 10 <= world.counts[Survey] - before <= 30
+
+
+def test_a_chain_of_tasks_asks_nothing():
+    world = Simulation(cores=1, worker_idle_time=3.0)
+    idle_jobs(world)
+    world.run(for_=0.05)
+    before = world.counts[Survey]
+    for _ in range(100):
+        world.submit(1, function=Function(0.02))
+        count = len(world.outcomes) + 1
+        world.run(until=lambda count=count: len(world.outcomes) == count)
+        world.run(for_=0.02)
+    assert world.counts[Survey] == before
 
 
 # -- why it waits --------------------------------------------------------------------------------------

@@ -257,6 +257,7 @@ class World:
         self.node_gpus = gpus
         self.free = [[cores, gpus] for _ in range(nodes)]
         self.drained = []
+        self.waiting_others = []
         self.jobs = {}
         self.managers = {}
         self.tasks = []
@@ -357,6 +358,7 @@ class World:
             [model.job for model in jobs if model.state != "pending"],
             dict.fromkeys(waiting, "insufficient resources"),
             len(self.drained),
+            others=frozenset(self.waiting_others),
         )
 
     def occupy(self, node, cores):
