@@ -90,12 +90,12 @@ def zeros(size: int) -> bytes:
 
 def with_place(value: Any) -> tuple[Any, str]:
     """Return a value, and the URI of the Flux instance that this task runs in."""
-    return value, os.environ["FLUX_URI"]
+    return value, os.environ["PARSL_WORKER_FLUX_URI"]
 
 
 def meet(directory: str, brokers: int, bound: float = 60.0, **_: Any) -> str:
     """Wait until tasks of `brokers` Flux instances have met in a directory; return the name of this one."""
-    mine = os.environ["FLUX_URI"].removeprefix("local://").replace("/", "_")
+    mine = os.environ["PARSL_WORKER_FLUX_URI"].removeprefix("local://").replace("/", "_")
     with open(os.path.join(directory, mine), "w"):
         pass
     deadline = time.monotonic() + bound

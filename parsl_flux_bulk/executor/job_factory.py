@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,15 @@ _NESTED = (
     "nested",
 )
 """Runs a command as the initial program of a Flux instance in the job."""
+
+_WITHOUT_INSTANCE = (
+    "sh",
+    "-c",
+    f'[ -z "$FLUX_URI" ] || export {variables.INSTANCE_URI}="$FLUX_URI" FLUX_URI="{variables.NO_INSTANCE}"'
+    '; exec "$@"',
+    "sh",
+)
+"""Runs a command with the environment that `worker.handshake.hide_instance` gives Python."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +86,11 @@ class WorkerSettings:
         return {"sys_path": list(self.sys_path), "tasks_per_worker": self.tasks_per_worker, "debug": debug}
 
 
+def _has_pmi(resources: Resources) -> bool:
+    """Return whether the job's ranks have PMI: a ``flux start`` in such a job needs ``FLUX_URI``."""
+    return resources.num_tasks > 1 or "pmi" in json.loads(resources.shell_options or "{}")
+
+
 class JobFactory:
     """Make the requests for worker jobs and task jobs.
 
@@ -89,6 +104,7 @@ class JobFactory:
     def __init__(self, settings: WorkerSettings, channel: Mapping[str, str]) -> None:
         self._settings = settings
         self._channel = dict(channel)
+        self._in_flux = not channel.get(variables.CHANNEL, "").startswith("unix:")
         self._python = (settings.python, _WORKER)
 
     def request(self, job: WorkerJob | TaskJob) -> JobRequest:
@@ -118,6 +134,8 @@ class JobFactory:
             own, command = self._python_environment(job, task.resources, "task"), self._python
         if task.resources.nested:
             command = (*_NESTED, *command)
+        elif isinstance(task, CommandTask) and self._in_flux and not _has_pmi(task.resources):
+            command = (*_WITHOUT_INSTANCE, *command)
         return self._request(job, task.resources, command, own, task.name)
 
     def _python_environment(

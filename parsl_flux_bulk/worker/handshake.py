@@ -57,7 +57,7 @@ def connect(environ: Mapping[str, str]) -> Channel:
             int(rank),
             service,
             # In a nested instance, FLUX_URI is that of the instance of the task.
-            uri=environ.get(variables.OUTER_URI, ""),
+            uri=environ.get(variables.OUTER_URI) or environ.get("FLUX_URI", ""),
             library=environ.get(variables.LIBFLUX, ""),
             ping=float(environ.get(variables.PING) or DEFAULT_PING),
             ping_timeout=float(environ.get(variables.PING_TIMEOUT) or DEFAULT_PING_TIMEOUT),
@@ -127,6 +127,13 @@ def hide_launcher() -> None:
     """
     for name in _LAUNCHER_VARIABLES:
         os.environ.pop(name, None)
+
+
+def hide_instance() -> None:
+    """Keep the task from submitting to the instance that runs it by mistake."""
+    if uri := os.environ.get("FLUX_URI"):
+        os.environ[variables.INSTANCE_URI] = uri
+        os.environ["FLUX_URI"] = variables.NO_INSTANCE
 
 
 def set_worker_variables(rank: int | None, count: int) -> None:

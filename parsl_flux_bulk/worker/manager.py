@@ -89,6 +89,7 @@ def main() -> int:
     channel = handshake.introduce(environ, len(bindings))
     handshake.prepare_for_user_code()
     handshake.hide_launcher()
+    handshake.hide_instance()
     handshake.set_worker_variables(None, len(bindings))
     raise_descriptor_limit(len(bindings))
     manager = Manager(channel, bindings)

@@ -33,6 +33,8 @@ def main() -> int:
     )
     if "PMI_FD" not in environ:
         handshake.hide_launcher()  # one rank, which needs no launcher
+        if variables.OUTER_URI not in environ:
+            handshake.hide_instance()
     pid, group = os.getpid(), os.getpgrp()
     # Flux makes a rank the leader of a group, and so does the embedded instance.
     guard = lifeline.start_guard(lambda: [group]) if group == pid else -1

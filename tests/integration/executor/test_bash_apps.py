@@ -409,7 +409,8 @@ def test_a_job_has_the_name_of_its_app_and_may_be_cancelled_from_outside(flux_ur
     out = tmp_path / "out"
     with new_executor(flux_uri) as executor:
         future = submit(
-            executor, command, JOB, "flux jobs -no {name} $FLUX_JOB_ID; flux cancel $FLUX_JOB_ID; sleep 60",
+            executor, command, JOB, "export FLUX_URI=$PARSL_WORKER_FLUX_URI; "
+            "flux jobs -no {name} $FLUX_JOB_ID; flux cancel $FLUX_JOB_ID; sleep 60",
             stdout=str(out),
         )  # fmt: skip
         error = future.exception(BOUND)

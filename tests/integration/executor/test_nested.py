@@ -9,9 +9,11 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import parsl
 import pytest
 
 from parsl_flux_bulk import FluxBulkExecutor, FluxPoolExecutor
+from parsl_flux_bulk.protocol.variables import NO_INSTANCE
 
 BOUND = 120.0
 
@@ -71,8 +73,6 @@ def test_a_task_with_an_instance_of_its_own(new_executor: NewExecutor, flux_uri:
 
 @pytest.mark.flux
 def test_a_bash_app_with_an_instance_of_its_own(new_executor: NewExecutor, flux_uri: str, tmp_path) -> None:
-    import parsl
-
     with (
         new_executor(flux_uri) as executor,
         parsl.load(parsl.Config(executors=[executor], run_dir=str(tmp_path / "runinfo"))),
@@ -89,6 +89,59 @@ def test_a_bash_app_with_an_instance_of_its_own(new_executor: NewExecutor, flux_
 
 def _count_cores(stdout=None, parsl_resource_specification=None) -> str:
     return "flux resource list -no {ncores} -s free; flux run -n1 echo inside; echo $FLUX_URI"
+
+
+def clients_of_flux() -> tuple[str, str, str]:
+    """The error of `flux` in this task, the URI of the instance that runs the task, and the error there."""
+    import os
+    import subprocess
+
+    def run(uri: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["flux", "jobs", "-n"],
+            env={**os.environ, "FLUX_URI": uri},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+
+    outer = os.environ["PARSL_WORKER_FLUX_URI"]
+    return run(os.environ["FLUX_URI"]).stderr, outer, run(outer).stderr
+
+
+@pytest.mark.flux
+@pytest.mark.parametrize("specification", [{}, {"num_tasks": 1}], ids=["worker", "job"])
+def test_flux_in_a_task_says_how_to_get_an_instance(
+    new_executor: NewExecutor, flux_uri: str, specification: dict[str, Any]
+) -> None:
+    with new_executor(flux_uri) as executor:
+        refusal, outer, error = executor.submit(clients_of_flux, specification).result(BOUND)
+    assert refusal.endswith(f"'{NO_INSTANCE}'\n")
+    assert (outer, error) == (flux_uri, "")
+
+
+@pytest.mark.flux
+@pytest.mark.parametrize(
+    ("specification", "hidden"), [({}, True), ({"num_tasks": 1}, True), ({"num_tasks": 2}, False)]
+)
+def test_flux_in_a_bash_app(
+    new_executor: NewExecutor, flux_uri: str, tmp_path, specification: dict[str, Any], hidden: bool
+) -> None:
+    with (
+        new_executor(flux_uri) as executor,
+        parsl.load(parsl.Config(executors=[executor], run_dir=str(tmp_path / "runinfo"))),
+    ):
+        app = parsl.bash_app(_print_uris)
+        assert (
+            app(stdout=str(tmp_path / "out"), parsl_resource_specification=specification).result(BOUND) == 0
+        )
+    found = set((tmp_path / "out").read_text().splitlines())
+    # A broker that Flux starts on each rank (`flux start`) needs the URI of the instance around it.
+    assert found == {f"{NO_INSTANCE},{flux_uri}" if hidden else f"{flux_uri},"}
+
+
+def _print_uris(stdout=None, parsl_resource_specification=None) -> str:
+    return 'echo "$FLUX_URI,$PARSL_WORKER_FLUX_URI"'
 
 
 @pytest.mark.flux

@@ -16,6 +16,7 @@ from executor_end import WORKER
 from service_process import Service
 
 from parsl_flux_bulk.protocol import frames
+from parsl_flux_bulk.protocol.variables import NO_INSTANCE
 from parsl_flux_bulk.worker import handshake
 from parsl_flux_bulk.worker.channel import ChannelLost
 from parsl_flux_bulk.worker.flux_channel import FluxChannel
@@ -50,6 +51,12 @@ def test_flux_echo_in_order(service):
     assert received(link, 2000) == bodies
     link.close()
     service.wait_for("disconnect")
+
+
+@pytest.mark.flux
+def test_a_rank_connects_again_when_its_task_has_no_instance(service, monkeypatch):
+    monkeypatch.setenv("FLUX_URI", NO_INSTANCE)
+    connected(service).close()
 
 
 @pytest.mark.flux
