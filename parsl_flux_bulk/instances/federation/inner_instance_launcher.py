@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,7 @@ from parsl_flux_bulk.instances.base import (
     PeerLost,
     PeerMessage,
     Refusal,
+    Usage,
 )
 from parsl_flux_bulk.instances.events import MemberInstance
 from parsl_flux_bulk.instances.federation.members import Member
@@ -122,7 +123,10 @@ class Launcher(threading.Thread):
         self._stopping = False
 
     def start(self) -> None:
-        """Start the thread, and wait up to `START_TIMEOUT` until each instance is ready or has failed."""
+        """Start the thread, and wait up to `START_TIMEOUT` until each instance is ready, or has failed.
+
+        Once one is ready, `_others_wait` may end the waiting.
+        """
         super().start()
         if not self._settled.wait(START_TIMEOUT):
             logger.warning("%ss late timeout=%gs: continuing without them", self.NOUN, START_TIMEOUT)
@@ -186,7 +190,7 @@ class Launcher(threading.Thread):
 
     def _step(self, completion: Completion, timeout: float | None) -> None:
         self._run_calls(completion)
-        if not self._in_state(InnerState.SUBMITTED):
+        if not self._in_state(InnerState.SUBMITTED) or self._others_wait():
             self._settled.set()
         for event in completion.poll(timeout):
             self._act_on(completion, event)
@@ -204,6 +208,10 @@ class Launcher(threading.Thread):
             self._on_ended(event)
 
     # -- for subclasses ---------------------------------------------------------------------------
+
+    def _others_wait(self) -> bool:
+        """Tell whether a member is ready, and those that are not wait for resources."""
+        return False
 
     def _needed(self) -> bool:
         """Tell whether the thread has anything to do, now or later."""
@@ -290,6 +298,18 @@ class InstanceLauncher(Launcher):
         super().__init__(outer, add, registry)
         self._shares = shares
         self._attach = attach
+        self._waiting: Collection[JobId] | None = None
+
+    def _others_wait(self) -> bool:
+        waiting = self._waiting
+        return waiting is not None and all(
+            inner.job_id in waiting for inner in self._in_state(InnerState.SUBMITTED)
+        )
+
+    def _act_on(self, completion: Completion, event: Event) -> None:
+        if isinstance(event, Usage):
+            self._waiting = event.waiting
+        super()._act_on(completion, event)
 
     def _jobspecs(self, completion: Completion, first: int) -> list[Jobspec]:
         environment = completion.channel().environment
@@ -311,6 +331,8 @@ class InstanceLauncher(Launcher):
             except Exception as error:
                 logger.warning("inner instance not usable job=%s: %s", inner.name, error)
                 self._retire(completion, inner.name)
+            else:
+                completion.survey()
 
     def _on_peer_lost(self, peer: PeerId) -> None:
         """Drain an instance whose initial program has ended: it is ending, and can start nothing."""

@@ -123,6 +123,22 @@ def test_those_that_come_late_are_done_without(
     assert helpers.flux(flux_uri, *last).split() == ["CANCELED"] * 2
 
 
+def test_work_starts_with_the_first_that_is_ready(
+    flux_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inner_instance_launcher, "START_TIMEOUT", 2 * BOUND)
+    os.mkfifo(tmp_path / "fifo")
+    with BulkSubmitter(flux_uri) as others:
+        busy = others.submit_command(["sh", "-c", f"echo > {tmp_path}/started; cat {tmp_path}/fifo"])
+        helpers.wait_until((tmp_path / "started").exists, BOUND)
+        with BulkSubmitter(flux_uri, instances=2) as bulk:
+            futures = [bulk.submit_command(["true"]) for _ in range(3)]
+            assert all(future.result(BOUND).ok for future in futures)
+            assert OUTER not in map(member, futures)
+            assert not busy.done()
+            (tmp_path / "fifo").write_text("")
+
+
 def test_the_output_of_jobs_and_their_errors_are_there(flux_uri: str) -> None:
     with BulkSubmitter(flux_uri, instances=2) as bulk:
         well, badly = (
