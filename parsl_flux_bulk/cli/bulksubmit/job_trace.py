@@ -102,6 +102,7 @@ class JobTrace:
             {
                 "job": number,
                 "id": future.job_name,
+                "node": future.node,
                 "kind": "job",
                 "name": future.label,
                 "state": "ended",
@@ -158,7 +159,7 @@ class JobTrace:
     def _jobs_now(self) -> list[list[Any]]:
         now = time.time()
         return [
-            [number, future.label, future.job_name, "submitted" if future.job_id is not None else "waiting",
+            [number, future.label, _where(future), "submitted" if future.job_id is not None else "waiting",
              round(now - handed_in, 1)]
             for future, (number, handed_in, *_) in islice(self._outstanding.items(), SHOWN_JOBS)
         ]  # fmt: skip
@@ -183,6 +184,10 @@ class JobTrace:
             elif other == number and verb == "story":
                 where = f"job {future.job_name} was submitted" if future.job_name else "waits to be submitted"
                 self._writer.event("story", {"task": number, "lines": [f"{future.label}: {where}"]})
+
+
+def _where(future: JobFuture) -> str:
+    return f"{future.job_name} on {future.node}" if future.node else future.job_name
 
 
 def _known(when: float | None) -> float:

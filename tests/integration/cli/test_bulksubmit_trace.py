@@ -6,6 +6,7 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,8 @@ import pytest
 from test_bulksubmit import Where, bulksubmit, in_tmp_path, where
 
 from parsl_flux_bulk import trace
-from parsl_flux_bulk.trace.writer import request
+from parsl_flux_bulk.cli.flux_bulk import main
+from parsl_flux_bulk.trace.writer import request as send
 
 __all__ = ["in_tmp_path", "where"]
 
@@ -97,21 +99,38 @@ def test_a_report_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"<td>{os.getcwd()}</td>" in configuration
 
 
-def test_a_job_is_canceled_through_the_trace() -> None:
-    command = [sys.executable, "-m", "parsl_flux_bulk", "--local", "--trace", "run.trace"]
+@pytest.mark.parametrize(
+    "packed", [False, pytest.param(True, marks=pytest.mark.flux)], ids=["local", "packed"]
+)
+def test_another_program_sees_where_each_job_is_and_cancels_it(
+    packed: bool, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--uri", request.getfixturevalue("flux_uri"), "--packed"] if packed else ["--local"]
+    command = [sys.executable, "-m", "parsl_flux_bulk", *options, "--trace", "run.trace"]
     process = subprocess.Popen([*command, "--copies", "2", "--", "sleep", "100"], stdout=subprocess.PIPE)
+
+    def both() -> list[tuple[str, ...]] | None:
+        assert main(["top", "--once", "run.trace"]) == 0
+        # task, app, where, state
+        jobs = re.findall(r"^(\d+) +(sleep 100 #\d) +(\d+ on \S+) +(\w+)", capsys.readouterr().out, re.M)
+        return sorted(jobs) if len(jobs) == 2 else None
+
     try:
-        helpers.wait_until(lambda: Path("run.trace.control").exists(), bound=20)
-        read = trace.reader.Trace("run.trace")
-        helpers.wait_until(lambda: read.update() and read.statuses, bound=20)
+        helpers.wait_until(Path("run.trace.control").exists, bound=20)
+        first, second = helpers.wait_until(both, bound=40)
+        assert (first[:2], second[:2]) == (("1", "sleep 100 #1"), ("2", "sleep 100 #2"))
+        assert first[3] == second[3] == "submitted"
+        places = {tuple(job[2].split(" on ")) for job in (first, second)}
+        assert {node for _, node in places} == {socket.gethostname()}
         for number in (1, 2):
-            request("run.trace", f"cancel {number}")
+            send("run.trace", f"cancel {number}")
         assert process.wait(30) == 1
     finally:
         if process.poll() is None:
             os.kill(process.pid, signal.SIGINT)
         process.communicate(timeout=30)
     assert trace.tasks("run.trace")["outcome"] == ["canceled", "canceled"]
+    assert {(job["id"], job["node"]) for job in trace.read("run.trace").jobs.values()} == places
 
 
 def test_a_trace_that_cannot_be_written_is_refused(where: Where) -> None:
