@@ -38,6 +38,23 @@ DEFAULT_TIMEOUT = 120.0
 LEAK_BOUND = 20.0
 """Seconds that threads and processes have to end after their test."""
 
+LONGEST = (
+    "test_blocks",
+    "test_examples",
+    "test_everyday_functions",
+    "test_executor_lifecycle",
+    "test_slurm",
+    "test_pool_executor",
+    "test_packed_jobs",
+    "test_inner_instances",
+    "test_flux_provider",
+    "test_lifecycle",
+    "test_bash_apps",
+    "test_executor_calls",
+)
+"""The modules that take a minute or so. Several processes of pytest begin with them, so that none is left
+over at the end; see tox.ini."""
+
 JOB_BOUND = 30.0
 """Seconds that jobs have to end after their test. Flux kills a job that ignores a cancel after 5 s."""
 
@@ -71,7 +88,10 @@ def pytest_report_header() -> list[str]:
     ]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):  # of pytest-xdist
+        place = {name: number for number, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
     for item in items:
         if item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(item.config.getoption("timeout") or DEFAULT_TIMEOUT))

@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,6 +107,12 @@ def descendants(*pids: int, table: dict[int, tuple[int, str]] | None = None) -> 
             if table[child][1] not in "ZX":
                 found.add(child)
     return found
+
+
+def kill(pid: int) -> None:
+    """Send SIGKILL to a process that may just have ended."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def wait_gone(pids: Collection[int], bound: float = 30.0) -> None:

@@ -23,7 +23,7 @@ def test_close_before_start(new_instance: NewInstance) -> None:
     assert instance.description
 
 
-def test_close_twice(new_instance: NewInstance) -> None:
+def test_close_twice_after_which_everything_raises(new_instance: NewInstance) -> None:
     instance = new_instance()
     instance.start()
     connection, completion = instance.connect(), instance.completion()
@@ -31,6 +31,8 @@ def test_close_twice(new_instance: NewInstance) -> None:
         connection.close()
         completion.close()
         instance.close()
+    with pytest.raises(InstanceError):
+        completion.poll(0)
 
 
 def test_a_second_life(new_instance: NewInstance, kind: str) -> None:
@@ -59,16 +61,6 @@ def test_closing_an_instance_of_our_own_ends_its_jobs(
     seam.connection.close()
     instance.close()
     helpers.wait_gone([pid])
-
-
-def test_everything_raises_once_it_is_closed(new_instance: NewInstance) -> None:
-    instance = new_instance()
-    instance.start()
-    completion = instance.completion()
-    completion.close()
-    instance.close()
-    with pytest.raises(InstanceError):
-        completion.poll(0)
 
 
 def test_a_killed_user_leaves_nothing_behind(

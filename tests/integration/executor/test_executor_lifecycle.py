@@ -21,7 +21,17 @@ from typing import Any
 import apps
 import parsl
 import pytest
-from helpers import active_jobs, descendants, in_a_fork, run_script, script, wait_event, wait_gone, wait_until
+from helpers import (
+    active_jobs,
+    descendants,
+    in_a_fork,
+    kill,
+    run_script,
+    script,
+    wait_event,
+    wait_gone,
+    wait_until,
+)
 
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.errors import ExecutorClosed, InstanceUnavailable
@@ -421,7 +431,7 @@ def kill_when_busy(instance: str, directory: Path, *, helpers_first: bool = Fals
         processes = descendants(os.getpid()) - before
         assert started_tasks(directory) <= processes and user.pid in processes
         for pid in descendants(user.pid) if helpers_first else ():
-            os.kill(pid, signal.SIGKILL)
+            kill(pid)  # the end of another one may have ended it
         user.send_signal(signal.SIGKILL)
         began = time.monotonic()
         user.wait(BOUND)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import apps
 import pytest
-from helpers import descendants, flux, flux_instance, process_table, wait_gone, wait_until
+from helpers import descendants, flux, flux_instance, kill, process_table, wait_gone, wait_until
 
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.errors import InstanceLost
@@ -42,9 +42,9 @@ def test_everything_outstanding_ends(
         running = [int(pid) for pid in marks.read_text().split()]
         # Whatever is between the tasks and us; the instance first, or it could tell of its workers' ends.
         table = process_table()
-        between = descendants(os.getpid()) - before - set(running)
+        between = descendants(os.getpid(), table=table) - before - set(running)
         for pid in sorted(between, key=lambda pid: table[pid][0] in between):
-            os.kill(pid, signal.SIGKILL)
+            kill(pid)
         for future in futures:
             error = future.exception(BOUND)
             assert isinstance(error, InstanceLost), error
