@@ -16,6 +16,7 @@ from parsl.executors.errors import BadStateException
 from parsl.executors.status_handling import BlockProviderExecutor
 from parsl.jobs.states import TERMINAL_STATES, JobState, JobStatus
 from parsl.providers import LocalProvider
+from parsl.utils import AtomicIDCounter
 
 from parsl_flux_bulk.blocks.manager import Blocks, BlockSettings, addresses_of_this_host
 from parsl_flux_bulk.blocks.start_failures import StartFailures
@@ -62,6 +63,7 @@ class BlockScaling(BlockProviderExecutor):
         self._executor_exception = None
         for known in (self.blocks_to_job_id, self.job_ids_to_block, self._simulated_status):
             known.clear()
+        self._block_id_counter = AtomicIDCounter()
         self._status = {}
         self._last_poll_time = 0.0
         self._failures = StartFailures()

@@ -41,8 +41,9 @@ def started(tmp_path: Path) -> Any:
     """Return a function that starts an executor with a provider that launches nothing by itself."""
     made: list[FluxBulkExecutor] = []
 
-    def start(provider: Any, **options: Any) -> FluxBulkExecutor:
+    def start(provider: Any, run_id: str | None = None, **options: Any) -> FluxBulkExecutor:
         executor = FluxBulkExecutor(provider=provider, **options)
+        executor.run_id = run_id
         executor.run_dir = str(tmp_path)
         provider.script_dir = str(tmp_path)
         executor.start()
@@ -218,6 +219,18 @@ def test_blocks_that_were_scaled_in_do_not_keep_the_others_from_failing(
     assert executor.scale_in_facade(3) == list("345")
     states.update(dict.fromkeys("345", JobState.CANCELLED))
     assert poll()
+
+
+def test_blocks_are_counted_anew_when_a_configuration_is_loaded_again(started: Any) -> None:
+    provider: Any = Watched()
+    executor = started(provider, instance="local", run_id="first")
+    provider.submit = lambda *_: "11"
+    provider.cancel = lambda jobs: [True for _ in jobs]
+    assert executor.scale_out_facade(2) == ["0", "1"]
+    executor.run_id = "second"  # the first load failed, and left the executor running
+    executor.start()
+    assert executor.status_facade == {}
+    assert executor.scale_out_facade(1) == ["0"]
 
 
 def test_closing_blocks_twice_is_fine(tmp_path: Path) -> None:
