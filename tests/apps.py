@@ -104,6 +104,16 @@ def meet(directory: str, brokers: int, bound: float = 60.0, **_: Any) -> str:
     return mine
 
 
+def gpus_when_together(directory: str, others: int, bound: float = 60.0) -> str | None:
+    """Return the visible GPUs, once `others` more tasks are running too."""
+    append(os.path.join(directory, str(os.getpid())), "")
+    deadline = time.monotonic() + bound
+    while len(os.listdir(directory)) <= others:
+        assert time.monotonic() < deadline, "the other tasks never ran at the same time"
+        time.sleep(0.01)
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
 def say(out: str, err: str) -> None:
     print(out)
     print(err, file=sys.stderr)

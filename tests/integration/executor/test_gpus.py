@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import apps
 import helpers
@@ -43,22 +42,10 @@ def executor(
         yield executor
 
 
-def meet(directory: str, others: int) -> str | None:
-    """Return the visible GPUs, once `others` more tasks are running too."""
-    import os
-    import time
-    import uuid
-
-    Path(directory, uuid.uuid4().hex).touch()
-    deadline = time.monotonic() + 30
-    while len(os.listdir(directory)) <= others:
-        assert time.monotonic() < deadline, "the other task never ran at the same time"
-        time.sleep(0.01)
-    return os.environ.get("CUDA_VISIBLE_DEVICES")
-
-
 def test_tasks_at_the_same_time_have_different_gpus(executor, tmp_path):
-    futures = [executor.submit(meet, {"gpus_per_task": 1}, str(tmp_path), 1) for _ in range(2)]
+    futures = [
+        executor.submit(apps.gpus_when_together, {"gpus_per_task": 1}, str(tmp_path), 1) for _ in range(2)
+    ]
     assert sorted(future.result(BOUND) for future in futures) == ["0", "1"]
 
 
@@ -92,13 +79,19 @@ def test_more_gpus_than_there_are(executor):
 
 def test_four_tasks_share_a_gpu(gpu_uri, new_executor, tmp_path):
     with new_executor(gpu_uri, cores_per_worker=0.5) as executor:
-        futures = [executor.submit(meet, {"gpus_per_task": 0.25}, str(tmp_path), 7) for _ in range(8)]
+        futures = [
+            executor.submit(apps.gpus_when_together, {"gpus_per_task": 0.25}, str(tmp_path), 7)
+            for _ in range(8)
+        ]
         assert sorted(future.result(BOUND) for future in futures) == ["0"] * 4 + ["1"] * 4
 
 
 def test_a_shared_gpu_has_no_more_tasks_than_the_cores_allow(gpu_uri, new_executor, tmp_path):
     with new_executor(gpu_uri) as executor:
-        futures = [executor.submit(meet, {"gpus_per_task": 0.25}, str(tmp_path), 3) for _ in range(4)]
+        futures = [
+            executor.submit(apps.gpus_when_together, {"gpus_per_task": 0.25}, str(tmp_path), 3)
+            for _ in range(4)
+        ]
         assert sorted(future.result(BOUND) for future in futures) == ["0", "0", "1", "1"]
 
 

@@ -262,9 +262,9 @@ def test_nothing_is_left_when_the_script_is_killed(own: bool, flux_uri: str, tmp
 @pytest.mark.parametrize(
     ("options", "packed"),
     [
-        (["--copies", "200"], True),
+        (["--copies", "100"], True),
         (["--copies", "20"], False),
-        (["--copies", "200", "--no-packed"], False),
+        (["--copies", "100", "--no-packed"], False),
         (["--copies", "20", "--packed"], True),
         (["--copies", "100", "-c2"], False),
     ],
