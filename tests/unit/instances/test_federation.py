@@ -136,6 +136,9 @@ class FakeCompletion:
             events, instance.pending = instance.pending, []
             return events
 
+    def survey(self):
+        """Nobody answers."""
+
     def wake(self):
         with self.instance.changed:
             self.woken = True
