@@ -69,7 +69,9 @@ class Surveyor:
         """Ask for a survey if one is due; called in each pass."""
         self._ask_while_idle(now)
         if self._due is None:
-            if self._lifecycle.unsettled:
+            # Without a node that is up, no job is submitted that would make anything unsettled.
+            down = self._allocations.capacity is None
+            if self._lifecycle.unsettled or (down and self._anything_waits()):
                 self._period = FIRST_PERIOD
                 self._wait(now)
         elif now >= self._due:
@@ -192,16 +194,16 @@ class Surveyor:
                 continue
             need = job.allocation
             fits = need.cores <= free[0] and need.gpus <= free[1]
-            if any(held) or fits or not allocations.possible(need):
+            if any(held) or fits or not event.holding or not allocations.possible(need):
                 key = job.group if isinstance(job, WorkerJob) else job
                 stuck[key] = f"its job waits in the instance: {reason or _why(fits)}"
-        if any(allocations.others):
+        if any(allocations.others) or allocations.capacity is None:
             for group in lifecycle.groups.values():
                 if group.waiting and not group.workers and not any(job.starting for job in group.jobs):
                     stuck.setdefault(group, "there is no room for a worker")
             if lifecycle.held:
                 need = allocations.of_task(lifecycle.held[0].task.resources)
-                if not allocations.has_room(need):
+                if allocations.capacity is None or not allocations.has_room(need):
                     stuck[lifecycle.held[0]] = f"its job is held: it needs {_amount(need)}"
         around = (
             f"{free[0]} of {event.capacity.cores} cores and {free[1]} of {event.capacity.gpus} GPUs are free "

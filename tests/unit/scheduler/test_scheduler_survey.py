@@ -226,6 +226,26 @@ def test_a_task_that_cannot_run_says_so_within_5_s_once(resources, caplog):
     world.run_all()
 
 
+@pytest.mark.parametrize("resources", [SMALL, ALONE])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_task_that_no_node_is_up_for_says_so_and_runs_later(resources, known, caplog):
+    world = Simulation(cores=2, worker_idle_time=2.0)
+    idle_jobs(world)
+    world.run(for_=5.0)
+    world.drain_node()
+    if known:
+        world.scheduler.handle(world.usage())
+        world.run(for_=1.0)
+    (task,) = world.submit(1, resources, Function(0.1))
+    with caplog.at_level(logging.WARNING, "parsl_flux_bulk"):
+        world.run(for_=4.9)
+    assert "0 nodes that are up" in caplog.text
+    assert "0 nodes that are up" in story_of(world, task).splitlines()[-1]
+    world.undrain_node()
+    world.run(until=lambda: task in world.outcomes, for_=10.0)
+    assert task in world.outcomes
+
+
 def test_a_task_job_that_is_held_for_others_says_so(caplog):
     world = Simulation(cores=2)
     world.occupy(0, 1)

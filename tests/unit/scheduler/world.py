@@ -379,11 +379,13 @@ class World:
         return [model for model in self.jobs.values() if model.state == "running"]
 
     def possible(self, model):
+        """Whether a job would fit the empty nodes, those that are drained included, as Flux decides."""
+        nodes = self.free + self.drained
         return len(model.chunks) <= sum(
             min(self.node_cores // cores, self.node_gpus // gpus if gpus else 1 << 30)
             for cores, gpus in (model.chunks[0],)
-            for _ in self.free
-        ) and (not self._whole(model) or model.job.task.resources.num_nodes <= len(self.free))
+            for _ in nodes
+        ) and (not self._whole(model) or model.job.task.resources.num_nodes <= len(nodes))
 
     def _whole(self, model):
         return isinstance(model.job, TaskJob) and model.job.task.resources.exclusive
