@@ -17,6 +17,23 @@ _BLOCK = 512
 """File systems have blocks of a multiple of this size; a file that a full disk cuts off ends with a block."""
 
 
+def is_full(place: str | int) -> bool:
+    """Tell whether there is no space left where a path or a descriptor is. Raises OSError."""
+    space = os.statvfs(place)
+    # Without blocks, as in /proc, there is no disk.
+    return bool(space.f_blocks) and not space.f_bavail
+
+
+def no_space(path: str) -> str:
+    """Return the note on a job whose output may be cut off."""
+    return f"no space left for {path!r}: output may be missing. Free some space, and run the job again"
+
+
+def may_be_cut(size: int) -> bool:
+    """Tell whether a file of this size may have been cut off by a full disk."""
+    return not size % _BLOCK
+
+
 def cut_off(paths: Iterable[str]) -> str:
     """Return why one of these files may lack output; "" if no disk is full."""
     for path in paths:
@@ -25,13 +42,9 @@ def cut_off(paths: Iterable[str]) -> str:
             if stat.S_ISCHR(info.st_mode):
                 full = info.st_rdev == _DEV_FULL
             else:
-                space = os.statvfs(path)
-                # Without blocks, as in /proc, there is no disk.
-                full = bool(space.f_blocks) and not space.f_bavail and not info.st_size % _BLOCK
+                full = may_be_cut(info.st_size) and is_full(path)
         except OSError:
             continue  # not visible here: a file of another node, or removed by the job
         if full:
-            return (
-                f"no space left for {path!r}: output may be missing. Free some space, and run the job again"
-            )
+            return no_space(path)
     return ""

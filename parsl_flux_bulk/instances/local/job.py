@@ -271,17 +271,21 @@ class LocalJob(Stateful):
         self._labels = []
         if self._pmi is not None:
             self._pmi.close()
-        started = self._started_at
-        result = self._result(lacking), started, None if started is None else time.time()
-        if self._spool is not None:
-            self._supplies.spool.keep(self._spool, reuse=clean)
+        started, spool = self._started_at, self._spool
+        sizes = () if spool is None else spool.sizes()
+        result = self._result(lacking, sizes), started, None if started is None else time.time()
+        if spool is not None:
+            self._supplies.spool.keep(spool, sizes, reuse=clean)
         if self.cores:
             self._supplies.scratch.remove(self.id)
         return result
 
-    def _result(self, lacking: str) -> dict[str, Any] | None:
+    def _result(self, lacking: str, spooled: Sequence[int]) -> dict[str, Any] | None:
         if not self.exception and not self._exit_code:
-            if not (lacking := lacking or cut_off(self._written)):
+            lacking = lacking or cut_off(self._written)
+            if self._spool is not None:
+                lacking = lacking or self._spool.cut_off(spooled)
+            if not lacking:
                 return None
             self.exception, self.note = OUTPUT_CUT, lacking
         started = bool(self.cores)

@@ -6,7 +6,10 @@ import contextlib
 import fcntl
 import os
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
+
+from parsl_flux_bulk.instances.full_disk import is_full, may_be_cut, no_space
 
 KEPT_RESULTS = 10_000
 """Reported results kept for another `watch`; all unreported ones are kept."""
@@ -55,6 +58,19 @@ class SpoolFiles(NamedTuple):
     paths: tuple[str, str]
     descriptors: tuple[int, int]
 
+    def sizes(self) -> tuple[int, int]:
+        """Return their sizes in bytes."""
+        out, err = self.descriptors
+        return os.fstat(out).st_size, os.fstat(err).st_size
+
+    def cut_off(self, sizes: Sequence[int]) -> str:
+        """Return why one of them may lack output; "" if none does."""
+        for path, size in zip(self.paths, sizes, strict=True):
+            if may_be_cut(size):
+                # Both are in one directory.
+                return no_space(path) if is_full(self.descriptors[0]) else ""
+        return ""
+
 
 class Spool:
     """Opens these files, and keeps those of jobs that ended. Empty ones serve again, under another name."""
@@ -97,15 +113,16 @@ class Spool:
             f"{KEPT_OUTPUT_JOBS} jobs, {KEPT_OUTPUT_BYTES >> 20} MiB at most. Name a file for the output"
         )
 
-    def keep(self, files: SpoolFiles, *, reuse: bool) -> None:
+    def keep(self, files: SpoolFiles, sizes: Sequence[int], *, reuse: bool) -> None:
         """Keep the output of a job that has ended; drop the oldest output beyond the bounds.
 
         Parameters
         ----------
+        sizes : sequence of int
+            Those of the files, in bytes.
         reuse : bool
             Whether no process of the job is left that could write.
         """
-        sizes = [os.fstat(descriptor).st_size for descriptor in files.descriptors]
         if not any(sizes) and reuse:
             self._empty.append(files)
             return

@@ -33,7 +33,7 @@ class JobFiles:
     labels : list of LabeledPipe
         Pipes that outlive the start.
     written : list of str
-        Files that output goes to.
+        Files that output goes to, but for those of the spool.
     """
 
     def __init__(self, plan: JobPlan, spool: SpoolFiles | None, cwd: str) -> None:
@@ -45,10 +45,8 @@ class JobFiles:
         self._plan = plan
         self._open: dict[tuple[str, int], int] = {}  # path, O_RDONLY or O_WRONLY -> descriptor
         self._pipes: list[int] = []  # write ends, closed here once the tasks have them
-        if spool is not None:
-            self.written += spool.paths
-            if plan.stderr is None:
-                self.errors[spool.paths[1]] = 0
+        if spool is not None and plan.stderr is None:
+            self.errors[spool.paths[1]] = 0
 
     def for_task(self, values: TaskValues) -> tuple[int, int, int]:
         """Return the three descriptors of a task; paths are rendered with `values`.
