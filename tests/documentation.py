@@ -80,19 +80,38 @@ def parse(markdown: str) -> list[Block]:
     return blocks
 
 
-def run_page(page: Path, directory: Path) -> None:
+def run_page(page: Path, directory: Path, **variables: str) -> None:
     """Run the blocks of a page; the test fails if one fails, or prints other than the page says."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     modules = os.pathsep.join(filter(None, sys.path))
-    run_blocks(page, blocks_of(page), directory, {**os.environ, "PATH": path, "PYTHONPATH": modules})
+    run_blocks(
+        page, blocks_of(page), directory, {**os.environ, "PATH": path, "PYTHONPATH": modules, **variables}
+    )
+
+
+_BETWEEN = "-- the next block --\n"
+"""What a script of several blocks prints between two of them."""
 
 
 def run_blocks(
     page: Path, blocks: list[Block], directory: Path, environment: dict[str, str], bound: float = 120.0
 ) -> None:
-    """Run blocks of a page in a directory, each for at most `bound` seconds."""
-    source = output = before = ""
-    for block in blocks:
+    """Run blocks of a page in a directory, each for at most `bound` seconds.
+
+    Python blocks that continue each other run as one script, unless the directory changes in between.
+    """
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            command, cwd=directory, env=environment, capture_output=True, text=True, timeout=bound
+        )
+        assert done.returncode == 0, f"{where}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    output = ""
+    sources: list[str] = []
+    outputs: list[str] = []
+    for number, block in enumerate(blocks):
         where = f"{name_of(page)}:{block.line}"
         if "file" in block.comments:
             (directory / block.comments["file"]).write_text(block.text, encoding="utf-8")
@@ -101,18 +120,29 @@ def run_blocks(
             assert matches(block.text, output, in_order=in_order), f"{where}: printed\n{output}"
         if not block.runs or _lacks(block.comments.get("needs")):
             continue
-        if block.language == "python":
-            continues = "continues" in block.comments
-            source, before = (source + block.text, before + output) if continues else (block.text, "")
-            (directory / "block.py").write_text(source, encoding="utf-8")
-            command = [sys.executable, "block.py"]
-        else:
-            before, command = "", ["bash", "-e", "-c", block.text]
-        done = subprocess.run(
-            command, cwd=directory, env=environment, capture_output=True, text=True, timeout=bound
-        )
-        assert done.returncode == 0, f"{where}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
-        output = done.stdout.removeprefix(before)
+        if block.language == "sh":
+            output = run("bash", "-e", "-c", block.text)
+            continue
+        if not outputs:
+            if "continues" not in block.comments:
+                sources = []
+            before = len(sources)
+            sources += [block.text, *_continuations(blocks[number + 1 :])]
+            script = f"print(end={_BETWEEN!r}, flush=True)\n".join(sources)
+            (directory / "block.py").write_text(script, encoding="utf-8")
+            outputs = run(sys.executable, "block.py").split(_BETWEEN)[before:]
+        output = outputs.pop(0)
+
+
+def _continuations(blocks: list[Block]) -> list[str]:
+    """Return the texts of the Python blocks that continue the one before, up to any other that matters."""
+    texts = []
+    for block in blocks:
+        if "continues" in block.comments and block.runs and not _lacks(block.comments.get("needs")):
+            texts.append(block.text)
+        elif block.runs or "file" in block.comments:
+            break
+    return texts
 
 
 def _lacks(need: str | None) -> bool:

@@ -24,6 +24,9 @@ ELSEWHERE = {
 }
 """Pages whose blocks another test runs."""
 
+START_THEIR_OWN = ("README.md", "docs/start.md", "docs/bulksubmit.md", "docs/monitoring.md")
+"""Pages that run as outside of an allocation; the others share a Flux instance, where there is Flux."""
+
 RUN = [
     page
     for page in documentation.PAGES
@@ -34,8 +37,9 @@ RUN = [
 @pytest.mark.skipif(len(physical_cores()) < 2, reason="the examples need two cores")
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", RUN, ids=documentation.name_of)
-def test_the_blocks_of_a_page(page: Path, tmp_path: Path) -> None:
-    documentation.run_page(page, tmp_path)
+def test_the_blocks_of_a_page(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    own = documentation.name_of(page) in START_THEIR_OWN or helpers.flux_missing()
+    documentation.run_page(page, tmp_path, FLUX_URI="" if own else request.getfixturevalue("flux_uri"))
 
 
 def test_the_example_of_a_scheduler_test(tmp_path: Path) -> None:

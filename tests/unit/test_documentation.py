@@ -57,6 +57,19 @@ def test_a_page_whose_code_fails_or_prints_otherwise_fails(tmp_path: Path) -> No
                 documentation.run_blocks(page, blocks, tmp_path, dict(os.environ))
 
 
+def test_blocks_continue_each_other_and_see_what_was_done_in_between(tmp_path: Path) -> None:
+    page = helpers.PROJECT / "docs" / "page.md"
+    says = "```\n<!-- output -->\n```text\n{}\n```\n"
+    first = "```python\nimport os\nopen('ran', 'a').write('x')\nprint(1)\n" + says.format(1)
+    second = "<!-- continues -->\n```python\nprint(os.stat('ran').st_size)\n" + says
+    between = "```sh\necho -n y >> ran\n```\n"
+    text = first + second.format(1) + second.format(1) + between + second.format(3) + first
+    documentation.run_blocks(page, documentation.parse(text), tmp_path, dict(os.environ))
+    assert (tmp_path / "ran").read_text() == "xyxx"
+    with pytest.raises(AssertionError, match=r"docs/page.md:\d+: printed\n5"):
+        documentation.run_blocks(page, documentation.parse(first + second.format(1)), tmp_path, {})
+
+
 def test_the_modules_of_the_architecture_exist() -> None:
     text = (helpers.PROJECT / "docs" / "architecture.md").read_text(encoding="utf-8")
     package = helpers.PROJECT / "parsl_flux_bulk"

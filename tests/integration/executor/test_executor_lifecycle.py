@@ -367,9 +367,9 @@ def test_exit_with_parsl_loaded(instance: str, tmp_path: Path, scratch: Path) ->
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_leaving_parsls_block_waits_for_the_tasks(instance: str, tmp_path: Path, scratch: Path) -> None:
+def test_leaving_parsls_block_waits_for_the_tasks(tmp_path: Path, scratch: Path) -> None:
     done = run_script(
-        f"""
+        """
         import parsl
         from parsl.config import Config
         from parsl_flux_bulk import FluxBulkExecutor
@@ -378,7 +378,7 @@ def test_leaving_parsls_block_waits_for_the_tasks(instance: str, tmp_path: Path,
         def double(x):
             return 2 * x
 
-        executor = FluxBulkExecutor(instance={instance!r})
+        executor = FluxBulkExecutor(instance="local")
         with parsl.load(Config(executors=[executor], initialize_logging=False, exit_mode="wait")):
             futures = [double(x) for x in range(10)]
         print([future.result() for future in futures])
