@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -440,9 +441,14 @@ class Stranger:
     down = ()
 
 
+EXAMPLES = int(os.environ.get("SCHEDULER_EXAMPLES", "150"))
+
+# Hypothesis takes a timeout for a failure, and then looks for minutes for a smaller example of it.
+pytestmark = pytest.mark.timeout(4 * max(150, EXAMPLES))
+
 TestChaos = Chaos.TestCase
 TestChaos.settings = settings(
-    max_examples=int(os.environ.get("SCHEDULER_EXAMPLES", "150")),
+    max_examples=EXAMPLES,
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=list(HealthCheck),
