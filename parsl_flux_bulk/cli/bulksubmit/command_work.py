@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -27,6 +28,7 @@ class CommandWork:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
+        _refuse_shell_text(options.command)
         try:
             methods = define(options.define)
             self._job_options = JobOptions(options, methods)
@@ -114,6 +116,17 @@ class _Copies:
         if ranges is None:
             ranges = parse_idset(self.templates[0].fill(values))
         return (number for part in ranges for number in part)
+
+
+def _refuse_shell_text(command: list[str]) -> None:
+    """Refuse a whole command in quotes, as GNU parallel takes it."""
+    text = command[0]
+    words = text.split()
+    if len(command) == 1 and len(words) > 1 and not shutil.which(text) and shutil.which(words[0]):
+        raise UnusableInput(
+            f"{text!r} is not a program, and no shell splits it into words: leave its quotes away, or give "
+            f"sh -c {shlex.quote(text)}"
+        )
 
 
 def _open_inputs(options: argparse.Namespace, templates: list[Template]) -> Combinations | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -78,7 +79,10 @@ def _from_argument(name: str) -> list[Path]:
     except FileNotFoundError:
         if any(character in name for character in "*?["):
             return _matching(name)
-        raise UnusableInput(f"no such file or directory: {name!r}") from None
+        words = name.split()
+        command = bool(words) and shutil.which(words[0]) is not None
+        hint = f"; a command stands after --: bulksubmit -- {name} ..." if command else ""
+        raise UnusableInput(f"no such file or directory: {name!r}{hint}") from None
     except OSError as error:
         raise UnusableInput(f"cannot read {name!r}: {error.strerror}") from error
     return [path]

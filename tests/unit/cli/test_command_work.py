@@ -24,6 +24,7 @@ def shown(*arguments: str) -> list[str]:
         (["echo", "{}", ":::", "a", "b"], ["echo a", "echo b"]),
         (["--", "echo", "-n", "{}", ":::", "a"], ["echo -n a"]),
         ([":::", "a", "b"], ["a", "b"]),
+        (["--", "no-such-program here"], ["'no-such-program here'"]),
         (["echo", "{1}{0}", ":::", "1", "2", ":::", "3", "4"], ["echo 31", "echo 41", "echo 32", "echo 42"]),
         (["echo", "{}-{}", ":::", "1", ":::", "2"], ["echo 1-2"]),
         (["echo", "{}", "{}", ":::", "1", ":::", "2"], ["echo 1 1"]),
@@ -53,6 +54,8 @@ def test_commands(arguments: list[str], commands: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--", "echo hello"], "'echo hello' is not a program, and no shell splits it"),
+        (["echo {}", ":::", "a"], "leave its quotes away, or give sh -c 'echo {}'"),
         (["echo", "{x}", ":::", "a"], "'{x}' in the command is not a template: there are {}"),
         (["echo", "{.x}", ":::", "a"], "'{.x}' in the command is not a template"),
         (["--job-name={x}", "echo", "{}", ":::", "a"], "'{x}' in --job-name is not a template"),

@@ -52,6 +52,7 @@ def test_a_file_given_twice_counts_once() -> None:
     ("typed", "message"),
     [
         ("absent.json", "no such file or directory: 'absent.json'"),
+        ("echo", "no such file or directory: 'echo'; a command stands after --: bulksubmit -- echo ..."),
         ("jobs/*.json", "no file matches 'jobs/*.json'"),
         ("empty", "no *.json files in the directory 'empty'"),
         ("-", "no paths on stdin"),
