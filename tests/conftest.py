@@ -39,18 +39,18 @@ LEAK_BOUND = 20.0
 """Seconds that threads and processes have to end after their test."""
 
 LONGEST = (
-    "test_blocks",
     "test_examples",
-    "test_everyday_functions",
-    "test_executor_lifecycle",
+    "test_blocks",
     "test_slurm",
-    "test_pool_executor",
-    "test_packed_jobs",
     "test_inner_instances",
-    "test_flux_provider",
+    "test_executor_lifecycle",
     "test_lifecycle",
-    "test_bash_apps",
-    "test_executor_calls",
+    "test_packed_jobs",
+    "test_executor_others",
+    "test_flux_provider",
+    "test_storm",
+    "test_survey",
+    "test_scheduler_chaos",
 )
 """The modules that take a minute or so. Several processes of pytest begin with them, so that none is left
 over at the end; see tox.ini."""
