@@ -11,6 +11,8 @@ While a worker job is idle, the question is whether jobs of other programs wait:
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from parsl_flux_bulk.scheduler.capacity import Allocation, take_slots
 from parsl_flux_bulk.scheduler.lifecycle import Lifecycle
 from parsl_flux_bulk.scheduler.messages import Instruction, Survey, UsageReported
@@ -58,6 +60,7 @@ class Surveyor:
         self._idle_due: float | None = None
         self._idle_period = IDLE_PERIOD
         self._yielded: dict[int, dict[int, float]] = {}
+        self._seen: dict[int, Collection[int]] = {}
         self._before: dict[int, tuple[int, int]] = {}
         self._down: dict[int, int] = {}
         self._since: dict[WorkerGroup | TaskJob, float] = {}
@@ -171,7 +174,13 @@ class Surveyor:
         now = self._timers.now
         before = self._yielded.get(event.scope, {})
         yielded = self._yielded[event.scope] = {job: before[job] for job in event.others if job in before}
-        waiting = [job for job in event.others if now - yielded.get(job, now) < YIELD_TIME]
+        # Every job waits for a moment, also where there is room for it.
+        seen, self._seen[event.scope] = self._seen.get(event.scope, ()), event.others
+        waiting = [
+            job
+            for job in event.others
+            if now - yielded.get(job, now) < YIELD_TIME and (job in seen or not any(event.free))
+        ]
         if not waiting:
             return
         for job in event.holding:

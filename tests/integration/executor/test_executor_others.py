@@ -70,6 +70,17 @@ def test_tasks_run_beside_a_job_of_others(
         (tmp_path / "some.gate").touch()
 
 
+def test_idle_workers_leave_their_cores_to_a_job_that_waits(
+    new_executor: NewExecutor, uri: str, tmp_path: Path
+) -> None:
+    with new_executor(uri, worker_idle_time=None) as executor:
+        at_once(executor, tmp_path / "all", CORES, CORES)
+        job = flux(uri, "submit", f"-n{CORES}", "true")
+        (tmp_path / "all.gate").touch()
+        flux(uri, "job", "wait-event", "-t", str(BOUND / 2), job, "clean")
+        assert executor.submit(apps.double, {}, 1).result(BOUND) == 2
+
+
 def test_a_job_of_others_that_starts_while_the_executor_is_idle(
     new_executor: NewExecutor, uri: str, tmp_path: Path
 ) -> None:

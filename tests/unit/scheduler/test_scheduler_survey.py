@@ -161,6 +161,17 @@ def test_idle_workers_end_soon_for_a_job_that_comes_later(idle_time):
     assert world.cores_in_use() == 0
 
 
+def test_a_job_that_starts_at_once_ends_no_idle_workers():
+    world = Simulation(cores=4, worker_idle_time=math.inf)
+    idle_jobs(world)
+    for number in range(100):
+        world.waiting_others = [number]  # another one at each survey
+        world.run(for_=0.1)
+    assert world.cores_in_use() == 2
+    world.run(for_=11.0)
+    assert world.cores_in_use() == 0
+
+
 def test_workers_that_are_busy_stay():
     world = Simulation(nodes=2, cores=1, worker_idle_time=math.inf)
     world.waiting_others = [77]
