@@ -39,6 +39,15 @@ FLAGS = {
 
 _SIZES = ("ntasks", "nodes", "cores_per_task", "gpus_per_task", *PER_RESOURCE)
 
+_OPTION_OF_KEY = {
+    "num_tasks": "--ntasks", "num_nodes": "--nodes", "cores_per_task": "--cores-per-task",
+    "gpus_per_task": "--gpus-per-task", "exclusive": "--exclusive", "duration": "--time-limit",
+    "urgency": "--urgency", "queue": "--queue", "bank": "--bank", "constraint": "--requires",
+    "dependency": "--dependency", "name": "--job-name", "environment": "--env", "cwd": "--cwd",
+    "shell_options": "--setopt", "attributes": "--setattr",
+}  # fmt: skip
+"""The options that become keys of a resource specification."""
+
 SPECIAL_FILES = ("/dev/null", "/dev/stdout", "/dev/stderr", "/dev/tty")
 
 
@@ -150,7 +159,7 @@ class JobOptions:
         except JobspecError:
             raise
         except Exception as error:  # Parsl's InvalidResourceSpecification; importing it would take 0.3 s
-            raise JobspecError(str(error)) from error
+            raise JobspecError(_of_options(getattr(error, "message", str(error)))) from error
         jobspec = build(
             resources,
             command,
@@ -251,6 +260,14 @@ def _seconds(text: str | None, option: str) -> float | None:
         return None if text is None else parse_duration(text)
     except ValueError as error:
         raise JobspecError(f"{option} {error}, not {text!r}") from None
+
+
+def _of_options(message: str) -> str:
+    """Return what is wrong with a resource specification in terms of options."""
+    message = message.partition(". Valid keys: ")[0]
+    for key, option in _OPTION_OF_KEY.items():
+        message = message.replace(repr(key), option)
+    return message
 
 
 def _begin_time(text: str) -> float:

@@ -236,7 +236,7 @@ def test_files_that_are_all_unusable() -> None:
     [
         (["absent.json"], "bulksubmit: no such file or directory: 'absent.json'\n"),
         (["--json", "absent/x", "--", "true"], "bulksubmit: cannot write 'absent/x' (--json): No such file"),
-        (["-x", "--", "true"], "needs 'num_nodes'"),
+        (["-x", "--", "true"], "needs --nodes"),
         ([], "nothing to run"),
     ],
 )

@@ -89,6 +89,10 @@ def test_commands(arguments: list[str], commands: list[str]) -> None:
         (["--cores=2", "--tasks-per-node=1", "--tasks-per-core=1", "true", ":::", "{seq}"], "not both"),
         (["--rlimit=files", "--", "true"], "--rlimit: 'files' is not a limit; there are "),
         (["--rlimit=core=x", "--", "true"], "--rlimit: core must be a number or 'unlimited', not 'x'"),
+        (["--env==x", "--", "true"], "--env: ['=x'] '=x' has no name before '='"),
+        (["--queue=", "--", "true"], "--queue: '' must be a string that is not empty"),
+        (["-n1", "-N2", "--", "true"], "--nodes: 2 must not be more than the number of tasks, 1"),
+        (["-x", "--", "true"], "--exclusive: True needs --nodes: only whole nodes can be exclusive"),
         (["--jobs", "."], "is a directory"),
         (["--sep=", "echo", "{}", "::::", "/dev/null"], "--sep must not be empty"),
     ],
@@ -97,6 +101,7 @@ def test_what_is_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(UnusableInput) as caught:
         Work(parse(arguments))
     assert message in str(caught.value)
+    assert "Valid keys" not in str(caught.value)
 
 
 def test_one_file_may_be_appended_to_or_discarded() -> None:
