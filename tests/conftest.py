@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import time
@@ -49,7 +50,6 @@ LONGEST = (
     "test_executor_others",
     "test_flux_provider",
     "test_storm",
-    "test_survey",
     "test_scheduler_chaos",
 )
 """The modules that take a minute or so. Several processes of pytest begin with them, so that none is left
@@ -99,6 +99,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason=f"no Flux here: {helpers.flux_missing()}"))
         if item.get_closest_marker("slurm") is not None and slurm_missing():
             item.add_marker(pytest.mark.skip(reason=f"no Slurm here: {slurm_missing()}"))
+
+
+def pytest_collection_finish() -> None:
+    # Tests look for garbage again and again; without this, each time among all tests and imported modules.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
