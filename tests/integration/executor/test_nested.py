@@ -61,6 +61,30 @@ def test_an_executor_in_a_task_uses_the_cores_of_the_task(
     assert workers == [own] * 3
 
 
+def blocks_inside() -> int:
+    """A result of an embedded block that this task launches."""
+    import tempfile
+
+    import parsl
+    from parsl.providers import LocalProvider
+
+    from parsl_flux_bulk import FluxBulkExecutor
+
+    provider = LocalProvider(init_blocks=1, max_blocks=1)
+    executor = FluxBulkExecutor(instance="local", provider=provider)
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory,
+        parsl.load(parsl.Config(executors=[executor], run_dir=directory, strategy="none")),
+    ):
+        return executor.submit(abs, {}, -1).result(60)
+
+
+@pytest.mark.flux
+def test_a_block_in_a_task_runs_in_the_task(new_executor: NewExecutor, flux_uri: str) -> None:
+    with new_executor(flux_uri) as executor:
+        assert executor.submit(blocks_inside, {}).result(BOUND) == 1
+
+
 @pytest.mark.flux
 def test_a_task_with_an_instance_of_its_own(new_executor: NewExecutor, flux_uri: str) -> None:
     with new_executor(flux_uri) as executor:
