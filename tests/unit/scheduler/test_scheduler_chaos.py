@@ -350,11 +350,9 @@ class Chaos(RuleBasedStateMachine):
         if hasattr(self, "world"):
             for model in self.world.pending():
                 if isinstance(model.job, WorkerJob):
-                    shape = model.job.shape
-                    asked = [t for t in self.world.tasks if t.resources.shape == shape]
-                    # Workers that share cores or GPUs come by the whole unit.
-                    unit = self.world.scheduler.lifecycle.allocations.unit(shape)
-                    assert model.job.slots <= max(len(asked), unit.workers)
+                    asked = [t for t in self.world.tasks if t.resources.shape == model.job.shape]
+                    # Workers that share cores or GPUs come by the whole unit, that of the nodes at that time.
+                    assert model.job.slots <= max(len(asked), model.job.unit.workers)
 
     # -- in the end --------------------------------------------------------------------------------
 
