@@ -74,7 +74,7 @@ def test_unusable_arguments(arguments: list[str], message: str, capsys: pytest.C
 
 
 def test_a_request_that_no_jobspec_can_hold_is_refused_before_anything_starts() -> None:
-    with pytest.raises(UnusableInput, match="num_nodes"):
+    with pytest.raises(UnusableInput, match=r"--exclusive: .* needs --nodes"):
         Work(parse(["-x", "--", "true"]))
 
 
