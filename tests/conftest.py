@@ -16,6 +16,7 @@ import ctypes
 import gc
 import os
 import signal
+import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -206,15 +207,29 @@ SHARED_EXECUTORS: set[SharedExecutor] = set()
 """Executors that `new_executor` has started and that run now."""
 
 
+# An embedded instance pins its jobs to cores that it claims. These let each one claim all, whatever else of
+# this user runs on this machine: other processes of the same run of pytest, and instances that live longer.
+
+
+def _own_core_claims(factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(variables.CLAIMS, tempfile.mkdtemp(prefix="claims-", dir=factory.getbasetemp()))
+        yield
+
+
 @pytest.fixture(scope="session", autouse=True)
 def core_claims_of_this_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let embedded instances pin their jobs, whatever else of this user runs on this machine.
+    yield from _own_core_claims(tmp_path_factory)
 
-    That includes the other processes of the same run of pytest.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(variables.CLAIMS, str(tmp_path_factory.mktemp("claims")))
-        yield
+
+@pytest.fixture(scope="module", autouse=True)
+def core_claims_of_this_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    yield from _own_core_claims(tmp_path_factory)
+
+
+@pytest.fixture(autouse=True)
+def core_claims_of_this_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    yield from _own_core_claims(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

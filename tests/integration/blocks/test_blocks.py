@@ -119,7 +119,8 @@ def test_tasks_run_on_all_blocks_with_what_worker_init_set(
     provider = Local(init_blocks=2, max_blocks=2, worker_init="export FROM_INIT='a b'")
     with running(new_executor(kind, provider)) as executor:
         wait_members(executor, 2)
-        assert executor.workers_per_node == len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
+        helpers.wait_until(lambda: executor.workers_per_node == cores, BOUND, "the size of a node is known")
         assert {status.state for status in executor.status().values()} == {JobState.RUNNING}
         gate = str(tmp_path / "gate")
 
