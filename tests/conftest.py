@@ -227,11 +227,6 @@ def core_claims_of_this_module(tmp_path_factory: pytest.TempPathFactory) -> Iter
     yield from _own_core_claims(tmp_path_factory)
 
 
-@pytest.fixture(autouse=True)
-def core_claims_of_this_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    yield from _own_core_claims(tmp_path_factory)
-
-
 @pytest.fixture(scope="session")
 def flux_uri() -> Iterator[str]:
     """The URI of a Flux instance of one broker, for the whole session."""

@@ -352,6 +352,7 @@ def test_blocks_that_fail_after_one_that_worked_are_noticed(running: Running, tm
     with running(new_executor("local", provider), strategy="simple", max_idletime=0.5) as executor:
         assert executor.submit(apps.double, {}, 1).result(timeout=BOUND) == 2
         helpers.wait_until(lambda: alive(executor) == 0, BOUND, "the block is scaled in")
+        wait_members(executor, 0)
         error = executor.submit(apps.double, {}, 1).exception(timeout=BOUND)
         assert isinstance(error, BadStateException)
         assert "EXIT CODE: 7" in str(error)
