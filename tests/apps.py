@@ -199,6 +199,12 @@ def wait_for_file(path: str, bound: float = 60.0) -> bool:
     return os.path.exists(path)
 
 
+def tell_and_wait(told: str, path: str) -> bool:
+    """Write the pid to a file, then wait until another file exists."""
+    append(told, str(os.getpid()))
+    return wait_for_file(path)
+
+
 # -- on several ranks ------------------------------------------------------------------------------------
 
 
