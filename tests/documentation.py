@@ -94,7 +94,7 @@ _BETWEEN = "-- the next block --\n"
 
 
 def run_blocks(
-    page: Path, blocks: list[Block], directory: Path, environment: dict[str, str], bound: float = 120.0
+    page: Path, blocks: list[Block], directory: Path, environment: dict[str, str], bound: float = 240.0
 ) -> None:
     """Run blocks of a page in a directory, each for at most `bound` seconds.
 

@@ -27,6 +27,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 PROJECT = Path(__file__).resolve().parent.parent
+BOUND = 60.0
+"""Seconds to wait for an event that takes one or two; the machine may be busy."""
 LONG_LIVED: set[int] = set()
 """Processes that fixtures own; the leak check ignores them and their descendants."""
 RUNNING_INSTANCES: set[str] = set()
@@ -38,7 +40,7 @@ FLUX_JOB_STATE_INACTIVE = 64
 # -- waiting -----------------------------------------------------------------------------------------
 
 
-def wait_until(condition: Callable[[], T], bound: float = 30.0, what: str = "") -> T:
+def wait_until(condition: Callable[[], T], bound: float = BOUND, what: str = "") -> T:
     """Call `condition` until it returns a true value, and return that value.
 
     Parameters
@@ -56,7 +58,17 @@ def wait_until(condition: Callable[[], T], bound: float = 30.0, what: str = "") 
         time.sleep(0.005)
 
 
-def wait_event(event: threading.Event, bound: float = 30.0, what: str = "an event") -> None:
+def wait_lines(path: Path, count: int, bound: float = BOUND, what: str = "") -> list[str]:
+    """Wait until a file to which other processes append has so many whole lines; return its lines."""
+
+    def lines() -> list[str]:
+        text = path.read_text() if path.exists() else ""
+        return text.splitlines() if text.count("\n") >= count else []
+
+    return wait_until(lines, bound, what or f"{count} lines in {path}")
+
+
+def wait_event(event: threading.Event, bound: float = BOUND, what: str = "an event") -> None:
     """Wait for a :class:`threading.Event`; the test fails if it is not set within `bound` seconds."""
     assert event.wait(bound), f"not within {bound} s: {what}"
 
@@ -115,7 +127,7 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-def wait_gone(pids: Collection[int], bound: float = 30.0) -> None:
+def wait_gone(pids: Collection[int], bound: float = BOUND) -> None:
     """Wait until none of `pids` runs; the test fails with the commands of those that still run."""
 
     def remaining() -> list[str]:
@@ -157,7 +169,7 @@ def script(source: str, directory: Path, **popen: object) -> Iterator[subprocess
         process.communicate()
 
 
-def run_script(source: str, directory: Path, bound: float = 60.0) -> subprocess.CompletedProcess[str]:
+def run_script(source: str, directory: Path, bound: float = 90.0) -> subprocess.CompletedProcess[str]:
     """Run Python source as a user's script to its end; the test fails after `bound` seconds."""
     with script(source, directory) as process:
         try:
@@ -169,7 +181,7 @@ def run_script(source: str, directory: Path, bound: float = 60.0) -> subprocess.
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def in_a_fork(check: Callable[[], object], bound: float = 30.0) -> str:
+def in_a_fork(check: Callable[[], object], bound: float = BOUND) -> str:
     """Call a function in a fork of this process; return what it raised."""
     reading, writing = os.pipe()
     if (pid := os.fork()) == 0:
@@ -247,7 +259,7 @@ def flux_instance(*options: str) -> Iterator[str]:
         RUNNING_INSTANCES.discard(uri)
         process.stdin.close()
         try:
-            process.wait(30)
+            process.wait(BOUND)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -26,7 +26,7 @@ from parsl_flux_bulk.instances.flux.instance import FluxInstance
 
 BLOCK = Path(__file__).resolve().parent.parent / "parsl_flux_bulk" / "blocks" / "main.py"
 JOIN_BOUND = 60.0
-END_BOUND = 30.0
+END_BOUND = 60.0
 
 
 def without_flux() -> dict[str, str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import random
 import re
 import secrets
 import shutil
@@ -166,7 +167,7 @@ def slurm_cluster(directory: Path, nodes: int = 3) -> Iterator[SlurmCluster]:
         finally:
             cluster.run("scancel", "--user=root")
             # slurmd does not end its jobs when it ends itself.
-            helpers.wait_until(lambda: not cluster.jobs(), 30, "all jobs of the cluster have ended")
+            helpers.wait_until(lambda: not cluster.jobs(), 60, "all jobs of the cluster have ended")
 
 
 @contextmanager
@@ -194,7 +195,7 @@ def _munge(directory: Path, environment: dict[str, str]) -> Iterator[None]:
     command += [f"--{file}-file={directory}/munge.{file}" for file in ("key", "pid", "seed", "log")]
     command += [f"--socket={directory}/munge.socket"]
     with _daemon(directory, command, environment):
-        helpers.wait_until((directory / "munge.socket").exists, 10, "munged listens")
+        helpers.wait_until((directory / "munge.socket").exists, START_BOUND, "munged listens")
         yield
 
 
@@ -228,10 +229,12 @@ def _find(command: str) -> str | None:
 
 
 def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as sockets:
-        found = []
-        for _ in range(count):
-            listener = sockets.enter_context(socket.socket())
-            listener.bind(("127.0.0.1", 0))
-            found.append(int(listener.getsockname()[1]))
+    """Return ports that no connection is given by the kernel until a daemon listens there."""
+    found: list[int] = []
+    for port in random.sample(range(20_000, 32_000), 1000):
+        with contextlib.suppress(OSError), socket.socket() as listener:
+            listener.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            break
     return found

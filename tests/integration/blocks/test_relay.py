@@ -126,14 +126,14 @@ def test_every_job_ends_when_the_block_is_killed(flux: bool) -> None:
         for _ in range(10):
             assert ends.submitted.acquire(timeout=BOUND)
         os.kill(instance.block.pid, signal.SIGKILL)
-        helpers.wait_event(ends.all, 5, "the ends of all jobs")
+        helpers.wait_event(ends.all, BOUND, "the ends of all jobs")
         assert {result.exception for result in ends.results} == {"instance-lost"}
         assert "block 7" in ends.results[0].note
         with pytest.raises(InstanceLost):
             instance.connect()
         pipeline.close()
         inside -= {os.getpid()}
-        helpers.wait_gone(inside, 30)
+        helpers.wait_gone(inside, BOUND)
     assert instance.server is not None and instance.server.blocks == []
 
 
@@ -149,13 +149,11 @@ def test_a_request_that_waits_ends_with_the_block() -> None:
 
 def test_a_block_whose_host_falls_silent_is_lost() -> None:
     # A stopped process answers as little as a dead host.
-    with running(relay={"heartbeat": 0.3, "silence": 1.0}) as instance:
+    with running(relay={"heartbeat": 0.3, "silence": 3.0}) as instance:
         assert instance.process is not None
         completion = instance.completion()
         instance.process.send_signal(signal.SIGSTOP)
-        began = time.monotonic()
         lost_within(BOUND, completion.poll)
-        assert time.monotonic() - began < 10
         instance.process.send_signal(signal.SIGCONT)
         assert instance.process.wait(BOUND) == 1
         assert "the connection to the executor ended" in instance.said()
@@ -164,7 +162,7 @@ def test_a_block_whose_host_falls_silent_is_lost() -> None:
 def test_a_block_ends_itself_when_the_executor_falls_silent(tmp_path: Path) -> None:
     source = """
     from relay_service import BlockInstance
-    instance = BlockInstance(unreachable_timeout=1.5)
+    instance = BlockInstance(unreachable_timeout=3)
     instance.start()
     print("up", flush=True)
     instance.completion().poll(None)
@@ -175,7 +173,7 @@ def test_a_block_ends_itself_when_the_executor_falls_silent(tmp_path: Path) -> N
         block = helpers.descendants(user.pid)
         assert block
         user.send_signal(signal.SIGSTOP)
-        helpers.wait_gone(block, 15)
+        helpers.wait_gone(block, BOUND)
 
 
 def test_a_block_that_finds_nobody_ends_itself(block: BlockInstance, tmp_path: Path) -> None:
@@ -272,8 +270,8 @@ def test_a_block_of_several_nodes_is_one_block(tmp_path: Path) -> None:
 PROBE = [bytes(frame) for frame in protocol.pack([(protocol.PROBE, 0, 0, b"")])]
 
 
-def probe(port: int, **options: bytes) -> bool:
-    """Probe as a ZeroMQ peer with some CURVE options; return whether anybody answers."""
+def probe(port: int, bound: float = 1.0, **options: bytes) -> bool:
+    """Probe as a ZeroMQ peer with some CURVE options; return whether anybody answers in `bound` seconds."""
     context = zmq.Context()
     peer = context.socket(zmq.DEALER)
     try:
@@ -281,7 +279,7 @@ def probe(port: int, **options: bytes) -> bool:
             peer.setsockopt(getattr(zmq, name), value)
         peer.connect(f"tcp://127.0.0.1:{port}")
         peer.send_multipart(PROBE)
-        return bool(peer.poll(1000))
+        return bool(peer.poll(bound * 1000))
     finally:
         context.destroy(linger=0)
 
@@ -296,7 +294,8 @@ def test_the_right_certificate_is_let_in(block: BlockInstance) -> None:
     assert secret is not None
     server, _ = keys(block, "server.key")
     assert block.server is not None
-    assert probe(block.server.port, CURVE_PUBLICKEY=public, CURVE_SECRETKEY=secret, CURVE_SERVERKEY=server)
+    keys_of_the_block = {"CURVE_PUBLICKEY": public, "CURVE_SECRETKEY": secret, "CURVE_SERVERKEY": server}
+    assert probe(block.server.port, BOUND, **keys_of_the_block)
 
 
 def test_a_peer_without_a_certificate_is_refused(block: BlockInstance) -> None:
