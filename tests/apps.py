@@ -183,14 +183,6 @@ def mark_number(path: str, number: int, seconds: float = 0.0) -> int:
     return number
 
 
-def mark_time(path: str, seconds: float = 0.0) -> float:
-    """Append the start time to a file, sleep, and return that time, in seconds since boot."""
-    began = time.monotonic()
-    append(path, repr(began))
-    time.sleep(seconds)
-    return began
-
-
 def wait_for_file(path: str, bound: float = 60.0) -> bool:
     """Wait until a file exists."""
     deadline = time.monotonic() + bound

@@ -98,7 +98,7 @@ class Peer:
         for peer in (self, *self.lanes):
             peer.connection.close()
 
-    def until(self, condition: Callable[[], object], bound: float = 30.0, what: str = "") -> None:
+    def until(self, condition: Callable[[], object], bound: float = 60.0, what: str = "") -> None:
         """Read until `condition` holds; the test fails if it does not within `bound` seconds."""
         deadline = time.monotonic() + bound
         while True:
@@ -111,7 +111,7 @@ class Peer:
             lanes = [lane.connection for lane in self.lanes if not lane.closed]
             select.select([self.connection, *lanes], [], [], min(left, 1.0))
 
-    def until_closed(self, bound: float = 30.0) -> None:
+    def until_closed(self, bound: float = 60.0) -> None:
         deadline = time.monotonic() + bound
         while not self.closed:
             assert time.monotonic() < deadline, f"still connected after {bound} s"
@@ -121,7 +121,7 @@ class Peer:
     def of(self, *kinds: int) -> list[Frame]:
         return [frame for frame in self.frames if frame.kind in kinds]
 
-    def get(self, kind: int, count: int = 1, bound: float = 30.0) -> list[Frame]:
+    def get(self, kind: int, count: int = 1, bound: float = 60.0) -> list[Frame]:
         """Wait for at least `count` frames of a kind."""
         self.until(lambda: len(self.of(kind)) >= count, bound, f"{count} frames of kind {kind}")
         return self.of(kind)
@@ -135,7 +135,7 @@ class ExecutorEnd:
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(str(self.path))
         self.listener.listen()
-        self.listener.settimeout(20)
+        self.listener.settimeout(60)
         self.peers: list[Peer] = []
         self.with_lanes = False
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -169,7 +169,7 @@ class ExecutorEnd:
             peer.close()
         for process in self.processes:
             try:
-                process.communicate(timeout=30)
+                process.communicate(timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.communicate()

@@ -51,10 +51,13 @@ class ManagerProcess:
     def add_function(self, function: Callable[..., Any], function_id: int = FUNCTION) -> None:
         self.peer.send(frames.encode(frames.FUNCTION, 0, function_id, serialize.dumps(function)))
 
-    def give(self, *tasks: tuple[Any, ...], slot: int = 0, function_id: int = FUNCTION) -> None:
-        """Send one message of tasks, each (id, *arguments)."""
+    def give(
+        self, *tasks: tuple[Any, ...], slot: int = 0, function_id: int = FUNCTION, then: bytes = b""
+    ) -> None:
+        """Send one message of tasks, each (id, *arguments), and of one more frame."""
         self.peer.send(
-            *(frames.encode_task(slot, id, function_id, serialize.dumps((args, {}))) for id, *args in tasks)
+            *(frames.encode_task(slot, id, function_id, serialize.dumps((args, {}))) for id, *args in tasks),
+            then,
         )
 
     def give_limited(self, task_id: int, walltime: float, *args: Any, function_id: int = FUNCTION) -> None:
@@ -90,4 +93,4 @@ class ManagerProcess:
     def retire(self) -> tuple[bytes, bytes]:
         """Send RETIRE; return stdout and stderr."""
         self.send(frames.RETIRE)
-        return self.process.communicate(timeout=30)
+        return self.process.communicate(timeout=60)

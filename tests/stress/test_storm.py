@@ -17,7 +17,7 @@ from typing import Any
 
 import apps
 import pytest
-from helpers import flux_instance, is_running, wait_until
+from helpers import descendants, flux_instance, is_running, wait_lines
 
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.errors import TaskCrashed, WorkerLost
@@ -55,6 +55,8 @@ def test_workers_are_killed_again_and_again(where: str, new_executor: NewExecuto
     marks, killed = Marks(tmp_path / "marks"), set()
     with new_executor(where) as executor:
         futures = [executor.submit(apps.mark_number, {}, str(marks.path), n, 0.001) for n in range(TASKS)]
+        # Ends only by the death of its worker; each of the other kills may hit a worker between two tasks.
+        futures.append(executor.submit(apps.mark_number, {}, str(marks.path), TASKS, 3600.0))
         deadline = time.monotonic() + BOUND
         while concurrent.futures.wait(futures, KILL_PERIOD).not_done:
             assert time.monotonic() < deadline, f"{sum(not f.done() for f in futures)} tasks have not ended"
@@ -65,7 +67,7 @@ def test_workers_are_killed_again_and_again(where: str, new_executor: NewExecuto
     started = marks.started()
     assert_none_ran_twice(started)
     failed = {n: future.exception() for n, future in enumerate(futures) if future.exception() is not None}
-    assert len(killed) > 10 and 1 <= len(failed) <= len(killed)
+    assert TASKS in failed and 5 < len(killed) >= len(failed)
     assert {n for n, _ in started} >= set(range(TASKS)) - set(failed)
     assert all(future.result() == n for n, future in enumerate(futures) if n not in failed)
     process_of, last_of = dict(started), {pid: n for n, pid in started}
@@ -92,18 +94,12 @@ def flood(executor: FluxBulkExecutor, tasks: int, seconds: float) -> list[Future
     return futures
 
 
-def test_a_large_task_job_gets_its_turn_in_a_flood(
-    where: str, new_executor: NewExecutor, tmp_path: Path
-) -> None:
+def test_a_large_task_job_gets_its_turn_in_a_flood(where: str, new_executor: NewExecutor) -> None:
     cores = len(os.sched_getaffinity(0))
     with new_executor(where) as executor:
         small = flood(executor, 6000, 0.01)
-        submitted = time.monotonic()
-        large = executor.submit(
-            apps.mark_time, {"num_tasks": 1, "cores_per_task": cores}, str(tmp_path / "began")
-        )
-        began = large.result(BOUND)
-        assert began - submitted < 10.0
+        large = executor.submit(apps.nothing, {"num_tasks": 1, "cores_per_task": cores})
+        large.result(BOUND)
         unfinished = [future for future in small if not future.done()]
         assert len(unfinished) > 500, "the flood was over before"
         # And the flood goes on.
@@ -139,16 +135,26 @@ def test_a_flood_gets_its_turn_in_a_stream_of_task_jobs(where: str, new_executor
 def test_a_node_dies_in_a_flood(new_executor: NewExecutor, tmp_path: Path) -> None:
     marks = Marks(tmp_path / "marks")
     with flux_instance("-s4", "--test-exit-mode=leader") as uri, new_executor(uri) as executor:
-        pid = subprocess.run(
+        broker = subprocess.run(
             ["flux", "exec", "-r3", "flux", "getattr", "broker.pid"],
             env={**os.environ, "FLUX_URI": uri}, capture_output=True, text=True, timeout=BOUND, check=True,
         )  # fmt: skip
+        cores = len(os.sched_getaffinity(0))
+        told = [tmp_path / f"told-{n}" for n in range(4 * cores)]
+        held = [executor.submit(apps.tell_and_wait, {}, str(path), f"{path}.gate") for path in told]
+        running = [int(wait_lines(path, 1, BOUND, "a task on every core")[0]) for path in told]
+        there = descendants(int(broker.stdout))
+        on_the_node = [pid in there for pid in running]
+        assert sum(on_the_node) == cores
         futures = [executor.submit(apps.mark_number, {}, str(marks.path), n, 0.005) for n in range(6000)]
-        workers = 4 * len(os.sched_getaffinity(0))
-        wait_until(
-            lambda: len({pid for _, pid in marks.started()}) == workers, BOUND, "workers on every node"
-        )
-        os.kill(int(pid.stdout), signal.SIGKILL)
+        # One task stays on the node until it dies, so that at least one is lost with it.
+        doomed = on_the_node.index(True)
+        for n, path in enumerate(told):
+            if n != doomed:
+                Path(f"{path}.gate").touch()
+        futures[1000].result(BOUND)
+        os.kill(int(broker.stdout), signal.SIGKILL)
+        assert isinstance(held[doomed].exception(BOUND), WorkerLost)
         not_done = concurrent.futures.wait(futures, BOUND).not_done
         assert not not_done
         failed = {n: future.exception() for n, future in enumerate(futures) if future.exception() is not None}
@@ -156,5 +162,5 @@ def test_a_node_dies_in_a_flood(new_executor: NewExecutor, tmp_path: Path) -> No
     started = marks.started()
     assert_none_ran_twice(started)
     assert all(isinstance(error, WorkerLost) for error in failed.values()), failed
-    assert 1 <= len(failed) < 200
+    assert len(failed) < 200
     assert {n for n, _ in started} >= set(range(6000)) - set(failed)

@@ -34,7 +34,7 @@ def test_what_is_tested_is_what_was_installed() -> None:
 @installed
 def test_the_installed_command_has_the_version_of_the_package() -> None:
     command = Path(sys.prefix, "bin", "bulksubmit")
-    shown = subprocess.run([command, "--version"], capture_output=True, text=True, check=True, timeout=30)
+    shown = subprocess.run([command, "--version"], capture_output=True, text=True, check=True, timeout=90)
     assert shown.stdout == f"bulksubmit {parsl_flux_bulk.__version__}\n"
     assert importlib.metadata.version(DISTRIBUTION) == parsl_flux_bulk.__version__
 
@@ -69,7 +69,7 @@ def test_the_commands_of_the_readme_print_what_they_start(name: str, tmp_path: P
     script.parent.mkdir()
     shutil.copy(helpers.PROJECT / name, script)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run([script], env={"PATH": path}, capture_output=True, text=True, timeout=30)
+    done = subprocess.run([script], env={"PATH": path}, capture_output=True, text=True, timeout=90)
     assert done.returncode == 3
     assert done.stderr.splitlines()[-1] == "+ python3 -m venv .venv"
 

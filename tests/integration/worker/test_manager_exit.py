@@ -54,7 +54,7 @@ def test_nothing_is_left_when_the_executor_goes(end, tmp_path):
     manager, processes = busy_with_grandchild(end, tmp_path)
     manager.peer.connection.close()
 
-    assert b"executor" in manager.process.communicate(timeout=30)[1]
+    assert b"executor" in manager.process.communicate(timeout=60)[1]
     assert manager.process.returncode == 1
     helpers.wait_gone(processes)
 
@@ -62,7 +62,7 @@ def test_nothing_is_left_when_the_executor_goes(end, tmp_path):
 def test_nothing_is_left_when_the_manager_is_told_to_end(end, tmp_path):
     manager, processes = busy_with_grandchild(end, tmp_path)
     manager.process.terminate()
-    manager.process.communicate(timeout=30)
+    manager.process.communicate(timeout=60)
 
     assert manager.process.returncode == -signal.SIGTERM
     helpers.wait_gone(processes)
@@ -83,9 +83,10 @@ def test_daemons_of_tasks_end_with_the_manager(end, tmp_path, number):
         manager.retire()
     else:
         manager.process.send_signal(number)
-        manager.process.communicate(timeout=10)
+        manager.process.communicate(timeout=60)
 
-    assert not any(helpers.is_running(pid) for pid in daemons)
+    # Without a wait for them: they have been killed, and may take a moment to be gone.
+    helpers.wait_gone(daemons)
 
 
 def test_workers_end_with_a_manager_that_is_killed(end):
@@ -150,7 +151,7 @@ def test_an_idle_pool_does_nothing(end):
 def test_a_mode_that_there_is_not(end):
     process = end.start("neither")
 
-    assert b"expected 'manager', 'task' or 'inner_instance'" in process.communicate(timeout=30)[1]
+    assert b"expected 'manager', 'task' or 'inner_instance'" in process.communicate(timeout=60)[1]
     assert process.returncode == 2
 
 
@@ -158,5 +159,5 @@ def test_no_executor_at_the_address(end):
     end.listener.close()
     process = end.start("manager")
 
-    assert b"cannot connect to the executor's socket" in process.communicate(timeout=30)[1]
+    assert b"cannot connect to the executor's socket" in process.communicate(timeout=60)[1]
     assert process.returncode == 1

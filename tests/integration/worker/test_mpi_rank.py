@@ -41,7 +41,7 @@ def test_a_rank_makes_one_call(end, tmp_path):
     assert peer.frames[0].slot == 0
     assert peer.frames[0].json["rank"] == 1
     assert (outcome.id, serialize.read_outcome(outcome.payload[frames.TIMES_SIZE :])) == (7, ("1", None))
-    assert process.communicate(timeout=30) == (b"rank 1\n", b"")
+    assert process.communicate(timeout=60) == (b"rank 1\n", b"")
     assert process.returncode == 0
 
 
@@ -53,7 +53,7 @@ def test_the_copy_of_a_call_that_forks_has_no_outcome(end):
 
     (outcome,) = peer.of(frames.OUTCOME)
     assert serialize.read_outcome(outcome.payload[frames.TIMES_SIZE :]) == (0, None)
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
 
 
 def test_a_rank_stuck_in_c_is_ended_by_its_watchdog(end):
@@ -62,7 +62,7 @@ def test_a_rank_stuck_in_c_is_ended_by_its_watchdog(end):
     peer.send(task(apps.hold, "gil", 60, walltime=0.3))
     peer.until_closed()
 
-    assert process.wait(30) == -lifeline.WALLTIME_SIGNAL
+    assert process.wait(60) == -lifeline.WALLTIME_SIGNAL
     assert not peer.of(frames.OUTCOME)
 
 
@@ -74,7 +74,7 @@ def test_a_rank_that_ends_in_time_leaves_no_watchdog(end):
     peer.until_closed()
 
     assert serialize.read_outcome(outcome.payload[frames.TIMES_SIZE :]) == ("sleep", None)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
 
 
 def test_a_rank_that_exits_has_no_outcome(end, tmp_path):
@@ -83,7 +83,7 @@ def test_a_rank_that_exits_has_no_outcome(end, tmp_path):
     peer.send(task(os._exit, 3))
     peer.until_closed()
 
-    assert process.wait(30) == 3
+    assert process.wait(60) == 3
     assert not peer.of(frames.OUTCOME)
 
 
@@ -99,9 +99,9 @@ def test_a_rank_whose_executor_dies_ends_with_what_it_started(end, tmp_path):
     end.listener.close()
     watching.close()
 
-    assert b"ending, since the executor" in process.communicate(timeout=30)[1]
+    assert b"ending, since the executor" in process.communicate(timeout=60)[1]
     assert process.returncode == -signal.SIGKILL
-    helpers.wait_gone([int(note.read_text())], 5)
+    helpers.wait_gone([int(note.read_text())])
 
 
 def test_a_rank_and_what_it_started_end_with_its_parent(end, tmp_path):

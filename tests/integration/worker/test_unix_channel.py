@@ -66,7 +66,7 @@ def test_waiting_for_nothing_takes_as_long_as_asked(unix):
     start = time.monotonic()
 
     assert not link.wait(0.1)
-    assert 0.09 < time.monotonic() - start < 2
+    assert 0.09 < time.monotonic() - start < 30
 
 
 def test_all_that_came_before_the_end_is_received(unix):

@@ -83,7 +83,7 @@ def test_a_task_of_an_unknown_function_ends_the_manager(end):
     manager = ManagerProcess(end)
     manager.give((1, 1))
 
-    assert b"names a function that was never sent" in manager.process.communicate(timeout=30)[1]
+    assert b"names a function that was never sent" in manager.process.communicate(timeout=60)[1]
     assert manager.process.returncode == 1
 
 
@@ -156,7 +156,7 @@ def test_workers_that_cannot_begin_end_the_manager(end, tmp_path):
         manager.give((count, 1))
         manager.peer.get(frames.RETURNED, count)
     manager.give((3, 1))
-    _, said = manager.process.communicate(timeout=30)
+    _, said = manager.process.communicate(timeout=60)
 
     assert manager.process.returncode == 1
     assert b"3 consecutive workers" in said

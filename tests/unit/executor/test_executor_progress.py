@@ -61,8 +61,8 @@ def test_one_line_that_changes_on_a_terminal() -> None:
     with open(writing, "w", encoding="utf-8") as stream, FluxPoolExecutor(instance="local") as pool:
         with progress(pool, total=2, stream=stream):
             pool.submit(time.sleep, 0.01).result(60)
-            helpers.wait_until(lambda: b"1/2 tasks" in b"".join(output), bound=20)
-    thread.join(20)
+            helpers.wait_until(lambda: b"1/2 tasks" in b"".join(output), bound=60)
+    thread.join(60)
     os.close(reading)
     assert re.search(rb"\r\x1b\[2K", b"".join(output)), output  # the line was replaced
 

@@ -29,7 +29,7 @@ from parsl_flux_bulk.jobspec.jobspec import Demand
 from parsl_flux_bulk.protocol.states import IllegalTransition
 
 DONE = JobResult(JobStatus.COMPLETED, exit_code=0)
-BOUND = 30.0
+BOUND = 60.0
 
 
 class FakeInstance:

@@ -28,7 +28,7 @@ from parsl_flux_bulk.instances.federation.placement import divide
 from parsl_flux_bulk.instances.local.client import LocalInstance
 from parsl_flux_bulk.protocol import frames
 
-BOUND = 30.0
+BOUND = 60.0
 DONE = JobResult(JobStatus.COMPLETED, exit_code=0)
 RETIRE = frames.encode(frames.RETIRE)
 

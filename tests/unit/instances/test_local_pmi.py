@@ -11,7 +11,7 @@ import pytest
 
 from parsl_flux_bulk.instances.local.pmi import PmiServer
 
-BOUND = 30.0
+BOUND = 60.0
 
 
 class Job:

@@ -33,7 +33,7 @@ def test_tasks_that_overtook_their_function_wait_for_it() -> None:
     executor.shutdown(socket.SHUT_WR)
     with open(reading, "rb") as pipe:
         message = pipe.read()
-    helpers.wait_until(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid, bound=20)
+    helpers.wait_until(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid)
     executor.close()
     found = [
         (task_id, serialize.read_outcome(bytes(payload[frames.TIMES_SIZE :])))

@@ -145,7 +145,7 @@ def drive(path: str, steps: Callable[[Any, Any], Awaitable[None]]) -> None:
     asyncio.run(go())
 
 
-async def until(app: Any, pilot: Any, condition: Callable[[], object], bound: float = 30.0) -> None:
+async def until(app: Any, pilot: Any, condition: Callable[[], object], bound: float = 60.0) -> None:
     for _ in range(int(bound / 0.05)):
         app.look()
         if condition():
@@ -212,16 +212,16 @@ def test_the_command_in_a_terminal(run: Run, size: tuple[int, int]) -> None:
     columns, rows = map(str, size)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "SHLVL": "1"}
     start = [*tmux, "-f", "/dev/null", "new-session", "-d", "-x", columns, "-y", rows, *command]
-    subprocess.run(start, check=True, env=environment, timeout=30)
+    subprocess.run(start, check=True, env=environment, timeout=60)
 
     def screen() -> str:
-        done = subprocess.run([*tmux, "capture-pane", "-p"], capture_output=True, text=True, timeout=30)
+        done = subprocess.run([*tmux, "capture-pane", "-p"], capture_output=True, text=True, timeout=60)
         return done.stdout
 
     try:
         helpers.wait_until(lambda: "Cores: 3 of 4 busy" in screen(), bound=60)
         assert "ValueError: bad" in screen()
-        subprocess.run([*tmux, "send-keys", "q"], check=True, timeout=30)
-        helpers.wait_until(lambda: not screen(), bound=30, what="the end of the command")
+        subprocess.run([*tmux, "send-keys", "q"], check=True, timeout=60)
+        helpers.wait_until(lambda: not screen(), bound=60, what="the end of the command")
     finally:
-        subprocess.run([*tmux, "kill-server"], capture_output=True, timeout=30)
+        subprocess.run([*tmux, "kill-server"], capture_output=True, timeout=60)
