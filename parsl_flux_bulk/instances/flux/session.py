@@ -11,9 +11,14 @@ import time
 from parsl_flux_bulk.instances.flux.lifeline import Lifeline
 
 _WATCH = """
+runs() {
+    read -r line <"/proc/$1/stat" || return 1
+    set -- ${line##*) }
+    [ "$1" != Z ]
+}
 read -r _ && exit
 end=0
-while kill -0 "$1" 2>/dev/null && [ $end -lt "$2" ]; do sleep 1; end=$((end + 1)); done
+while runs "$1" && [ $end -lt "$2" ]; do sleep 1; end=$((end + 1)); done
 for stat in /proc/[0-9]*/stat; do
     read -r line <"$stat" || continue
     pid=${line%% *}
@@ -21,7 +26,10 @@ for stat in /proc/[0-9]*/stat; do
     [ "$6" = "$1" ] && [ "$pid" != "$$" ] && kill -KILL "$pid"
 done
 """
-"""Waits for the end of the user's process, then gives the session some seconds to end by itself."""
+"""Waits for the end of the user's process, then gives the session some seconds to end by itself.
+
+A leader that is a zombie has ended: where the first process of a container reaps no orphans, it remains one.
+"""
 
 
 class SessionGuard:

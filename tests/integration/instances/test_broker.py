@@ -36,7 +36,7 @@ def hanging_flux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return pids
 
 
-def wait_pids(file: Path, bound: float = 20.0) -> list[int]:
+def wait_pids(file: Path, bound: float = 60.0) -> list[int]:
     deadline = time.monotonic() + bound
     while not (file.exists() and len(file.read_text().split()) == 2):
         assert time.monotonic() < deadline
@@ -45,10 +45,11 @@ def wait_pids(file: Path, bound: float = 20.0) -> list[int]:
 
 
 def test_a_broker_that_hangs_at_its_start(hanging_flux: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_broker, "START_TIMEOUT", 1.0)
-    with pytest.raises(InstanceUnavailable, match="was not ready within 1 s"):
+    # Time enough for its processes to write their ids.
+    monkeypatch.setattr(own_broker, "START_TIMEOUT", 3.0)
+    with pytest.raises(InstanceUnavailable, match="was not ready within 3 s"):
         own_broker.Broker()
-    helpers.wait_gone(wait_pids(hanging_flux), 20)
+    helpers.wait_gone(wait_pids(hanging_flux))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -57,8 +58,26 @@ def test_a_script_that_is_killed_while_its_broker_starts(hanging_flux: Path, num
     with subprocess.Popen([sys.executable, "-c", script], env=os.environ | {"PYTHONPATH": _ROOT}) as user:
         pids = wait_pids(hanging_flux)
         user.send_signal(number)
-        assert user.wait(20) == -number
-    helpers.wait_gone(pids, 20)
+        assert user.wait(60) == -number
+    helpers.wait_gone(pids)
+
+
+def test_the_guard_of_a_session_whose_leader_nobody_reaps_ends(tmp_path: Path) -> None:
+    source = """
+    import subprocess, time
+    from parsl_flux_bulk.instances.flux.session import SessionGuard
+    leader = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    guard = SessionGuard(leader.pid, 1000)
+    print(leader.pid, flush=True)
+    time.sleep(600)
+    """
+    before = set(helpers.own_processes())
+    with helpers.script(source, tmp_path) as user:
+        assert user.stdout is not None
+        leader = int(user.stdout.readline())
+        user.kill()
+        os.kill(leader, signal.SIGKILL)
+        helpers.wait_gone(set(helpers.own_processes()) - before)
 
 
 _ROOT = str(Path(own_broker.__file__).parents[3])
@@ -74,10 +93,8 @@ def test_a_frozen_broker_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     directory = Path(instance.uri.removeprefix("local://")).parent
     (pid,) = _brokers() - before
     os.kill(pid, signal.SIGSTOP)
-    began = time.monotonic()
     instance.close()
-    assert time.monotonic() - began < 20
-    helpers.wait_gone([pid], 20)
+    helpers.wait_gone([pid])
     assert not directory.exists()
 
 
