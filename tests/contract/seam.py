@@ -25,7 +25,7 @@ from parsl_flux_bulk.instances.base import (
 )
 from parsl_flux_bulk.jobspec import Jobspec
 
-BOUND = 30.0
+BOUND = 60.0
 """Seconds after which a test has waited too long for any one thing."""
 
 
@@ -137,7 +137,7 @@ class Seam:
             assert event.peer not in self.lost, "a peer was lost twice"
             self.lost.append(event.peer)
 
-    def cancel_outstanding(self, bound: float = 10.0) -> list[JobId]:
+    def cancel_outstanding(self, bound: float = 30.0) -> list[JobId]:
         """Wait for the jobs that a test did not wait for, cancel those that do not end; return their ids."""
         left = self.submitted - self.results.keys()
         if not left:

@@ -82,7 +82,8 @@ def test_a_rank_that_exit_timeout_kills_is_no_success(seam: Seam) -> None:
 
 
 def test_duration(seam: Seam) -> None:
-    _, result = seam.run_one(jobspec(["sleep", "60"], duration=0.5))
+    # So long that Flux has started the job by then, which `started` is about.
+    _, result = seam.run_one(jobspec(["sleep", "60"], duration=2))
     assert result.status is JobStatus.TIMEOUT
     assert result.exception == "timeout"
     assert "expired" in result.note

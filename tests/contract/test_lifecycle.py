@@ -97,9 +97,9 @@ completion.poll(None)
         assert user.stdout is not None
         said = user.stdout.readline()
         assert said == "submitted\n", user.communicate()
-        helpers.wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), 30)
+        helpers.wait_lines(tmp_path / "pid", 1)
         started = helpers.descendants(user.pid) | {int((tmp_path / "pid").read_text())}
         user.kill()
-        helpers.wait_gone(started, 30)
+        helpers.wait_gone(started, 60)
     fifo.write_text("")  # returns if the job of the other user still reads
     assert seam.wait(others)[0].ok

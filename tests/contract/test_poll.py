@@ -14,13 +14,13 @@ from parsl_flux_bulk.instances.base import JobEnded
 def test_poll_without_waiting(seam: Seam) -> None:
     began = time.monotonic()
     assert seam.completion.poll(0) == []
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < BOUND
 
 
 def test_poll_waits_as_long_as_it_may(seam: Seam) -> None:
     began = time.monotonic()
     assert seam.completion.poll(0.3) == []
-    assert 0.25 < time.monotonic() - began < 5
+    assert 0.25 < time.monotonic() - began < BOUND
 
 
 def test_a_time_out_counts_for_one_poll_only(seam: Seam) -> None:

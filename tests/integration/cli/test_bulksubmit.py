@@ -399,7 +399,7 @@ def test_sigkill_cancels_its_jobs_and_no_others(flux_uri: str) -> None:
             helpers.wait_until(lambda: Path("pids").exists() and Path("pids").read_text(), BOUND)
             pids = [int(line) for line in Path("pids").read_text().split()]
             process.kill()
-            helpers.wait_gone(pids, 30)
-            helpers.wait_until(lambda: helpers.active_job_ids(flux_uri) == {other.job_id}, 30)
+            helpers.wait_gone(pids)
+            helpers.wait_until(lambda: helpers.active_job_ids(flux_uri) == {other.job_id})
         assert not other.done()
         other.cancel()

@@ -162,19 +162,21 @@ def test_two_commands_with_one_file_of_records() -> None:
 @pytest.mark.timeout(240)
 def test_kill_and_resume_until_all_ran(where: Where) -> None:
     total = 500 if where == ["--local"] else 150
-    command = [*COMMAND, *where, "--resume", "records", "sh", "-c", "sleep 0.00{0}", ":::"]
-    command += map(str, range(total))
-    records = Path("records")
+    # A run stands when all jobs below the limit have ended: it cannot come to its end before it is killed.
+    shell = "until [ {0} -lt $(cat limit) ]; do sleep 0.1; done"
+    command = [*COMMAND, *where, "--resume", "records", "sh", "-c", shell, ":::", *map(str, range(total))]
+    records, limit = Path("records"), Path("limit")
 
     def recorded() -> int:
         return len(records.read_bytes().splitlines()) if records.exists() else 0
 
-    for _ in range(4):
-        enough = recorded() + total // 6
+    for turn in range(1, 5):
+        limit.write_text(str(turn * total // 6))
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-            helpers.wait_until(lambda enough=enough: recorded() >= enough, BOUND)
+            helpers.wait_until(lambda turn=turn: recorded() > (turn - 0.5) * total / 6, BOUND)
             process.kill()
     assert recorded() < total
+    limit.write_text(str(total))
     assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=2 * BOUND).returncode == 0
     done = [record["key"] for record in all_records("records") if record["status"] == "completed"]
     assert len(done) == len(set(done)) == total

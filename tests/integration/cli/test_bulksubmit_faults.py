@@ -78,7 +78,10 @@ def test_a_full_disk_under_stderr(where: Where) -> None:
 
 
 def test_a_reader_that_leaves_after_a_line() -> None:
-    run = by_shell(["--local"], "--copies 4 -- sleep 30", "| head -n 1; exit ${PIPESTATUS[0]}")
+    # The first job ends once the reader has left; then the command has more to say.
+    job = "mkdir first 2>/dev/null || exec sleep 600; until [ -e left ]; do sleep 0.05; done"
+    reader = "{ head -n 1; exec <&-; touch left; }"
+    run = by_shell(["--local"], f"--copies 4 -- sh -c '{job}'", f"| {reader}; exit ${{PIPESTATUS[0]}}")
     assert run.stdout == "bulksubmit: Starting...\n"
     assert run.returncode == 128 + signal.SIGPIPE
     assert run.stderr == "bulksubmit: nobody reads standard output any more: canceled the outstanding jobs\n"

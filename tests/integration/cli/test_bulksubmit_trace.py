@@ -14,7 +14,7 @@ from pathlib import Path
 
 import helpers
 import pytest
-from test_bulksubmit import Where, bulksubmit, in_tmp_path, where
+from test_bulksubmit import BOUND, Where, bulksubmit, in_tmp_path, where
 
 from parsl_flux_bulk import trace
 from parsl_flux_bulk.cli.flux_bulk import main
@@ -49,7 +49,7 @@ def check_times(began: float, jobs: int, seconds: float) -> None:
     rows = zip(*(table[name] for name in ("submitted", "started", "ended", "resolved")), strict=True)
     for submitted, started, ended, resolved in rows:
         assert began <= submitted <= started <= ended <= resolved <= time.time()
-        assert seconds - 0.01 <= ended - started < seconds + 5
+        assert seconds - 0.01 <= ended - started
 
 
 def test_the_times_of_a_job_are_those_of_its_processes(where: Where) -> None:
@@ -116,19 +116,19 @@ def test_another_program_sees_where_each_job_is_and_cancels_it(
         return sorted(jobs) if len(jobs) == 2 else None
 
     try:
-        helpers.wait_until(Path("run.trace.control").exists, bound=20)
-        first, second = helpers.wait_until(both, bound=40)
+        helpers.wait_until(Path("run.trace.control").exists, BOUND)
+        first, second = helpers.wait_until(both, BOUND)
         assert (first[:2], second[:2]) == (("1", "sleep 100 #1"), ("2", "sleep 100 #2"))
         assert first[3] == second[3] == "submitted"
         places = {tuple(job[2].split(" on ")) for job in (first, second)}
         assert {node for _, node in places} == {socket.gethostname()}
         for number in (1, 2):
             send("run.trace", f"cancel {number}")
-        assert process.wait(30) == 1
+        assert process.wait(BOUND) == 1
     finally:
         if process.poll() is None:
             os.kill(process.pid, signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
     assert trace.tasks("run.trace")["outcome"] == ["canceled", "canceled"]
     assert {(job["id"], job["node"]) for job in trace.read("run.trace").jobs.values()} == places
 

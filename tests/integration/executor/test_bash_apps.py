@@ -325,7 +325,7 @@ def test_cancelling_ends_the_command(executor, tmp_path):
     future = submit(executor, command, {}, f"sleep 306 & echo $$ $! > {pid}; wait")
     started = wait_until(lambda: pid.exists() and pid.read_text().split(), BOUND, "the command runs")
     assert future.cancel()
-    wait_gone([int(p) for p in started], 20)
+    wait_gone([int(p) for p in started])
 
 
 # -- jobs of their own -------------------------------------------------------------------------------
@@ -452,7 +452,7 @@ def test_a_killed_script_takes_its_bash_jobs_along(flux_uri, tmp_path):
     with script(source, tmp_path) as process:
         started = int(wait_until(lambda: pid.exists() and pid.read_text().strip(), BOUND, "the command runs"))
         process.kill()
-    wait_gone([started], 30)
+    wait_gone([started], BOUND)
 
 
 # -- how they run ------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -42,18 +41,16 @@ def uri() -> Iterator[str]:
 def hold(uri: str, cores: int) -> str:
     """Run a job of another program that holds so many cores."""
     job = flux(uri, "submit", f"-n{cores}", "sleep", "600")
-    flux(uri, "job", "wait-event", "-t", "20", job, "start")
+    flux(uri, "job", "wait-event", "-t", str(BOUND), job, "start")
     return job
 
 
-def at_once(executor: FluxBulkExecutor, directory: Path, count: int, submitted: int) -> float:
-    """Submit tasks that wait for a gate; return the seconds until so many of them run at the same time."""
+def at_once(executor: FluxBulkExecutor, directory: Path, count: int, submitted: int) -> None:
+    """Submit tasks that wait for a gate; wait until so many of them run at the same time."""
     directory.mkdir()
-    began = time.monotonic()
     for number in range(submitted):
         executor.submit(apps.arrive_and_wait, {}, str(directory / str(number)), str(directory) + ".gate")
     helpers.wait_until(lambda: len(list(directory.iterdir())) >= count, BOUND, f"{count} tasks run at once")
-    return time.monotonic() - began
 
 
 @pytest.mark.parametrize("held", [1, CORES - 1])
@@ -62,7 +59,7 @@ def test_tasks_run_beside_a_job_of_others(
 ) -> None:
     job = hold(uri, held)
     with new_executor(uri) as executor:
-        assert at_once(executor, tmp_path / "some", CORES - held, 3 * CORES) < 20
+        at_once(executor, tmp_path / "some", CORES - held, 3 * CORES)
         flux(uri, "cancel", job)
         # What became free is used as well.
         here = tmp_path / "some"
@@ -77,7 +74,7 @@ def test_idle_workers_leave_their_cores_to_a_job_that_waits(
         at_once(executor, tmp_path / "all", CORES, CORES)
         job = flux(uri, "submit", f"-n{CORES}", "true")
         (tmp_path / "all.gate").touch()
-        flux(uri, "job", "wait-event", "-t", str(BOUND / 2), job, "clean")
+        flux(uri, "job", "wait-event", "-t", str(BOUND), job, "clean")
         assert executor.submit(apps.double, {}, 1).result(BOUND) == 2
 
 

@@ -55,9 +55,9 @@ def test_every_task_has_its_times_its_worker_and_its_job(tmp_path: Path, instanc
     assert (failure["task"], failure["type"]) == (22, "ValueError")
     started = [job for job in read.jobs.values() if "started" in job]  # others were not needed any more
     assert {job["kind"] for job in started} == {"workers", "task"}
-    for job in started:  # a job may start before the reply to its submission has come
-        times = [job["submitted"], job["started"], job["ended"]]
-        assert times == pytest.approx(sorted(times), abs=0.5)
+    for job in started:  # a job may start, and end, before the reply to its submission has come
+        assert job["started"] <= job["ended"]
+        assert all(began - 1 < job[name] < time.time() + 1 for name in ("submitted", "started", "ended"))
     assert read.finished and read.run["config"]["instance"] == repr(instance)
     assert read.statuses[-1]["done"] + read.statuses[-1]["failed"] == 22
 
@@ -100,12 +100,12 @@ def test_another_process_watches_reads_a_story_and_cancels(tmp_path: Path) -> No
             return [t for status in read.statuses for t in status["tasks"] if t[3] == "running"]
 
         own.submit(int, {}).result(60)  # something happens, so that there are counts
-        helpers.wait_until(lambda: own.submit(int, {}).result(60) == 0 and shown(), bound=20)
+        helpers.wait_until(lambda: own.submit(int, {}).result(60) == 0 and shown(), bound=60)
         request(path, "story 1")
-        helpers.wait_until(lambda: read.update() and read.stories, bound=20)
+        helpers.wait_until(lambda: read.update() and read.stories, bound=60)
         assert read.stories[0]["task"] == 1 and "assign" in "".join(read.stories[0]["lines"])
         request(path, "cancel 1")
-        helpers.wait_until(lambda: future.cancelled(), bound=20)
+        helpers.wait_until(lambda: future.cancelled(), bound=60)
         own.shutdown()
     read.update()
     assert trace.tasks(tmp_path)["outcome"][trace.tasks(tmp_path)["task"].index(1)] == "canceled"

@@ -46,7 +46,7 @@ def run(directory: Path, executor: FluxBulkExecutor) -> dict[int, str]:
     with parsl.load(config):
         assert [future.result(BOUND) for future in [double(1), double(2)]] == [2, 4]
         assert double(3, parsl_resource_specification={"num_tasks": 1}).result(BOUND) == 6
-    helpers.wait_gone(set(helpers.own_processes()) - before, 30)
+    helpers.wait_gone(set(helpers.own_processes()) - before)
     table = trace.tasks(directory)
     return {number - 1: job for number, job in zip(table["task"], table["job"], strict=True)}
 

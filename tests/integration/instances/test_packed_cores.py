@@ -65,17 +65,17 @@ def bulksubmit(uri: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.parametrize(
-    ("options", "cores"),
-    [([], [LEAST_CORES, 3]), (["-c3"], [6, 6, 3]), (["-n2", "-c2"], [4] * 4)],
+    ("options", "cores", "tasks"),
+    [([], [LEAST_CORES, 3], LEAST_CORES + 3), (["-c3"], [6, 6, 3], 5), (["-n2", "-c2"], [4] * 4, 8)],
     ids=str,
 )
 def test_no_more_cores_than_jobs_need(
-    options: list[str], cores: list[int], large_uri: str, tmp_path: Path
+    options: list[str], cores: list[int], tasks: int, large_uri: str, tmp_path: Path
 ) -> None:
     count = str(LEAST_CORES + 3)
     script = f"echo >> {tmp_path}/ran; until test -e {tmp_path}/go; do sleep 0.05; done"
     with bulksubmit(large_uri, *options, "--copies", count, "--", "sh", "-c", script):
-        helpers.wait_until((tmp_path / "ran").exists, BOUND)
+        helpers.wait_lines(tmp_path / "ran", tasks, BOUND, "all jobs that fit run")
         assert held(large_uri) == sorted(cores)
         (tmp_path / "go").touch()
 
@@ -94,7 +94,9 @@ def test_cores_that_others_give_back_are_used(
 ) -> None:
     monkeypatch.setattr(packed_jobs, "REFILL_INTERVAL", 0.1)
     wait = ["sh", "-c", f"until test -e {tmp_path}/go; do sleep 0.05; done"]
-    theirs = helpers.flux(large_uri, "submit", f"-c{CORES - LEAST_CORES}", "sleep", "600").strip()
+    theirs = helpers.flux(
+        large_uri, "submit", "--wait-event=start", f"-c{CORES - LEAST_CORES}", "sleep", "600"
+    ).strip()
     with BulkSubmitter(large_uri, packed=Packing(1, 0)) as bulk:
         first = [bulk.submit_command(wait) for _ in range(2 * LEAST_CORES)]
         helpers.wait_until(lambda: all(future.job_name for future in first), BOUND)

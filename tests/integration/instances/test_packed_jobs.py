@@ -15,7 +15,7 @@ import helpers
 import pytest
 
 import parsl_flux_bulk
-from parsl_flux_bulk import BulkSubmitter
+from parsl_flux_bulk import BulkSubmitter, JobFuture
 from parsl_flux_bulk.blocks.packed import node_job_launcher
 from parsl_flux_bulk.blocks.relay.instance import RelayedInstance
 from parsl_flux_bulk.cli.bulksubmit import packing
@@ -56,12 +56,27 @@ def node_jobs(uri: str) -> list[int]:
     return [pid for pid in helpers.descendants(outer) if "node_job.py" in helpers.command_of(pid)]
 
 
+def held_job(bulk: BulkSubmitter, directory: Path) -> JobFuture:
+    """Submit a job that runs until `release`, and wait until it runs."""
+    wait = f"echo > {directory}/held; until [ -e {directory}/released ]; do sleep 0.1; done"
+    future = bulk.submit_command(["sh", "-c", wait])
+    helpers.wait_until((directory / "held").exists, BOUND, "the job runs")
+    return future
+
+
+def release(directory: Path) -> None:
+    (directory / "released").touch()
+
+
 def test_every_job_runs_once_and_inside(flux_uri: str, tmp_path: Path) -> None:
     with BulkSubmitter(flux_uri, packed=True) as bulk:
         futures = [bulk.submit_command(["sh", "-c", f"echo {n} >> {tmp_path}/ran"]) for n in range(40)]
         for future in futures:
             assert future.result(BOUND).ok
+        last = held_job(bulk, tmp_path)  # or the node job could end, idle
         inside = jobs_of(flux_uri)
+        release(tmp_path)
+        assert last.result(BOUND).ok
     assert sorted(map(int, (tmp_path / "ran").read_text().split())) == list(range(40))
     assert not any(future.job_name.startswith(IN_FLUX) for future in futures)
     assert {future.node for future in futures} == {socket.gethostname()}
@@ -123,12 +138,12 @@ def test_a_job_that_only_flux_can_run_runs_there_with_all_later_ones(
 
 def test_beside_a_job_of_others(tmp_path: Path) -> None:
     with helpers.flux_instance("-s2") as uri:
-        helpers.flux(uri, "submit", f"-c{CORES}", "-N1", "-n1", "sleep", "600")
+        helpers.flux(uri, "submit", "--wait-event=start", f"-c{CORES}", "-N1", "-n1", "sleep", "600")
         with BulkSubmitter(uri, packed=True) as bulk:
             futures = [bulk.submit_command(["true"]) for _ in range(20)]
             assert all(future.result(BOUND).ok for future in futures)
             assert not any(future.job_name.startswith(IN_FLUX) for future in futures)
-        assert jobs_of(uri) == ["sleep"]
+        helpers.wait_until(lambda: jobs_of(uri) == ["sleep"], BOUND, "the node job ends")
 
 
 def test_when_nothing_is_free_jobs_wait_in_the_instance(flux_uri: str, tmp_path: Path) -> None:
@@ -146,17 +161,19 @@ def test_when_nothing_is_free_jobs_wait_in_the_instance(flux_uri: str, tmp_path:
 
 
 def test_all_nodes_share_and_no_two_jobs_have_the_same_id(tmp_path: Path) -> None:
-    count = 120 * CORES
+    count = 4 * CORES
+    for name in ("output", "meeting"):
+        (tmp_path / name).mkdir()
     with helpers.flux_instance("-s4") as uri, BulkSubmitter(uri, packed=True) as bulk:
-        # Jobs that wait: how many others a node runs depends on the CPU that its server gets.
-        futures = [
-            bulk.submit_command(["sleep", "0.1"], stdout=f"{tmp_path}/{{{{id}}}}") for _ in range(count)
-        ]
+        # So many at once need all cores of all nodes; how many the nodes run afterwards is left to chance.
+        met = f"[ $(ls {tmp_path}/meeting | wc -l) -ge {count} ]"
+        meet = ["sh", "-c", f": > {tmp_path}/meeting/$FLUX_JOB_ID; until {met}; do sleep 0.1; done"]
+        commands = [meet] * count + [["true"]] * 10 * count
+        futures = [bulk.submit_command(each, stdout=f"{tmp_path}/output/{{{{id}}}}") for each in commands]
         assert all(future.result(BOUND).ok for future in futures)
-    assert len(list(tmp_path.iterdir())) == count
-    nodes = Counter((future.job_id or 0) // 10**8 for future in futures)
-    assert len(nodes) == 4
-    assert min(nodes.values()) >= 0.75 * count / 4, nodes
+    assert len(list((tmp_path / "output").iterdir())) == 11 * count
+    nodes = Counter((future.job_id or 0) // 10**8 for future in futures[:count])
+    assert sorted(nodes.values()) == [CORES] * 4, nodes
 
 
 def test_a_node_job_that_dies_fails_its_jobs_only(tmp_path: Path) -> None:
@@ -178,14 +195,15 @@ def test_a_node_job_that_dies_fails_its_jobs_only(tmp_path: Path) -> None:
         assert all(future.result(BOUND).ok for future in later)
 
 
-def test_an_idle_node_job_gives_its_cores_back(flux_uri: str) -> None:
+def test_an_idle_node_job_gives_its_cores_back(flux_uri: str, tmp_path: Path) -> None:
     with BulkSubmitter(flux_uri, packed=True) as bulk:
         assert bulk.submit_command(["true"]).result(BOUND).ok
         helpers.wait_until(lambda: jobs_of(flux_uri) == [], BOUND, "the node job ends")
-        again = bulk.submit_command(["true"])
-        assert again.result(BOUND).ok
+        again = held_job(bulk, tmp_path)
         assert not again.job_name.startswith(IN_FLUX)
         assert jobs_of(flux_uri) == ["bulksubmit"]
+        release(tmp_path)
+        assert again.result(BOUND).ok
 
 
 def test_a_node_job_with_output_stays(flux_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,16 +232,16 @@ def test_a_node_job_with_output_stays(flux_uri: str, monkeypatch: pytest.MonkeyP
 
 
 def test_a_lost_node_job_is_replaced_and_its_jobs_are_retried(flux_uri: str, tmp_path: Path) -> None:
-    script = f"echo x >> {tmp_path}/ran; test -e {tmp_path}/go || exec sleep 600"
+    # Each job sleeps in its first try only.
+    (tmp_path / "tries").mkdir()
+    script = f"mkdir {tmp_path}/tries/$FLUX_JOB_CC 2> /dev/null && exec sleep 600; exit 0"
     command = [sys.executable, "-m", "parsl_flux_bulk", "--packed", "--retries", "1", "--copies", str(CORES)]
     with subprocess.Popen(
         [*command, "--json", str(tmp_path / "records"), "--", "sh", "-c", script],
         env={**os.environ, "FLUX_URI": flux_uri}, stdout=subprocess.PIPE, text=True,
     ) as run:  # fmt: skip
-        assert run.stdout is not None
-        ran = tmp_path / "ran"
-        helpers.wait_until(lambda: ran.exists() and ran.stat().st_size == 2 * CORES, BOUND)
-        (tmp_path / "go").touch()
+        tries = tmp_path / "tries"
+        helpers.wait_until(lambda: len(list(tries.iterdir())) == CORES, BOUND, "all jobs run")
         os.kill(node_jobs(flux_uri)[0], signal.SIGKILL)
         printed = run.communicate(timeout=BOUND)[0]
     assert run.returncode == 0, printed
@@ -249,13 +267,18 @@ def test_nothing_is_left_when_the_script_is_killed(own: bool, flux_uri: str, tmp
     """
     with helpers.script(source, tmp_path) as user:
         assert user.stdout is not None and user.stdout.readline() == "running\n"
-        if own:
-            all_of_it = helpers.descendants(user.pid)
-        else:
-            all_of_it = {p for pid in node_jobs(flux_uri) for p in (pid, *helpers.descendants(pid))}
-        assert "sleep 600" in [helpers.command_of(pid) for pid in all_of_it]
+
+        def all_of_it() -> set[int]:
+            if own:
+                return helpers.descendants(user.pid)
+            return {p for pid in node_jobs(flux_uri) for p in (pid, *helpers.descendants(pid))}
+
+        helpers.wait_until(
+            lambda: "sleep 600" in map(helpers.command_of, all_of_it()), BOUND, "the job's shell sleeps"
+        )
+        processes = all_of_it()
         user.send_signal(signal.SIGKILL)
-        helpers.wait_gone(all_of_it, 30.0)
+        helpers.wait_gone(processes, BOUND)
         helpers.wait_until(lambda: jobs_of(flux_uri) == [], 30.0, "no job is left")
 
 

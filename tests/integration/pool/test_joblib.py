@@ -52,7 +52,7 @@ def test_an_exception_ends_the_call_and_running_batches(flux_backend: FluxPoolEx
     with pytest.raises(LookupError):
         joblib.Parallel()([joblib.delayed(time.sleep)(60), joblib.delayed(fail_at)(3, 3)])
     assert joblib.Parallel()(joblib.delayed(abs)(-n) for n in range(9)) == list(range(9))
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - begun < 60, "the sleep was ended, and not waited for"
 
 
 def test_a_large_array_is_a_file_for_all_calls(

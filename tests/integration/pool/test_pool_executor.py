@@ -270,7 +270,7 @@ with FluxPoolExecutor(instance={where!r}) as pool:
 
 
 def test_map_of_a_million_items_in_flat_memory(where: str, tmp_path: Path) -> None:
-    done = run_script(MILLION.format(where=where), tmp_path)
+    done = run_script(MILLION.format(where=where), tmp_path, 110)
     # While the results of a full buffer are not taken, nothing more is submitted, and nothing polls.
     assert (done.stdout, done.stderr) == ("True\nTrue\n", "")
 
