@@ -41,12 +41,11 @@ LIMIT = 300.0
 PLAIN = "plain script"
 ATTACHED = "bulksubmit"
 PACKED = "bulksubmit --packed"
-INNER = "bulksubmit --instances 2"
 OWN = "bulksubmit, own Flux"
 LOCAL = "bulksubmit --local"
 XARGS = "xargs -P"
 HYPERQUEUE = "HyperQueue"
-KINDS = (PLAIN, ATTACHED, PACKED, INNER, OWN, LOCAL, XARGS, HYPERQUEUE)
+KINDS = (PLAIN, ATTACHED, PACKED, OWN, LOCAL, XARGS, HYPERQUEUE)
 
 SHARE = 0.1
 """Distance from an equal share that a broker's number of packed jobs may have."""

@@ -46,7 +46,6 @@ LONGEST = (
     "test_block_scaling",
     "test_block_ends",
     "test_blocks",
-    "test_inner_instances",
     "test_block_losses",
     "test_executor_lifecycle",
     "test_lifecycle",

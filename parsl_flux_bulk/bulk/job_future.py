@@ -14,7 +14,7 @@ class JobFuture(CallbackFuture[JobResult]):
 
     `result` returns a :class:`JobResult` if the job ended with exit status 0. Otherwise `result` raises
     :class:`JobFailed`, :class:`JobRefused`, :class:`JobCanceled` or :class:`JobTimeout`, whose attribute
-    ``result`` is the JobResult; or :class:`InstanceLost`; or :class:`BlockLost`, if the inner instance that
+    ``result`` is the JobResult; or :class:`InstanceLost`; or :class:`BlockLost`, if the node job that
     ran the job was lost.
 
     Attributes

@@ -56,10 +56,6 @@ class BulkSubmitter:
     max_active_jobs : int or None
         Bound on the jobs inside the instance at any time; the others wait in this process, where waiting
         costs nothing. None means a bound that depends on the instance's size.
-    instances : int
-        Number of Flux instances to start inside a Flux instance for small jobs, at most one for each core;
-        see `parsl_flux_bulk.instances.federation.inner_instances`. 1 starts none. Output that an inner
-        instance kept is lost when the inner instance ends.
     packed : bool or parsl_flux_bulk.blocks.packed.packing.Packing
         Run small jobs inside one Flux job on each node; see `parsl_flux_bulk.blocks.packed.packed_jobs`. A
         `Packing` also says what is known of the jobs, so that no more cores are taken than they need.
@@ -74,7 +70,7 @@ class BulkSubmitter:
     Raises
     ------
     ValueError
-        For a number out of its range, or `instances` above 1 with an instance that is not Flux.
+        For a number out of its range.
     """
 
     def __init__(
@@ -82,23 +78,16 @@ class BulkSubmitter:
         instance: Instance | str | None = None,
         *,
         max_active_jobs: int | None = None,
-        instances: int = 1,
         packed: bool | Packing = False,
         keep_ended: bool = True,
         record_times: bool = False,
     ) -> None:
-        if instances < 1:
-            raise ValueError(f"instances must be at least 1, not {instances}")
-        if packed and instances > 1:
-            raise ValueError(f"instances={instances} and packed=True exclude each other: give one of them")
         chosen = choose_instance(instance)
         if isinstance(chosen, RecordsTimes):
             chosen.record_times = record_times
         self._jobs = _Jobs(keep_ended)
         self._pipeline = Pipeline[Job](
-            _shared_out(chosen, packed, instances),
-            max_active_jobs=max_active_jobs,
-            name="bulk-submitter",
+            _packed(chosen, packed), max_active_jobs=max_active_jobs, name="bulk-submitter"
         )
         self._started = False
 
@@ -353,17 +342,13 @@ class _Jobs:
             self._changed.notify_all()
 
 
-def _shared_out(instance: Instance, packed: bool | Packing, instances: int) -> Instance:
-    """Return the instance with node jobs or inner instances, whose modules are not imported without need."""
-    if packed is not False:
-        from parsl_flux_bulk.blocks.packed.packed_jobs import pack
+def _packed(instance: Instance, packed: bool | Packing) -> Instance:
+    """Return the instance with packed jobs, whose modules are not imported without need."""
+    if packed is False:
+        return instance
+    from parsl_flux_bulk.blocks.packed.packed_jobs import pack
 
-        return pack(instance) if packed is True else pack(instance, packed)
-    if instances > 1:
-        from parsl_flux_bulk.instances.federation.inner_instances import nest
-
-        return nest(instance, instances)
-    return instance
+    return pack(instance) if packed is True else pack(instance, packed)
 
 
 def _check_urgency(urgency: int) -> None:

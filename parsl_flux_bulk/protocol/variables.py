@@ -7,7 +7,7 @@ from __future__ import annotations
 
 PREFIX = "PARSL_FLUX_BULK_"
 
-MODE = PREFIX + "MODE"  # what worker/main.py runs: manager, task or inner_instance
+MODE = PREFIX + "MODE"  # what worker/main.py runs: manager or task
 TOKEN = PREFIX + "TOKEN"  # decimal number of the job, which HELLO repeats
 CHANNEL = PREFIX + "CHANNEL"  # address of the executor: unix:PATH or flux:RANK:SERVICE
 SOCKET = PREFIX + "SOCKET"  # abstract Unix socket of the executor, which processes on its node use instead
@@ -21,8 +21,7 @@ SLOTS = PREFIX + "SLOTS"  # number of workers of a manager; by default as many a
 NODE_CORES = PREFIX + "NODE_CORES"  # cores that the job got on this node, by the instance
 UNPINNED = PREFIX + "UNPINNED"  # set if workers must not be pinned: others may be pinned to the same cores
 OUTPUT = PREFIX + "OUTPUT"  # path without suffix of the files that a manager writes its output to
-OUTER_URI = PREFIX + "OUTER_URI"  # URI of the instance that an inner instance is a job of
-OUTER_JOB = PREFIX + "OUTER_JOB"  # id of that job, in F58
+OUTER_URI = PREFIX + "OUTER_URI"  # URI of the instance that runs a task with an instance of its own
 
 CLAIMS = PREFIX + "CLAIMS"  # set by the user: directory of the file in which embedded instances claim cores
 

@@ -1,4 +1,4 @@
-"""Start-up that managers, ranks and inner instances share: connect, say HELLO, prepare for user code."""
+"""Start-up that managers, ranks and node jobs share: connect, say HELLO, prepare for user code."""
 
 from __future__ import annotations
 

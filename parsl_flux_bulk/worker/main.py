@@ -1,8 +1,7 @@
 """The program of every job that runs Python: ``python .../parsl_flux_bulk/worker/main.py``, by path.
 
-``PARSL_FLUX_BULK_MODE`` selects the mode: ``manager`` (a node of a worker job, :mod:`.manager`), ``task`` (a
-rank of a task job, :mod:`.mpi_rank`) or ``inner_instance`` (the initial program of a Flux instance inside
-another, :mod:`.inner_instance`).
+``PARSL_FLUX_BULK_MODE`` selects the mode: ``manager`` (a node of a worker job, :mod:`.manager`) or ``task``
+(a rank of a task job, :mod:`.mpi_rank`).
 
 Started by path, a job runs the executor's version of this package whether or not any version is installed on
 its node. Neither ``sys.path`` nor ``__main__`` keeps a trace of this package that could shadow the user's
@@ -53,14 +52,10 @@ def main() -> int:
             from parsl_flux_bulk.worker import mpi_rank
 
             return mpi_rank.main()
-        if mode == "inner_instance":
-            from parsl_flux_bulk.worker import inner_instance
-
-            return inner_instance.main()
     except ChannelLost as error:
         print(f"worker: {error}", file=sys.stderr)
         return 1
-    print(f"worker: {MODE} is {mode!r}: expected 'manager', 'task' or 'inner_instance'", file=sys.stderr)
+    print(f"worker: {MODE} is {mode!r}: expected 'manager' or 'task'", file=sys.stderr)
     return 2
 
 

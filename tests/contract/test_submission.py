@@ -106,7 +106,7 @@ def test_the_description_is_one_line(seam: Seam) -> None:
 @pytest.mark.flux
 def test_submitting_leaks_no_memory(flux_uri: str) -> None:
     """Without flux-security, flux_job_submit(3) never frees its copy of a jobspec."""
-    instance = FluxInstance.attach(flux_uri, guarded=False)
+    instance = FluxInstance.attach(flux_uri)
     instance.start()
     seam = Seam(instance, instance.connect(), instance.completion(), "flux-attached")
     # The jobs are refused, so that none has to be canceled.

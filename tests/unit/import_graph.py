@@ -21,11 +21,11 @@ _IMPORT_IN_TEXT = re.compile(r"(?:from (\S+) )?import ([\w., ]+)")
 class Package:
     """The modules of a package, by their dotted names below it; a folder's own is its ``__init__``."""
 
-    def __init__(self, directory: Path, skip: str = "") -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.trees: dict[str, ast.Module] = {}
         self._paths: dict[str, Path] = {}
-        for path in sorted(set(directory.rglob("*.py")) - set(directory.glob(skip) if skip else ())):
+        for path in sorted(directory.rglob("*.py")):
             name = ".".join(path.relative_to(directory).with_suffix("").parts)
             self._paths[name] = path
             self.trees[name] = ast.parse(path.read_text(encoding="utf-8"))

@@ -133,12 +133,8 @@ def test_every_environment_variable_has_a_reference() -> None:
     for path in PACKAGE.rglob("*.py"):
         source = path.read_text(encoding="utf-8")
         read |= set(re.findall(r"environ(?:\.get\(|\[)\"([A-Z][A-Z_0-9]+)\"", source))
-    read = {name for name in read if not name.startswith("PARSL_FLUX_BULK_") and name not in FLUX_INTERNAL}
+    read = {name for name in read if not name.startswith("PARSL_FLUX_BULK_")}
     assert len(read) >= 10 and not read - inventory()["envvar"]
-
-
-FLUX_INTERNAL = {"FLUX_MODPROBE_PATH_APPEND"}
-"""Set by this package for a Flux broker that it starts."""
 
 
 def test_the_pages_show_no_markup() -> None:

@@ -14,8 +14,7 @@ from import_graph import Package, circles, inside
 
 import parsl_flux_bulk
 
-# Flux runs what is under modprobe.
-PACKAGE = Package(Path(parsl_flux_bulk.__file__).parent, skip="**/modprobe/**/*.py")
+PACKAGE = Package(Path(parsl_flux_bulk.__file__).parent)
 USES = PACKAGE.uses()
 FOLDERS = sorted({name.rpartition(".")[0] for name in USES} - {""})
 

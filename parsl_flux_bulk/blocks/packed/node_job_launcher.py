@@ -9,43 +9,45 @@
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Collection
 from typing import cast
 
+from parsl_flux_bulk.blocks.packed.node_jobs import Link, NodeJob, NodeJobState, node_job_jobspec
 from parsl_flux_bulk.blocks.packed.packing import UNKNOWN, Packing, node_job_sizes
 from parsl_flux_bulk.blocks.relay import protocol
 from parsl_flux_bulk.blocks.relay.instance import BlockState, RelayedInstance
-from parsl_flux_bulk.errors import InstanceError
+from parsl_flux_bulk.errors import InstanceError, InstanceLost
 from parsl_flux_bulk.instances.base import (
     EMBEDDED_IN_FLIGHT,
     Completion,
+    Event,
+    JobEnded,
+    JobId,
+    JobRequest,
     PeerId,
+    PeerLost,
     PeerMessage,
+    Refusal,
     Usage,
-)
-from parsl_flux_bulk.instances.events import MemberInstance
-from parsl_flux_bulk.instances.federation.inner_instance_launcher import (
-    PING_PERIOD,
-    PING_TIMEOUT,
-    START_TIMEOUT,
-    Inner,
-    InnerState,
-    Launcher,
 )
 from parsl_flux_bulk.instances.federation.members import Member
 from parsl_flux_bulk.instances.federation.registry import MemberRegistry
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
-from parsl_flux_bulk.jobspec import Jobspec, build
-from parsl_flux_bulk.jobspec.job_environment import base_environment
-from parsl_flux_bulk.jobspec.resources import Resources
-from parsl_flux_bulk.protocol import frames, variables
+from parsl_flux_bulk.protocol import frames
 
 logger = logging.getLogger(__name__)
+
+START_TIMEOUT = 30.0
+"""Seconds that jobs wait for node jobs that start; later ones are used when they are ready."""
+
+QUEUE_TIMEOUT = 1.0
+"""Seconds that jobs wait for node jobs that wait for cores. A node job starts in some 0.3 s."""
+
+STOP_TIMEOUT = 30.0
+"""Seconds that `stop` waits for the thread."""
 
 IDLE_TIMEOUT = 2.0
 """Seconds without a job after which a node job ends, and gives its cores back."""
@@ -53,41 +55,17 @@ IDLE_TIMEOUT = 2.0
 SURVEY_TIMEOUT = 10.0
 """Seconds that the instance may take to say what is free."""
 
-_PROGRAM = str(Path(__file__).resolve().parent / "node_job.py")
 
-
-class Link:
-    """The connection to the program of a node job."""
-
-    def __init__(self, peer: PeerId, call: Callable[[Callable[[Completion], None]], None]) -> None:
-        self._peer = peer
-        self._call = call
-        self._lock = threading.Lock()
-        self._unsent: list[protocol.Record] = []
-
-    def send(self, records: list[protocol.Record]) -> bool:
-        """Send records soon, together with those of other threads; from any thread."""
-        with self._lock:
-            idle = not self._unsent
-            self._unsent += records
-        if idle:
-            self._call(self._flush)
-        return True
-
-    def _flush(self, completion: Completion) -> None:
-        with self._lock:
-            records, self._unsent = self._unsent, []
-        if records:
-            completion.send(self._peer, protocol.pack_message(records))
-
-
-class NodeJobLauncher(Launcher):
+class NodeJobLauncher(threading.Thread):
     """Starts node jobs where cores are free, and ends those that are idle.
 
     Parameters
     ----------
-    outer, add, registry
-        See :class:`.Launcher`.
+    outer : FluxInstance
+    add : callable
+        Adds a ready node job to the federation by its name.
+    registry : MemberRegistry
+        From which ended ones are removed.
     packing : Packing
         What is known of the jobs.
 
@@ -95,31 +73,50 @@ class NodeJobLauncher(Launcher):
     ----------
     ends_idle : bool
         Whether idle node jobs end; False for tests of one node job.
+    joined : int
+        Node jobs that have been ready.
+    queued : bool
+        Whether node jobs wait for cores.
     """
-
-    NOUN = "node job"
 
     ends_idle = True
 
     def __init__(
         self,
         outer: FluxInstance,
-        add: Callable[[str, MemberInstance], Member],
+        add: Callable[[str, RelayedInstance], Member],
         registry: MemberRegistry,
         packing: Packing = UNKNOWN,
     ) -> None:
-        super().__init__(outer, add, registry)
+        super().__init__(name="flux-bulk-node-jobs", daemon=True)
+        self._outer = outer
+        self._add = add
+        self._registry = registry
         self._packing = packing
-        self._cores_needed = packing.cores_needed
+        self._completion: Completion | None = None
+        self._calls: deque[Callable[[Completion], None]] = deque()
+        self._node_jobs: dict[int, NodeJob] = {}
+        self._next_token = 0
         self._links: dict[PeerId, RelayedInstance] = {}
         self._idle: dict[Member, float] = {}  # until when it may stay idle
-        self._wanted: list[threading.Event] = []
-        self._launches: list[threading.Event] = []
-        self._starting_until = time.monotonic() + START_TIMEOUT
+        self._cores_needed: int | None = None
+        self._wanted = False
+        self._waiters: list[threading.Event] = []
+        self._next_survey = 0.0
+        self._starting_until = 0.0
+        self._stopping = False
         self.joined = 0
+        self.queued = False
+
+    def start(self) -> None:
+        """Start the thread, and launch node jobs for the first jobs."""
+        super().start()
+        self.launch(START_TIMEOUT, self._packing.cores_needed)
 
     def launch(self, timeout: float, cores_needed: int | None) -> None:
         """Start node jobs where cores are free, and wait until each is ready or has failed; from any thread.
+
+        If the instance has no cores for those that are not ready, the waiting ends after `QUEUE_TIMEOUT`.
 
         Parameters
         ----------
@@ -128,75 +125,113 @@ class NodeJobLauncher(Launcher):
         cores_needed : int or None
             Cores to take at most; None for all that are free.
         """
-        settled = threading.Event()
-        self._call(lambda _: self._want(settled, cores_needed))
-        if self.is_alive():
-            settled.wait(timeout)
+        ended = threading.Event()
+        self._call(lambda _: self._want(ended, cores_needed))
+        if self.is_alive() and not ended.wait(timeout) and timeout:
+            logger.warning("node jobs late timeout=%gs: continuing without them", timeout)
+
+    def cancel_late(self) -> None:
+        """Cancel those that are not ready; returns at once."""
+        self._call(lambda _: self._cancel_submitted())
+
+    def retire(self, name: str) -> None:
+        """End a node job that has no jobs; returns at once. Without effect for one that is not ready."""
+        self._call(lambda completion: self._retire(completion, name))
 
     def idle(self, member: Member) -> None:
         """Note that a node job has no jobs left; from any thread."""
         self._call(lambda _: self._note_idle(member))
 
+    def stop(self) -> None:
+        """End all node jobs, and the thread; bounded in time."""
+        self._stopping = True
+        self.cancel_late()
+        if self.is_alive():
+            self.join(STOP_TIMEOUT)
+
+    def _call(self, function: Callable[[Completion], None]) -> None:
+        self._calls.append(function)
+        completion = self._completion
+        if completion is not None:
+            completion.wake()
+
+    # -- the thread -------------------------------------------------------------------------------
+
     def run(self) -> None:
         try:
-            super().run()
+            self._completion = completion = self._outer.completion()
+            try:
+                while not self._stopping:
+                    self._step(completion)
+                for node_job in self._in_state(NodeJobState.READY):
+                    self._retire(completion, node_job.name)
+                self._cancel_submitted()
+                # Not waited for: the programs have no jobs left, and end with this channel at the latest.
+            finally:
+                self._completion = None
+                completion.close()
+        except InstanceLost as error:
+            logger.error("node jobs lost: %s", error)
+        except Exception:
+            logger.exception("thread failed name=%s", self.name)
         finally:
-            for settled in [*self._wanted, *self._launches]:
-                settled.set()
+            self._end_waiting()
 
-    def _needed(self) -> bool:
-        return True  # node jobs may be wanted later
-
-    def _step(self, completion: Completion, timeout: float | None) -> None:
-        self._run_calls(completion)
+    def _step(self, completion: Completion) -> None:
+        while self._calls:
+            self._calls.popleft()(completion)
         # Not before those that end have given their cores back, and those that wait have got theirs.
-        if self._wanted and not self._in_state(InnerState.RETIRING, InnerState.SUBMITTED):
-            self._launches += self._wanted
-            self._wanted.clear()
+        if self._wanted and not self._in_state(NodeJobState.RETIRING, NodeJobState.SUBMITTED):
+            self._wanted = False
             self._submit(completion)
-            self._starting_until = time.monotonic() + START_TIMEOUT
-        if self._launches and not self._in_state(InnerState.SUBMITTED):
-            for settled in self._launches:
-                settled.set()
-            self._launches.clear()
+        self.queued = self.queued and bool(self._in_state(NodeJobState.SUBMITTED))
+        if self._waiters:
+            self._check_waiting(completion)
         self._end_idle()
-        if self._idle:
-            left = max(0.0, min(self._idle.values()) - time.monotonic())
-            timeout = left if timeout is None else min(left, timeout)
-        super()._step(completion, timeout)
+        due = [*self._idle.values(), *([self._next_survey] if self._waiters else [])]
+        for event in completion.poll(max(0.0, min(due) - time.monotonic()) if due else None):
+            self._act_on(completion, event)
 
-    def _want(self, settled: threading.Event, cores_needed: int | None) -> None:
-        self._wanted.append(settled)
+    def _act_on(self, completion: Completion, event: Event) -> None:
+        if isinstance(event, PeerMessage):
+            self._on_message(event)
+        elif isinstance(event, PeerLost):
+            self._on_peer_lost(event.peer)
+        elif isinstance(event, JobEnded):
+            self._on_ended(event)
+        elif isinstance(event, Usage):
+            self._on_waiting(event.waiting)
+
+    # -- starting ---------------------------------------------------------------------------------
+
+    def _want(self, ended: threading.Event, cores_needed: int | None) -> None:
+        self._wanted = True
+        self._waiters.append(ended)
         self._cores_needed = cores_needed
 
-    def _note_idle(self, member: Member) -> None:
-        if self.ends_idle:
-            self._idle[member] = time.monotonic() + IDLE_TIMEOUT
-
-    def _end_idle(self) -> None:
-        now = time.monotonic()
-        if self._in_state(InnerState.SUBMITTED) and now < self._starting_until:
-            # Jobs come when all are ready.
-            self._idle = dict.fromkeys(self._idle, now + IDLE_TIMEOUT)
-        for member in [member for member, until in self._idle.items() if until <= now]:
-            del self._idle[member]
-            threading.Thread(target=self._end_without_output, args=[member], daemon=True).start()
-
-    def _end_without_output(self, member: Member) -> None:
-        """Have a member end, unless it keeps output that somebody may ask for. Waits for replies."""
-        kept = 0
-        if self._packing.keeps_output:
-            try:
-                kept = cast("RelayedInstance", member.instance).request("kept")
-            except InstanceError:
-                return
-        if not kept:
-            self._registry.drain_idle(member)  # it is told to end once it is drained
-
-    def _jobspecs(self, completion: Completion, first: int) -> list[Jobspec]:
+    def _submit(self, completion: Completion) -> None:
         environment = completion.channel().environment
         sizes = node_job_sizes(self._free(completion), self._packing, self._cores_needed)
-        return [_jobspec(cores, gpus, token, environment) for token, (cores, gpus) in enumerate(sizes, first)]
+        first = self._next_token
+        self._next_token += len(sizes)
+        requests = [
+            JobRequest(node_job_jobspec(cores, gpus, token, environment))
+            for token, (cores, gpus) in enumerate(sizes, first)
+        ]
+        # Not guarded: node jobs notice the end of this process, and then have time to end their jobs.
+        connection = self._outer.connect(guarded=False)
+        try:
+            answers = connection.submit(requests)
+        finally:
+            connection.close()
+        for token, answer in enumerate(answers, first):
+            if isinstance(answer, Refusal):
+                logger.warning("node job refused: %s", answer.reason)
+            else:
+                self._node_jobs[token] = NodeJob(answer, self._outer.job_name(answer))
+                completion.watch(answer)
+        self._next_survey = time.monotonic() + QUEUE_TIMEOUT
+        self._starting_until = time.monotonic() + START_TIMEOUT
 
     def _free(self, completion: Completion) -> tuple[tuple[int, int], ...]:
         """Return the free cores and GPUs of each node."""
@@ -214,7 +249,54 @@ class NodeJobLauncher(Launcher):
         logger.warning("the instance did not say what is free timeout=%gs", SURVEY_TIMEOUT)
         return ()
 
-    def _on_message(self, completion: Completion, message: PeerMessage) -> None:
+    def _check_waiting(self, completion: Completion) -> None:
+        """End the waiting if all are ready or have failed; else ask whether the others wait for cores."""
+        if not self._wanted and not self._in_state(NodeJobState.SUBMITTED):
+            self._end_waiting()
+        elif self._next_survey <= time.monotonic():
+            self._next_survey = time.monotonic() + QUEUE_TIMEOUT
+            completion.survey()
+
+    def _on_waiting(self, waiting: Collection[JobId]) -> None:
+        submitted = self._in_state(NodeJobState.SUBMITTED)
+        if submitted and all(node_job.job_id in waiting for node_job in submitted):
+            self.queued = True
+            self._end_waiting()
+
+    def _end_waiting(self) -> None:
+        for ended in self._waiters:
+            ended.set()
+        self._waiters.clear()
+
+    # -- idle ones --------------------------------------------------------------------------------
+
+    def _note_idle(self, member: Member) -> None:
+        if self.ends_idle:
+            self._idle[member] = time.monotonic() + IDLE_TIMEOUT
+
+    def _end_idle(self) -> None:
+        now = time.monotonic()
+        if self._waiters and now < self._starting_until:
+            # Jobs come when all are ready.
+            self._idle = dict.fromkeys(self._idle, now + IDLE_TIMEOUT)
+        for member in [member for member, until in self._idle.items() if until <= now]:
+            del self._idle[member]
+            threading.Thread(target=self._end_without_output, args=[member], daemon=True).start()
+
+    def _end_without_output(self, member: Member) -> None:
+        """Have a member end, unless it keeps output that somebody may ask for. Waits for replies."""
+        kept = 0
+        if self._packing.keeps_output:
+            try:
+                kept = cast("RelayedInstance", member.instance).request("kept")
+            except InstanceError:
+                return
+        if not kept:
+            self._registry.drain_idle(member)  # it is told to end once it is drained
+
+    # -- programs ---------------------------------------------------------------------------------
+
+    def _on_message(self, message: PeerMessage) -> None:
         relayed = self._links.get(message.peer)
         records = [(kind, end, what, bytes(body)) for kind, end, what, body in frames.decode(message.body)]
         if relayed is None:
@@ -226,72 +308,76 @@ class NodeJobLauncher(Launcher):
 
     def _on_hello(self, peer: PeerId, record: protocol.Record) -> None:
         _, _, token, payload = record
-        inner = self._inner.get(token)
-        if inner is None or inner.state is not InnerState.SUBMITTED:
+        node_job = self._node_jobs.get(token)
+        if node_job is None or node_job.state is not NodeJobState.SUBMITTED:
             return  # It has ended or was canceled meanwhile.
-        inner.peer = peer
+        node_job.peer = peer
         about = frames.decode_json(payload)
         hello = protocol.Hello(
-            protocol=protocol.PROTOCOL, block_id=inner.name, host=about["host"], pid=about["pid"],
+            protocol=protocol.PROTOCOL, block_id=node_job.name, host=about["host"], pid=about["pid"],
             description="", name_of_zero="0", seconds_left=None, environment={},
         )  # fmt: skip
         relayed = self._links[peer] = RelayedInstance(hello, -1, Link(peer, self._call).send)
         relayed.in_flight = EMBEDDED_IN_FLIGHT
         relayed.description = f"embedded instance on {hello.host}"
         # In a thread of its own, because it waits for replies, which this thread receives.
-        threading.Thread(target=self._join, args=(inner, relayed), name="node-job-joins", daemon=True).start()
+        threading.Thread(
+            target=self._join, args=(node_job, relayed), name="node-job-joins", daemon=True
+        ).start()
 
-    def _join(self, inner: Inner, relayed: RelayedInstance) -> None:
+    def _join(self, node_job: NodeJob, relayed: RelayedInstance) -> None:
         try:
-            member = self._add(inner.name, relayed)
+            member = self._add(node_job.name, relayed)
         except InstanceError as error:
-            logger.warning("node job not usable job=%s: %s", inner.name, error)
+            logger.warning("node job not usable job=%s: %s", node_job.name, error)
             relayed.close()
             return
-        self._call(lambda _: self._joined(inner, member))
+        self._call(lambda _: self._joined(node_job, member))
 
-    def _joined(self, inner: Inner, member: Member) -> None:
-        inner.member = member
+    def _joined(self, node_job: NodeJob, member: Member) -> None:
+        node_job.member = member
         self.joined += 1
-        if inner.state is InnerState.SUBMITTED:
-            inner.move_to(InnerState.READY)
+        if node_job.state is NodeJobState.SUBMITTED:
+            node_job.move_to(NodeJobState.READY)
             self._note_idle(member)
 
     def _on_peer_lost(self, peer: PeerId) -> None:
         relayed = self._links.pop(peer, None)
-        for inner in self._in_state(InnerState.READY):
-            if inner.peer == peer:
-                inner.move_to(InnerState.RETIRING)  # its job is about to end, too
+        for node_job in self._in_state(NodeJobState.READY):
+            if node_job.peer == peer:
+                node_job.move_to(NodeJobState.RETIRING)  # its job is about to end, too
         if relayed is not None:
             relayed.end(BlockState.LOST, "its program has ended")
 
-    def _end_all(self, completion: Completion) -> None:
-        for inner in self._in_state(InnerState.READY):
-            self._retire(completion, inner.name)
-        self._cancel(self._in_state(InnerState.SUBMITTED))
-        # Not waited for: the programs have no jobs left, and end with this channel at the latest.
+    # -- ends -------------------------------------------------------------------------------------
 
-    def _tell_to_end(self, completion: Completion, inner: Inner) -> None:
-        completion.send(
-            inner.peer, protocol.pack_message([(protocol.BYE, 0, 0, b"it is not needed any more")])
-        )
+    def _on_ended(self, event: JobEnded) -> None:
+        token = next(token for token, node_job in self._node_jobs.items() if node_job.job_id == event.job_id)
+        node_job = self._node_jobs.pop(token)
+        result = event.result
+        why = result.stderr or result.note or result.status.value
+        if not result.ok and node_job.state is not NodeJobState.CANCELED:
+            logger.warning("node job ended job=%s: %s", node_job.name, why)
+        if node_job.member is not None:
+            # Not by its connection alone: a broken one to another node may stay silent.
+            self._registry.remove(node_job.member, why)
 
+    def _in_state(self, *states: NodeJobState) -> list[NodeJob]:
+        return [node_job for node_job in self._node_jobs.values() if node_job.state in states]
 
-def _jobspec(cores: int, gpus: int, token: int, channel: Mapping[str, str]) -> Jobspec:
-    request = {"num_nodes": 1, "num_tasks": 1, "cores_per_task": cores, "gpus_per_task": gpus}
-    return build(
-        Resources.from_specification(request),
-        [sys.executable, _PROGRAM],
-        environment=base_environment(os.environ),
-        cwd=os.getcwd(),
-        name="bulksubmit",
-        shell_options={"mpi": "none"},
-        own_environment={
-            **channel,
-            variables.TOKEN: str(token),
-            variables.CORES: str(cores),
-            variables.GPUS: str(gpus),
-            variables.PING: str(PING_PERIOD),
-            variables.PING_TIMEOUT: str(PING_TIMEOUT),
-        },
-    )
+    def _retire(self, completion: Completion, name: str) -> None:
+        for node_job in self._in_state(NodeJobState.READY):
+            if node_job.name == name:
+                node_job.move_to(NodeJobState.RETIRING)
+                bye = (protocol.BYE, 0, 0, b"it is not needed any more")
+                completion.send(node_job.peer, protocol.pack_message([bye]))
+
+    def _cancel_submitted(self) -> None:
+        job_ids = []
+        for node_job in self._in_state(NodeJobState.SUBMITTED):
+            node_job.move_to(NodeJobState.CANCELED)
+            job_ids.append(node_job.job_id)
+        if job_ids:
+            connection = self._outer.connect()
+            connection.cancel(job_ids, "it is not needed any more")
+            connection.close()

@@ -19,77 +19,22 @@ go to the outer instance in the order of their submission. So no job waits for e
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 
-from parsl_flux_bulk.blocks.packed.node_job_launcher import NodeJobLauncher
+from parsl_flux_bulk.blocks.packed.node_job_launcher import START_TIMEOUT, NodeJobLauncher
 from parsl_flux_bulk.blocks.packed.packing import UNKNOWN, Packing
+from parsl_flux_bulk.blocks.packed.placement import PackedPlacement
+from parsl_flux_bulk.blocks.relay.instance import RelayedInstance
 from parsl_flux_bulk.instances.base import Capacity, Instance, JobId
-from parsl_flux_bulk.instances.federation.inner_instance_launcher import START_TIMEOUT
-from parsl_flux_bulk.instances.federation.inner_instances import NestedInstances
+from parsl_flux_bulk.instances.federation.completion import FederationCompletion
+from parsl_flux_bulk.instances.federation.federation import Federation, FederationConnection
 from parsl_flux_bulk.instances.federation.members import Member, MemberState
-from parsl_flux_bulk.instances.federation.placement import NestedPlacement
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
-from parsl_flux_bulk.jobspec.jobspec import Demand, Jobspec
 
 REFILL_INTERVAL = 5.0
 """Seconds between two attempts to start more node jobs, while those that there are have no free core."""
 
-_OPTIONS = frozenset(
-    [
-        "cpu-affinity",
-        "env-expand",
-        "exit-on-error",
-        "exit-timeout",
-        "gpu-affinity",
-        "input",
-        "mpi",
-        "output",
-        "per-resource",
-        "pmi",
-        "rlimit",
-        "signal",
-    ]
-)
-"""Shell options that an embedded instance applies as Flux does, or that change nothing for MPICH."""
 
-
-class PackedPlacement(NestedPlacement):
-    """The policy for node jobs; see the module."""
-
-    def __init__(
-        self, outer: Instance, dissolve: Callable[[], None], refill: Callable[[int, int], None]
-    ) -> None:
-        super().__init__(outer, dissolve)
-        self._refill = refill
-
-    def prepare(self, jobspecs: Sequence[Jobspec]) -> None:
-        if self.dissolved:
-            return
-        demands = [self.demand(jobspec) for jobspec in jobspecs]
-        cores = sum(demand.cores for demand in demands if not demand.particular)
-        if cores:
-            self._refill(len(demands), cores)
-
-    def label(self, member: Member) -> str:
-        return "outer instance" if self.is_outer(member) else f"node job {member.name}"
-
-    def demand(self, jobspec: Jobspec) -> Demand:
-        demand = jobspec.demand
-        return demand if is_packable(jobspec, demand) else demand._replace(particular=True)
-
-
-def is_packable(jobspec: Jobspec, demand: Demand) -> bool:
-    """Tell whether a job needs nothing that only Flux gives."""
-    tasks, options = jobspec.data["tasks"], jobspec.system.get("shell", {}).get("options", {})
-    if demand.exclusive or len(tasks) > 1 or not _OPTIONS.issuperset(options):
-        return False
-    if any(str(options.get(key)).startswith("map:") for key in ("cpu-affinity", "gpu-affinity")):
-        return False
-    # Flux's shell may be told of other implementations of PMI; an embedded instance has PMI-1.
-    return options.get("pmi", "simple") in ("simple", "off")
-
-
-class PackedJobs(NestedInstances):
+class PackedJobs:
     """A Flux instance with node jobs where it has free cores.
 
     Parameters
@@ -100,23 +45,86 @@ class PackedJobs(NestedInstances):
     """
 
     def __init__(self, outer: FluxInstance, packing: Packing = UNKNOWN) -> None:
-        super().__init__(outer, lambda outer, dissolve: PackedPlacement(outer, dissolve, self._refill))
+        self._outer = outer
+        self._policy = PackedPlacement(outer, self._dissolve, self._refill, self._node_jobs_queue)
+        self._federation = Federation(self._policy, on_drained=self._end_drained, on_idle=self._on_idle)
+        self._registry = self._federation.registry
+        self._launcher = NodeJobLauncher(outer, self._add, self._registry, packing)
         self._packing = packing
         self._to_come = packing.jobs
-        self._node_jobs: NodeJobLauncher | None = None
         self._refilled = time.monotonic()
 
-    def _new_launcher(self, capacity: Capacity) -> NodeJobLauncher:
-        self._node_jobs = NodeJobLauncher(self._outer, self._add, self._federation.registry, self._packing)
-        return self._node_jobs
+    @property
+    def description(self) -> str:
+        count = len(self._node_jobs())
+        return self._outer.description + (f", jobs packed into {count} node job(s)" if count else "")
+
+    def start(self) -> None:
+        self._outer.start()
+        self._federation.add("outer", self._outer)
+        self._launcher.start()
+
+    def connect(self) -> FederationConnection:
+        return self._federation.connect()
+
+    def completion(self) -> FederationCompletion:
+        return self._federation.completion()
+
+    def capacity(self) -> Capacity:
+        """Return the outer instance's resources."""
+        return self._registry.capacity()
+
+    def job_name(self, job_id: JobId) -> str:
+        return self._federation.job_name(job_id)
+
+    def job_node(self, job_id: JobId) -> str:
+        """Return the host of a packed job."""
+        member = self._registry.member_of(job_id)
+        return getattr(member.instance, "host", "") if member is not None else ""
+
+    def close(self) -> None:
+        # Node jobs are jobs of the outer instance, which must outlive them.
+        for member in self._node_jobs():
+            self._registry.remove(member, "shutdown")
+        self._launcher.stop()
+        self._federation.close()
+        self._outer.close()
+
+    def _node_jobs(self) -> list[Member]:
+        return [member for member in self._registry.members if not self._policy.is_outer(member)]
+
+    def _ready(self) -> list[Member]:
+        return [member for member in self._node_jobs() if member.state is MemberState.READY]
+
+    def _node_jobs_queue(self) -> bool:
+        return self._launcher.queued and not self._ready()
+
+    def _add(self, name: str, instance: RelayedInstance) -> Member:
+        member = self._federation.add(name, instance)
+        with self._registry.lock:
+            if self._policy.dissolved:  # while the node job started
+                self._registry.drain(member)
+        return member
+
+    def _dissolve(self) -> None:
+        self._launcher.cancel_late()
+        for member in self._node_jobs():
+            self._registry.drain(member)
+
+    def _end_drained(self, member: Member) -> None:
+        self._launcher.retire(member.name)
+
+    def _on_idle(self, member: Member) -> None:
+        if not self._policy.is_outer(member):
+            self._launcher.idle(member)
 
     def _refill(self, jobs: int, cores: int) -> None:
         """Start node jobs for these jobs if there are none, or if those that there are have no free core."""
         needed = self._cores_needed(jobs, cores)
-        launcher = self._node_jobs
-        if launcher is None or not launcher.joined:
-            return  # nothing was free at the start
-        ready = [member for member in self._inner_members() if member.state is MemberState.READY]
+        launcher = self._launcher
+        if not launcher.joined or launcher.queued:
+            return  # nothing was free at the start, or is now
+        ready = self._ready()
         if not ready:
             launcher.launch(START_TIMEOUT, needed)
         elif (
@@ -134,18 +142,6 @@ class PackedJobs(NestedInstances):
         needed = max(cores, self._to_come * self._packing.cores)
         self._to_come = max(0, self._to_come - jobs)
         return needed
-
-    def _on_idle(self, member: Member) -> None:
-        if self._node_jobs is not None and not self._policy.is_outer(member):
-            self._node_jobs.idle(member)
-
-    def job_node(self, job_id: JobId) -> str:
-        """Return the host of a packed job."""
-        member = self._federation.registry.member_of(job_id)
-        return getattr(member.instance, "host", "") if member is not None else ""
-
-    def _describe(self, members: int) -> str:
-        return f"jobs packed into {members} node job(s)"
 
 
 def pack(instance: Instance, packing: Packing = UNKNOWN) -> Instance:

@@ -172,12 +172,11 @@ def _open_submitter(options: argparse.Namespace, work: Work) -> tuple[BulkSubmit
     packed = options.packed
     if packed is None:
         jobs = MANY_JOBS if work.total is None else work.total
-        packed = options.instances is None and packs_by_default(instance, jobs) and asks_for_little(options)
+        packed = packs_by_default(instance, jobs) and asks_for_little(options)
     try:
         bulk = BulkSubmitter(
             instance,
             max_active_jobs=options.max_active,
-            instances=options.instances or 1,
             packed=work.packing(keeps_output=options.watch) if packed else False,
             keep_ended=False,
             record_times=options.trace is not None or options.report is not None,
@@ -186,7 +185,7 @@ def _open_submitter(options: argparse.Namespace, work: Work) -> tuple[BulkSubmit
         raise UnusableInput(str(error)) from error
     # Only a Flux instance that was there before is not owned.
     attached = not getattr(instance, "owned", True)
-    return bulk, attached and not packed and options.instances in (None, 1)
+    return bulk, attached and not packed
 
 
 def _check_current_directory() -> None:

@@ -55,8 +55,9 @@ REFUSED = {
     "--log": "redirect standard output; --json records the jobs",
     "--log-stderr": "redirect standard error",
     "--list-plugins": "`flux submit --list-plugins` has it",
+    "--instances": "it was removed, because --packed is faster",
 }
-"""Options of flux-bulksubmit(1) that this command lacks, and what to do instead."""
+"""Options of flux-bulksubmit(1) and of earlier versions that this command lacks, and what to do instead."""
 
 
 def option_parser(*, posix: bool = False) -> argparse.ArgumentParser:
@@ -177,12 +178,6 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--max-active", type=_positive, metavar="N", help="have at most N jobs in the instance at one time"
-    )
-    group.add_argument(
-        "--instances",
-        type=_positive,
-        metavar="N",
-        help="run small jobs in N Flux instances inside the instance (default: 1, the instance itself)",
     )
     group.add_argument(
         "--packed",

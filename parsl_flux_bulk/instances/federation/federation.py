@@ -179,7 +179,7 @@ class FederationConnection:
             except InstanceLost as error:
                 why = str(error)
         raise OutputUnavailable(
-            f"the output of a job is lost with its block or inner instance ({why}): name a file for it"
+            f"the output of a job is lost with its block or node job ({why}): name a file for it"
         )
 
     def capacity(self) -> Capacity:

@@ -6,10 +6,9 @@ can be released; else the one with the fewest cores waited for. A policy restric
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from parsl_flux_bulk.errors import InstanceLost
-from parsl_flux_bulk.instances.base import Capacity, Instance, Refusal
+from parsl_flux_bulk.instances.base import Capacity, Refusal
 from parsl_flux_bulk.instances.federation.members import Member
 from parsl_flux_bulk.jobspec.jobspec import Demand, Jobspec
 
@@ -48,60 +47,6 @@ class Placement:
         """Raise InstanceLost if no job can ever be placed again."""
 
 
-class NestedPlacement(Placement):
-    """The policy for inner instances: preferred until the first job that fits none of them.
-
-    Parameters
-    ----------
-    outer : Instance
-        Its resources include those of the inner ones.
-    dissolve : callable
-        Called once, at the first job that only the outer instance can run: an inner instance must get no
-        more jobs.
-
-    Attributes
-    ----------
-    dissolved : bool
-        Whether that has happened.
-    """
-
-    def __init__(self, outer: Instance, dissolve: Callable[[], None]) -> None:
-        self._outer = outer
-        self._dissolve = dissolve
-        self._outer_lost = ""
-        self.dissolved = False
-
-    def is_outer(self, member: Member) -> bool:
-        """Whether a member is the outer instance."""
-        return member.instance is self._outer
-
-    def label(self, member: Member) -> str:
-        return "outer instance" if self.is_outer(member) else f"inner instance {member.name}"
-
-    def capacity(self, members: Sequence[Member]) -> Capacity:
-        return next((member.capacity for member in members if self.is_outer(member)), Capacity(0, 0, 0))
-
-    def candidates(self, fitting: list[Member], demand: Demand) -> list[Member]:
-        inner = [member for member in fitting if not self.is_outer(member)]
-        if inner and not demand.particular:
-            return inner
-        if not self.dissolved:
-            self.dissolved = True
-            self._dissolve()
-        return [member for member in fitting if self.is_outer(member)] or fitting
-
-    def preferred(self, members: list[Member]) -> list[Member]:
-        return [member for member in members if self.dissolved or not self.is_outer(member)]
-
-    def removed(self, member: Member) -> None:
-        if self.is_outer(member):
-            self._outer_lost = member.removed_because
-
-    def check(self) -> None:
-        if self._outer_lost:
-            raise InstanceLost(self._outer_lost)
-
-
 def choose(candidates: Sequence[Member], demand: Demand) -> Member:
     """Choose the fullest member where the job can start now, else the one where it waits the least."""
     free_now = [member for member in candidates if member.free_cores >= member.cores_of(demand)]
@@ -119,19 +64,3 @@ def no_room(demand: Demand, members: Sequence[Member]) -> Refusal:
         f"unsatisfiable request: no instance has {wanted}; the largest has {largest.nodes} node(s), "
         f"{largest.cores} core(s), {largest.gpus} GPU(s)"
     )
-
-
-def divide(capacity: Capacity, most: int) -> list[tuple[int, int]]:
-    """Divide an instance between inner instances.
-
-    Returns
-    -------
-    list of (int, int)
-        For each of at most `most` parts: its nodes, and its cores on each of them. All nodes are assumed to
-        be alike.
-    """
-    nodes, cores = max(1, capacity.nodes), capacity.cores // max(1, capacity.nodes)
-    if most <= nodes:
-        return [(len(range(part, nodes, most)), cores) for part in range(most)]
-    parts = min(most // nodes, cores)
-    return [(1, len(range(part, cores, parts))) for part in range(parts)] * nodes

@@ -39,19 +39,18 @@ class FluxInstance:
         Whether results have the times of jobs; set before `completion`. Costs two messages a job.
     """
 
-    def __init__(self, uri: str | None, *, owned: bool, guarded: bool) -> None:
+    def __init__(self, uri: str | None, *, owned: bool) -> None:
         self.uri = uri
         self.owned = owned
         self.description = "Flux, not started yet"
         self.record_times = False
-        self._guarded = guarded
         self._guard: CancelGuard | None = None
         self._mark = ""
         self._broker: Broker | None = None
         self._files: dict[JobId, OutputFiles] = {}  # of the jobs that have not ended
 
     @classmethod
-    def attach(cls, uri: str | None = None, *, guarded: bool = True) -> FluxInstance:
+    def attach(cls, uri: str | None = None) -> FluxInstance:
         """Use a running instance.
 
         Parameters
@@ -59,16 +58,13 @@ class FluxInstance:
         uri : str or None
             ``local://…`` or ``ssh://…`` as flux-uri(1) prints; None means the enclosing instance
             (``FLUX_URI``).
-        guarded : bool
-            Whether jobs in the instance must be canceled if this process is killed; False for an instance
-            that ends with this process.
         """
-        return cls(uri, owned=False, guarded=guarded)
+        return cls(uri, owned=False)
 
     @classmethod
     def own(cls) -> FluxInstance:
         """Start an instance on this machine, which ends with this process, also if that is killed."""
-        return cls(None, owned=True, guarded=False)
+        return cls(None, owned=True)
 
     def start(self) -> None:
         import_bindings()
@@ -80,7 +76,7 @@ class FluxInstance:
             f"Flux {version} at {self.uri or uri}{' (started for this run)' if self.owned else ''}: "
             f"{capacity.nodes} node(s), {capacity.cores} core(s), {capacity.gpus} GPU(s)"
         )
-        if self._guarded and self._guard is None:
+        if not self.owned and self._guard is None:
             self._mark = uuid.uuid4().hex
             self._guard = CancelGuard(self.uri, self._mark)
 
@@ -110,13 +106,7 @@ class FluxInstance:
         return FluxConnection(self._open(), self._files, spool, self._mark if guarded else "")
 
     def completion(self) -> FluxCompletion:
-        return FluxCompletion(
-            self._open(), self._files, private=not self._guarded, record_times=self.record_times
-        )
-
-    def largest_job_id(self) -> JobId:
-        """Return the largest job id that the instance has issued, or starts after; 0 if there is none."""
-        return int(self._open().rpc("job-manager.getinfo", {}).get()["max_jobid"])
+        return FluxCompletion(self._open(), self._files, private=self.owned, record_times=self.record_times)
 
     def _open(self) -> Any:
         """Open one more handle to an instance that has been reached before."""

@@ -65,7 +65,7 @@ class Broker:
         ]
         with tempfile.TemporaryFile() as stderr:
             self._lifeline = Lifeline(
-                command, stdout=subprocess.PIPE, stderr=stderr, env=broker_environment()
+                command, stdout=subprocess.PIPE, stderr=stderr, env=_broker_environment()
             )
             process = self._lifeline.process
             try:
@@ -102,7 +102,7 @@ class Broker:
             self._guard.dismiss()
 
 
-def broker_environment() -> dict[str, str]:
+def _broker_environment() -> dict[str, str]:
     """Return the environment to start a broker with, whose directory in TMPDIR must fit a socket's path."""
     environment = base_environment(os.environ)
     directory = environment.get("TMPDIR", "/tmp")

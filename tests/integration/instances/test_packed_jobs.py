@@ -146,6 +146,26 @@ def test_beside_a_job_of_others(tmp_path: Path) -> None:
         helpers.wait_until(lambda: jobs_of(uri) == ["sleep"], BOUND, "the node job ends")
 
 
+def test_no_job_waits_for_node_jobs_that_wait_behind_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_job_launcher, "START_TIMEOUT", 10 * BOUND)
+    with helpers.flux_instance("-s2") as uri:
+        helpers.flux(uri, "submit", "--wait-event=start", f"-c{CORES}", "sleep", "600")
+        # This one needs both nodes, so that Flux starts nothing on the free one.
+        first = helpers.flux(uri, "submit", "-N2", f"-c{CORES}", "-n2", "sleep", "600").strip()
+        with BulkSubmitter(uri, packed=True) as bulk:
+            early = [bulk.submit_command(["true"]) for _ in range(3)]
+            helpers.wait_until(lambda: all(future.job_id for future in early), BOUND)
+            helpers.flux(uri, "cancel", first)
+            assert all(future.result(BOUND).ok for future in early)
+            assert all(future.job_name.startswith(IN_FLUX) for future in early)
+
+            def one_is_packed() -> bool:
+                later = bulk.submit_command(["true"])
+                return later.result(BOUND).ok and not later.job_name.startswith(IN_FLUX)
+
+            helpers.wait_until(one_is_packed, BOUND, "the node job gets jobs when it is ready")
+
+
 def test_when_nothing_is_free_jobs_wait_in_the_instance(flux_uri: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with BulkSubmitter(flux_uri) as others:
@@ -308,9 +328,3 @@ def test_the_command_packs_in_an_attached_instance_only_if_told(flux_uri: str) -
     run = bulksubmit("--verbose", "--packed", "--copies", "20", "--", "true", FLUX_URI=flux_uri)
     assert run.returncode == 0, run.stderr
     assert "packed into 1 node job" in run.stderr
-
-
-def test_packed_and_inner_instances_exclude_each_other(flux_uri: str) -> None:
-    run = bulksubmit("--packed", "--instances", "2", "--", "true", FLUX_URI=flux_uri)
-    assert run.returncode == 2
-    assert "exclude each other" in run.stderr

@@ -10,7 +10,7 @@ from typing import Any
 import helpers
 import pytest
 
-from parsl_flux_bulk.blocks.packed.node_job_launcher import Link
+from parsl_flux_bulk.blocks.packed.node_jobs import Link
 from parsl_flux_bulk.protocol import frames
 
 ROUNDS = 20_000

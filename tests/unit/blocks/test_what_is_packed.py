@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from parsl_flux_bulk.blocks.packed.packed_jobs import is_packable, pack
+from parsl_flux_bulk.blocks.packed.packed_jobs import pack
+from parsl_flux_bulk.blocks.packed.placement import is_packable
 from parsl_flux_bulk.cli.bulksubmit.packing import packs_by_default
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
 from parsl_flux_bulk.instances.local.client import LocalInstance

@@ -54,6 +54,7 @@ def test_every_option_of_a_command_exists() -> None:
         (["--duration=-5", "--", "true"], "not '-5'"),
         (["--duration", "1e300", "--", "true"], "must be at most 1e+09 seconds"),
         (["--uri", "nonsense", "a.json"], "must be a URI"),
+        (["--instances", "2", "a.json"], "it was removed, because --packed is faster"),
         (["--uri", "local:///x", "--local", "a.json"], "not allowed with argument"),
         (["--commands", "f", "--copies", "2"], "--copies needs a command"),
         (["--commands", "f", "--jobs", "f"], "give one of files, a command, --commands, --jobs, not"),

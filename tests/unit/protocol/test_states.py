@@ -2,7 +2,8 @@
 
 import pytest
 
-from parsl_flux_bulk.instances.federation import inner_instance_launcher, members
+from parsl_flux_bulk.blocks.packed import node_jobs
+from parsl_flux_bulk.instances.federation import members
 from parsl_flux_bulk.instances.local import job as local_job
 from parsl_flux_bulk.pipeline import job
 from parsl_flux_bulk.protocol.states import IllegalTransition, Stateful
@@ -22,7 +23,7 @@ FIRST = {
         manager.ManagerState.SERVING,
         local_job.JobState.WAITING,
         members.MemberState.STARTING,
-        inner_instance_launcher.InnerState.SUBMITTED,
+        node_jobs.NodeJobState.SUBMITTED,
     )
 }
 LAST = {"ended", "done", "parked", "lost", "finished", "closed", "removed", "canceled"}
