@@ -228,6 +228,13 @@ def leave_thread():
     return os.getpid()
 
 
+def leave_thread_after(gate):
+    """Wait until a file exists, then leave a thread behind: the worker is replaced."""
+    while not os.path.exists(gate):
+        time.sleep(0.001)
+    leave_thread()
+
+
 def clear_modules():
     sys.modules.clear()
     return os.getpid()

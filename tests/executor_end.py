@@ -10,13 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from helpers import PROJECT
 
 from parsl_flux_bulk.protocol import frames
-from parsl_flux_bulk.protocol.framing import LANE_OPEN
 
 LENGTH = struct.Struct("<Q")
 WORKER = PROJECT / "parsl_flux_bulk" / "worker" / "main.py"
@@ -46,6 +45,8 @@ class Peer:
         connection.setblocking(False)
         self.frames: list[Frame] = []
         self.messages = 0
+        self.slot: int | None = None
+        self._unopened: list[Peer] = []
         self.closed = False
         self._buffer = bytearray()
 
@@ -78,8 +79,11 @@ class Peer:
             del self._buffer[: 8 + length]
             self.messages += 1
             self.frames += [Frame(k, s, i, bytes(p)) for k, s, i, p in frames.decode(message)]
+        self._unopened = [lane for lane in self._unopened if not lane.send_packet(frames.encode(frames.OPEN))]
         for lane in self.lanes:
             lane.read()
+            for frame in lane.frames:
+                lane.slot = frame.slot
             self.frames += lane.frames
             lane.frames.clear()
 
@@ -89,10 +93,24 @@ class Peer:
         data, descriptors, _, _ = socket.recv_fds(self.connection, 1 << 20, 8)
         for descriptor in descriptors:
             lane = Peer(socket.socket(fileno=descriptor))
-            with suppress(BrokenPipeError):  # the worker has ended
-                lane.connection.send(LANE_OPEN)
             self.lanes.append(lane)
+            self._unopened.append(lane)
         return data
+
+    def send_packet(self, packet: bytes) -> bool:
+        """Send a packet on a lane; return whether there was room, or the worker has ended."""
+        try:
+            self.connection.send(packet)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.slot = None
+        return True
+
+    def lane_of(self, slot: int) -> Peer | None:
+        """Return the lane by which the worker of a slot has sent an outcome."""
+        lanes = [lane for lane in self.lanes if lane.slot == slot and not lane.closed]
+        return lanes[-1] if lanes else None
 
     def close(self) -> None:
         for peer in (self, *self.lanes):

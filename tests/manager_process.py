@@ -60,6 +60,13 @@ class ManagerProcess:
             then,
         )
 
+    def give_by_lane(self, task_id: int, *args: Any, slot: int = 0, function_id: int = FUNCTION) -> bool:
+        """Send a task to a worker itself, as the executor sends lone ones; return whether it was sent."""
+        lane = self.peer.lane_of(slot)
+        call = serialize.dumps((args, {}))
+        packet = frames.encode_task(slot, task_id, function_id, call, frames.LONE)
+        return lane is not None and lane.send_packet(packet) and lane.slot is not None
+
     def give_limited(self, task_id: int, walltime: float, *args: Any, function_id: int = FUNCTION) -> None:
         """Send a task that has a walltime."""
         call = serialize.with_walltime(walltime, serialize.dumps((args, {})))
@@ -73,7 +80,11 @@ class ManagerProcess:
         """Run one task and return its value, or raise what it raised."""
         self.add_function(function)
         self.give((task_id, *arguments))
-        self.peer.until(lambda: self.outcome_ids().count(task_id), what=f"the outcome of {task_id}")
+        return self.wait_for(task_id)
+
+    def wait_for(self, task_id: int) -> Any:
+        """Wait for the outcome of a task and return its value, or raise what it raised."""
+        self.peer.until(lambda: task_id in self.outcome_ids(), what=f"the outcome of {task_id}")
         return self.value(task_id)
 
     def outcome_ids(self) -> list[int]:

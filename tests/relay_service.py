@@ -64,6 +64,9 @@ class BlockCompletion:
     def sends_in_any_thread(self, peer: PeerId) -> bool:
         return False
 
+    def send_to_worker(self, peer: PeerId, slot: int, packet: bytes) -> bool:
+        return False
+
     def survey(self) -> None:
         self._source.survey()
 

@@ -71,6 +71,9 @@ CHAIN_LIMIT = 2
 LARGE_BATCH = 32
 """Outcomes and new tasks per loop iteration from which on the iteration is worth its cost."""
 
+LONE_LIMIT = 1 << 15
+"""Bytes of a call that is sent to a worker itself: more would not fit in a packet."""
+
 REPORT_PERIOD = 60.0
 """Seconds between two lines of the log about a busy executor."""
 
@@ -134,6 +137,7 @@ class TaskRuntime(Runtime):
         self._queue = queue
         self._send = completion.send
         self._sends_in_any_thread = completion.sends_in_any_thread
+        self._send_to_worker = completion.send_to_worker
         self._survey = completion.survey
         self._setup = frames.encode_json(frames.SETUP, 0, 0, settings.setup())
         self._job_factory = JobFactory(settings, completion.channel().environment)
@@ -150,6 +154,7 @@ class TaskRuntime(Runtime):
         self._reported = 0.0
         self._awaited = False
         self._postponed: list[Instruction] = []
+        self._lone_functions: dict[PeerId, dict[int, int]] = {}
         self._sleeps_until: float | None = None
         self._trace = trace
         self._node_info = node_info
@@ -204,6 +209,7 @@ class TaskRuntime(Runtime):
 
     def peer_lost(self, peer: PeerId) -> None:
         self._scheduler.handle(PeerLost(peer))
+        self._lone_functions.pop(peer, None)
         if self._node_info is not None:
             self._node_info.lost(peer)
 
@@ -260,7 +266,8 @@ class TaskRuntime(Runtime):
                     and not self._postponed
                     and self._sends_in_any_thread(instruction.peer)
                 ):
-                    self._send(instruction.peer, b"".join(_frames(instruction)))
+                    if not self._send_alone(instruction):
+                        self._send(instruction.peer, b"".join(_frames(instruction)))
                 else:
                     self._postponed.append(instruction)
             deadline = self._deadline()
@@ -268,6 +275,21 @@ class TaskRuntime(Runtime):
             return not (self._postponed or oversleeps)
         finally:
             self.lock.release()
+
+    def _send_alone(self, assign: AssignTasks) -> bool:
+        """Send a task past the manager, to a worker whose latest lone task had the same function."""
+        task = assign.tasks[0]
+        function_id, call = task.function.function_id, task.call
+        known = self._lone_functions.setdefault(assign.peer, {})
+        if known.get(assign.slot) != function_id:
+            known[assign.slot] = function_id
+            return False
+        if assign.functions or assign.forget or len(assign.tasks) > 1 or call[:1] == serialize.WALLTIME:
+            return False
+        if len(call) > LONE_LIMIT:
+            return False
+        packet = frames.encode_task(assign.slot, task.task_id, function_id, call, frames.LONE)
+        return self._send_to_worker(assign.peer, assign.slot, packet)
 
     def deadline(self) -> float | None:
         # Put after `turn` looked, while the thread was awake: nothing woke the thread.

@@ -300,6 +300,9 @@ class Completion(Protocol):
     def sends_in_any_thread(self, peer: PeerId) -> bool:
         """Return whether `send` to this peer may be called by other threads."""
 
+    def send_to_worker(self, peer: PeerId, slot: int, packet: bytes) -> bool:
+        """Send a packet to a peer's worker itself; return whether it was sent. Any thread may call this."""
+
     def channel(self) -> ChannelAddress:
         """Open the channel, if it is not open; return how processes inside jobs reach it."""
 

@@ -83,6 +83,14 @@ class FramedSocket:
                 self._flush()
             self._update_selector()
 
+    def send_packet(self, content: bytes) -> bool:
+        """Send a packet of a SOCK_SEQPACKET socket, at once or not at all; return whether it was sent."""
+        with self._lock:
+            try:
+                return not self.closed and self._sock.send(content) == len(content)
+            except OSError:
+                return False
+
     def _flush(self) -> None:
         while self._unsent:
             vectors = [self._unsent[i] for i in range(min(len(self._unsent), _VECTORS))]
@@ -123,6 +131,8 @@ class FramedSocket:
                 data, ancillary, _, _ = self._sock.recvmsg(size, _ANCILLARY_SIZE)
             except BlockingIOError:
                 break
+            except ConnectionResetError:  # reported once, before what was sent
+                continue
             except OSError:
                 data, ancillary = b"", []
             if not data:

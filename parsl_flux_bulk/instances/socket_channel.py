@@ -1,12 +1,11 @@
 """The workers' channel over Unix sockets, for processes on this node; served without blocking.
 
 A peer is a connected process of a job. Processes of other users are turned away. A peer may pass on further
-sockets, its *lanes*, by which other processes send messages in its name.
+sockets, its *lanes*, by which its workers send messages in its name, and take packets.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
 import socket
@@ -15,7 +14,11 @@ from functools import partial
 
 from parsl_flux_bulk.instances.base import Event, PeerId, PeerLost, PeerMessage
 from parsl_flux_bulk.instances.framed_socket import FramedSocket
-from parsl_flux_bulk.protocol.framing import LANE_OPEN, user_of
+from parsl_flux_bulk.protocol import frames
+from parsl_flux_bulk.protocol.framing import user_of
+
+_DIED = bytes((frames.DIED,))
+_OPEN = frames.encode(frames.OPEN)
 
 SOCKET_PATH_LIMIT = 107
 """Bytes of a Unix socket's path at most; unix(7)."""
@@ -43,6 +46,8 @@ class SocketChannel:
         self._peers: dict[PeerId, FramedSocket] = {}
         self._introduced: set[PeerId] = set()
         self._lanes: dict[PeerId, set[FramedSocket]] = {}
+        self._unopened: dict[PeerId, list[FramedSocket]] = {}
+        self._lane_of: dict[tuple[PeerId, int], FramedSocket] = {}
         self._count = 0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(path)
@@ -66,13 +71,20 @@ class SocketChannel:
 
     def _receive(self, peer: int) -> None:
         link = self._peers[peer]
-        for body in link.receive():
+        bodies = link.receive()
+        if peer in self._unopened:
+            self._open_lanes(peer)
+        for body in bodies:
             self._introduced.add(peer)
+            if body[:1] == _DIED:  # after what the worker sent itself
+                for lane in list(self._lanes.get(peer, ())):
+                    self._receive_lane(peer, lane)
             self._report(PeerMessage(peer, body))
         if link.closed:
+            self._unopened.pop(peer, None)
             for lane in list(self._lanes.pop(peer, ())):
                 self._receive_lane(peer, lane)
-                lane.close()
+                self._forget_lane(lane)
             self._peers.pop(peer).close()
             if peer in self._introduced:
                 self._introduced.remove(peer)
@@ -82,15 +94,30 @@ class SocketChannel:
         sock = socket.socket(fileno=descriptor)
         lane = FramedSocket(sock, self._selector, lambda: self._receive_lane(peer, lane))
         self._lanes.setdefault(peer, set()).add(lane)
-        with contextlib.suppress(OSError):  # the worker has ended
-            sock.send(LANE_OPEN)
+        self._unopened.setdefault(peer, []).append(lane)
+
+    def _open_lanes(self, peer: int) -> None:
+        """Tell workers that their lanes are read; those whose queue is full are told later."""
+        self._unopened[peer] = [
+            lane for lane in self._unopened[peer] if not lane.closed and not lane.send_packet(_OPEN)
+        ]
+        if not self._unopened[peer]:
+            del self._unopened[peer]
 
     def _receive_lane(self, peer: int, lane: FramedSocket) -> None:
         for body in lane.receive():
+            if len(body) >= frames.HEADER_SIZE:
+                _, slot, _, _ = frames.HEADER.unpack_from(body)
+                self._lane_of[peer, slot] = lane
             self._report(PeerMessage(peer, body))
         if lane.closed:
             self._lanes.get(peer, set()).discard(lane)
-            lane.close()
+            self._forget_lane(lane)
+
+    def _forget_lane(self, lane: FramedSocket) -> None:
+        for key in [key for key, known in self._lane_of.items() if known is lane]:
+            del self._lane_of[key]
+        lane.close()
 
     def has(self, peer: PeerId) -> bool:
         """Return whether a peer is connected here."""
@@ -101,6 +128,11 @@ class SocketChannel:
         link = self._peers.get(peer)
         if link is not None:
             link.send(body)
+
+    def send_to_worker(self, peer: PeerId, slot: int, packet: bytes) -> bool:
+        """Send a packet on the lane of a worker that has used it; return whether it was sent."""
+        lane = self._lane_of.get((peer, slot))
+        return lane is not None and lane.send_packet(packet)
 
     def close(self) -> None:
         """Close all connections."""

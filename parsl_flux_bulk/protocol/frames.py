@@ -25,6 +25,8 @@ RECALL    to process   slot, task id (0: all tasks that have not started): answe
 KILL      to process   slot, task id (0: any task): kill the worker if it runs this task; answered
                        with DIED, unless the task has ended
 RETIRE    to process   exit
+LONE      to worker    as TASK, from the executor on a lane (:mod:`.packets`)
+OPEN      to worker    the executor has taken the lane, and reads from it
 ========  ===========  ====================================================================
 
 Ids are positive. Every process of a job imports this module, so it imports almost nothing.
@@ -51,6 +53,8 @@ TASK = 19
 RECALL = 20
 KILL = 21
 RETIRE = 22
+LONE = 23
+OPEN = 24
 
 HEADER = struct.Struct("<BIQQ")
 HEADER_SIZE = HEADER.size
@@ -93,8 +97,8 @@ def encode(kind: int, slot: int = 0, id: int = 0, payload: bytes = b"") -> bytes
     return HEADER.pack(kind, slot, id, length) + payload
 
 
-def encode_task(slot: int, task_id: int, function_id: int, call: bytes) -> bytes:
-    """Return a TASK frame.
+def encode_task(slot: int, task_id: int, function_id: int, call: bytes, kind: int = TASK) -> bytes:
+    """Return a TASK frame, or a LONE one.
 
     Raises
     ------
@@ -104,7 +108,7 @@ def encode_task(slot: int, task_id: int, function_id: int, call: bytes) -> bytes
     length = FUNCTION_ID_SIZE + len(call)
     if length > MAX_PAYLOAD:
         raise FrameError(too_long("call", length))
-    return b"".join((HEADER.pack(TASK, slot, task_id, length), FUNCTION_ID.pack(function_id), call))
+    return b"".join((HEADER.pack(kind, slot, task_id, length), FUNCTION_ID.pack(function_id), call))
 
 
 def encode_outcome(slot: int, task_id: int, started: float, ended: float, outcome: bytes) -> bytes:

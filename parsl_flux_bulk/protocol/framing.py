@@ -11,10 +11,6 @@ import struct
 
 LENGTH = struct.Struct("<Q")
 
-
-LANE_OPEN = b"+"
-"""What the executor sends on a lane that it has taken; the only bytes in this direction."""
-
 _CREDENTIALS = struct.Struct("3i")
 """``struct ucred`` of unix(7): pid, uid, gid."""
 

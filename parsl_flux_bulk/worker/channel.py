@@ -35,9 +35,9 @@ class Channel:
         """Send a message. Blocks while the system's buffers are full, but never waits for the executor."""
         raise NotImplementedError
 
-    def open_lane(self) -> socket.socket | None:
-        """Open a way by which another process sends messages of this peer; None where there is none."""
-        return None
+    def open_lane(self, tasks: socket.socket) -> bool:
+        """Give the executor the manager's end of a worker's socket; return whether that is possible."""
+        return False
 
     def fileno(self) -> int:
         """Return a file descriptor that becomes readable when `receive` must be called.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import resource
 import select
 import signal
 import socket
@@ -31,7 +32,7 @@ class Forkserver:
     bindings
         CPUs and environment of each slot.
     open_lane
-        Opens a socket to the executor for a worker, if that is possible.
+        Gives the executor the manager's end of a worker's socket, if that is possible.
 
     Attributes
     ----------
@@ -41,7 +42,7 @@ class Forkserver:
     """
 
     def __init__(
-        self, bindings: Sequence[Binding], open_lane: Callable[[], socket.socket | None] = lambda: None
+        self, bindings: Sequence[Binding], open_lane: Callable[[socket.socket], bool] = lambda tasks: False
     ) -> None:
         self.running = RunningTasks(len(bindings))
         lifeline.start_guard(self.running.pids)
@@ -92,10 +93,8 @@ class Forkserver:
                 pass
             for fd in process.descriptors:
                 os.close(fd)
-            if process.lane is not None:
-                process.lane.close()
-            direct = partial(self.running.direct, process.slot)
-            workers.append(Worker(pid, tasks, process.tasks, outcomes, stderr, limit, direct))
+            lone = partial(self.running.lone, process.slot)
+            workers.append(Worker(pid, tasks, process.tasks, outcomes, stderr, limit, lone))
         return workers
 
     def _prepare(self, slot: int, limit: float) -> tuple[WorkerProcess, socket.socket, int, int]:
@@ -105,9 +104,9 @@ class Forkserver:
         stderr, worker_stderr = os.pipe()
         descriptors = (worker_outcomes, worker_stderr)
         # The manager has to count the tasks of a worker that may run so many only.
-        lane = self._open_lane() if limit == math.inf else None
+        has_lane = limit == math.inf and self._open_lane(tasks)
         process = WorkerProcess(
-            slot, self._bindings[slot], self.running, worker_tasks, descriptors, limit, lane
+            slot, self._bindings[slot], self.running, worker_tasks, descriptors, limit, has_lane
         )
         return process, tasks, outcomes, stderr
 
@@ -184,3 +183,12 @@ def kill_group(pid: int) -> None:
         except PermissionError:
             pass
         return
+
+
+def raise_descriptor_limit(slots: int) -> None:
+    """Raise the soft limit of open files to what this many workers need, as far as the hard limit allows."""
+    needed = 128 + 8 * slots
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))

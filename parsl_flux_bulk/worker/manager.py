@@ -21,7 +21,6 @@ from __future__ import annotations
 import importlib
 import math
 import os
-import resource
 import signal
 import sys
 import time
@@ -32,7 +31,7 @@ from parsl_flux_bulk.protocol.app_failure import AppFailed
 from parsl_flux_bulk.protocol.states import State, Stateful
 from parsl_flux_bulk.worker import handshake, lifeline, pinning, walltime
 from parsl_flux_bulk.worker.event_loop import EventLoop
-from parsl_flux_bulk.worker.forkserver import Forkserver
+from parsl_flux_bulk.worker.forkserver import Forkserver, raise_descriptor_limit
 from parsl_flux_bulk.worker.packets import Packet, function_packet, task_packet
 from parsl_flux_bulk.worker.slot import Slot, Worker, WorkerState
 from parsl_flux_bulk.worker.stderr_relay import StderrRelay
@@ -264,7 +263,7 @@ class Manager(Stateful):
 
     def _recall(self, slot: Slot, task_id: int) -> None:
         removed = slot.remove(task_id)
-        if not task_id or (not removed and slot.worker is not None and task_id in slot.worker.given):
+        if not removed or not task_id:
             slot.take_back()
             removed += slot.remove(task_id)
         self._return(slot, removed)
@@ -280,7 +279,7 @@ class Manager(Stateful):
         worker = slot.worker
         if worker is not None:
             self._read_outcomes(slot, worker)
-            if not removed and (not task_id or task_id in worker.given):
+            if not removed and (not task_id or worker.has(task_id)):
                 self._kill_worker(slot, worker, f"KILL task={task_id or 'any'}")
                 return
         self._feed(slot)
@@ -396,10 +395,12 @@ class Manager(Stateful):
         """Report how each task of a worker ended; a negative exit code is a signal."""
         while self._read_outcomes(slot, worker):
             pass
-        worker.note_direct()
+        slot.take_back(ended=True)
         running, started = self._forkserver.running.read(slot.number)
         if running not in worker.given:
-            running = 0
+            running = worker.lone_task
+        if any(packet.task_id == running for packet in slot.waiting):
+            running = 0  # not received
         if running and worker.exceeded is not None:
             outcome = serialize.app_failed(AppFailed(None, worker.exceeded))
             now = time.time()
@@ -408,8 +409,6 @@ class Manager(Stateful):
             del worker.given[running]
             running = 0
         retired = worker.retired and not running and (exit_code == 0 or worker.overdue)
-        if retired:
-            slot.take_back()  # for the next worker
         about = {
             "exit_code": exit_code if exit_code >= 0 else None,
             "signal": -exit_code if exit_code < 0 else None,
@@ -425,6 +424,7 @@ class Manager(Stateful):
                 f"done={worker.done}: {cause}"
             )
         if not worker.reached_limit and not retired:
+            self._flush()  # DIED begins a message: what went by the lane is read before it
             self._send(frames.encode_json(frames.DIED, slot.number, running, about))
             self._return(slot, [task_id for task_id in worker.given if task_id != running])
             self._return(slot, slot.remove(0))
@@ -439,12 +439,3 @@ class Manager(Stateful):
         worker.close()
         slot.worker_ended()
         self._feed(slot)
-
-
-def raise_descriptor_limit(slots: int) -> None:
-    """Raise the soft limit of open files to what this many workers need, as far as the hard limit allows."""
-    needed = 128 + 8 * slots
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))

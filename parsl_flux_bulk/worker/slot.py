@@ -3,7 +3,8 @@
 A `Slot` outlives the worker processes that run in it one after the other; `Worker` stands for one of them.
 Tasks wait in two places: in `Slot.waiting`, and in the kernel's queue of the worker's socket. The manager
 keeps both ends of that socket open and can take back what the worker has not received; each task goes to
-exactly one of the two.
+exactly one of the two. On the executor's node, the executor has the manager's end, too: the socket is then
+the worker's *lane*, on which lone tasks and their outcomes do not pass through the manager.
 
 ==========  =================================================  ==============================
 state       meaning                                            next states
@@ -68,8 +69,9 @@ class Worker(Stateful):
         File descriptors to read from.
     limit
         Number of tasks after which the process exits; may be infinite.
-    direct
-        Returns the id of the latest task whose outcome the process sent to the executor itself.
+    lone
+        Returns the id of the latest of the tasks in `given` whose outcome went by the lane, and the id of the
+        task that came by the lane and has no outcome yet; 0 for none.
 
     Attributes
     ----------
@@ -92,7 +94,7 @@ class Worker(Stateful):
         outcomes: int,
         stderr: int,
         limit: float,
-        direct: Callable[[], int] = lambda: 0,
+        lone: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         tasks.setblocking(False)
         os.set_blocking(outcomes, False)
@@ -106,7 +108,7 @@ class Worker(Stateful):
         self.retired = self.overdue = False
         self.exceeded: float | None = None
         self._queue = queue
-        self._direct = direct
+        self._lone = lone
         self._limit = limit
         self._queued_files = 0
         self._functions: set[bytes] = set()
@@ -154,8 +156,16 @@ class Worker(Stateful):
         self._functions.discard(function_id)
         return known
 
-    def take_back(self) -> list[Packet]:
-        """Remove the packets that the worker has not received from its queue."""
+    def take_back(self, *, ended: bool = False) -> list[Packet]:
+        """Remove the packets that the worker has not received from its queue.
+
+        Parameters
+        ----------
+        ended
+            The process has ended: nothing can be sent to it any more, by the executor neither.
+        """
+        if ended:
+            self._shut_down(self._queue, socket.SHUT_RD)
         self.note_direct()
         taken: list[Packet] = []
         functions: list[Packet] = []
@@ -164,11 +174,16 @@ class Worker(Stateful):
                 content, descriptor = packets.receive(self._queue, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 break
+            if not content:  # the end, after a shutdown
+                break
             kind, _, id, _ = frames.HEADER.unpack_from(content)
             if kind & ~BY_DESCRIPTOR == frames.TASK:
                 file = None if descriptor < 0 else MemoryFile(descriptor)
                 taken.append(Packet(id, content[frames.HEADER_SIZE : frames.CALL_START], content, file))
                 self._queued_files -= self.given.pop(id)
+            elif kind == frames.LONE:
+                content = bytes((frames.TASK,)) + content[1:]
+                taken.append(Packet(id, content[frames.HEADER_SIZE : frames.CALL_START], content))
             elif kind & ~BY_DESCRIPTOR == frames.FUNCTION:
                 file = None if descriptor < 0 else MemoryFile(descriptor)
                 functions.append(Packet(0, content[frames.ID], content, file))
@@ -177,13 +192,22 @@ class Worker(Stateful):
         self.unblock()
         for function in functions:
             # The worker may have received a task in between, which needs it. The queue is empty now.
-            if not self.given or not self._send(function):
+            if ended or not self.given or not self._send(function):
                 self._functions.discard(function.function_id)
         return taken
 
+    def has(self, task_id: int) -> bool:
+        """Return whether the worker was given a task, also by its lane, and has no outcome of it."""
+        return task_id in self.given or task_id == self.lone_task
+
+    @property
+    def lone_task(self) -> int:
+        """The id of the task that came by the lane and has no outcome yet; 0 for none."""
+        return self._lone()[1]
+
     def note_direct(self) -> None:
-        """Note the outcomes that the worker sent itself: of that task, all given before it have ended too."""
-        task_id = self._direct()
+        """Note the outcomes that went by the lane: of that task, all given before it have ended too."""
+        task_id, _ = self._lone()
         if task_id in self.given:
             for given in list(self.given):
                 self._queued_files -= self.given.pop(given)
@@ -228,8 +252,17 @@ class Worker(Stateful):
         """Close the socket, so that the worker exits after its last task."""
         if self.state in _RUNNING:
             self.move_to(WorkerState.FINISHING)
+        self._shut_down(self.tasks, socket.SHUT_WR)
         self.tasks.close()
         self._queue.close()
+
+    @staticmethod
+    def _shut_down(sock: socket.socket, how: int) -> None:
+        # The executor may have the socket, too: to close it is not enough.
+        try:
+            sock.shutdown(how)
+        except OSError:
+            pass  # closed already
 
     def close(self) -> None:
         """Close everything after the process was reaped."""
@@ -281,10 +314,10 @@ class Slot:
         """Whether the worker holds so many tasks that they must be short."""
         return self.worker is not None and len(self.worker.given) >= FLOOD
 
-    def take_back(self) -> None:
-        """Move what the worker has not received back to `waiting`."""
+    def take_back(self, *, ended: bool = False) -> None:
+        """Move what the worker has not received, or if it has ended did not receive, back to `waiting`."""
         if self.worker is not None:
-            self.waiting.extendleft(reversed(self.worker.take_back()))
+            self.waiting.extendleft(reversed(self.worker.take_back(ended=ended)))
 
     def remove(self, task_id: int) -> list[int]:
         """Remove a task, or all with 0, from `waiting`; return the ids of those removed."""

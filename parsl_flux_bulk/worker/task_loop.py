@@ -1,9 +1,13 @@
 """A worker process: forked by a manager, runs one task after the other.
 
 Tasks arrive as packets (:mod:`.packets`), of which the process receives one at a time: the manager can take
-back the rest. Outcomes go back through a pipe. On the executor's node, the outcome of a small task goes
-directly to the executor if no other task waits. Memory shared with the manager says which task is running, so
-that the manager knows it even if the process is killed, and which outcome went directly.
+back the rest. Outcomes go back through a pipe. Memory shared with the manager says which task is running, so
+that the manager knows it even if the process is killed.
+
+On the executor's node, the executor has the manager's end of the worker's socket, too, and the socket is the
+worker's *lane*. The outcome of a small task goes by it to the executor if no other task waits; and a task
+that is the only one comes by it. The manager sleeps meanwhile, and reads from the shared memory which outcome
+went by the lane, and which task came by it.
 """
 
 from __future__ import annotations
@@ -34,6 +38,8 @@ if TYPE_CHECKING:
 DEFAULTED_SIGNALS = (_signal.SIGCHLD, _signal.SIGTERM, _signal.SIGHUP)
 """Signals that the manager handles; workers restore their default action."""
 
+_OPEN = bytes((frames.OPEN,))
+
 LONE_AFTER = 1e-4
 """Seconds for which a worker was idle before a task that may be the only one. In a flood, the manager sends
 many outcomes at once, which costs the executor less."""
@@ -47,20 +53,21 @@ _fflush = ctypes.CDLL(None).fflush
 class RunningTasks:
     """The task that each worker runs, in memory that a manager shares with its workers and its guard."""
 
-    _CELL = struct.Struct("<QB3xIddQ24x")  # a cache line each
+    _CELL = struct.Struct("<QB3xIddQQ16x")  # a cache line each
 
     def __init__(self, slots: int) -> None:
         self.memory = mmap.mmap(-1, slots * self._CELL.size)
 
     def offset(self, slot: int) -> int:
         """Return where a slot's entry begins: task id (8 bytes), started (1), padding (3), pid (4),
-        and, while a call with a walltime runs, its deadline (8) and the walltime (8); and the id of the
-        latest task whose outcome went directly to the executor (8)."""
+        and, while a call with a walltime runs, its deadline (8) and the walltime (8); the id of the latest
+        task from the manager whose outcome went by the lane (8), and the id of the task that came by the
+        lane and has no outcome yet (8)."""
         return slot * self._CELL.size
 
     def clear(self, slot: int) -> None:
         """Reset an entry for the next worker."""
-        self._CELL.pack_into(self.memory, self.offset(slot), 0, 0, 0, 0.0, 0.0, 0)
+        self._CELL.pack_into(self.memory, self.offset(slot), 0, 0, 0, 0.0, 0.0, 0, 0)
 
     def read(self, slot: int) -> tuple[int, bool]:
         """Return the id of the running task, or 0, and whether the worker has started."""
@@ -80,10 +87,10 @@ class RunningTasks:
         """Note the process of a slot's worker; 0 for none."""
         struct.pack_into("<I", self.memory, self.offset(slot) + 12, pid)
 
-    def direct(self, slot: int) -> int:
-        """Return the id of the latest task whose outcome went directly to the executor; 0 for none."""
-        offset = self.offset(slot) + 32
-        return int.from_bytes(self.memory[offset : offset + 8], "little")
+    def lone(self, slot: int) -> tuple[int, int]:
+        """Return the last two ids of an entry; 0 for none."""
+        direct, lone = struct.unpack_from("<QQ", self.memory, self.offset(slot) + 32)
+        return direct, lone
 
     def forget_pid(self, pid: int) -> None:
         """Forget a process that is about to be reaped, after which another may get its pid."""
@@ -110,8 +117,8 @@ class WorkerProcess:
         For outcomes, and for standard error.
     limit
         Number of tasks after which to exit; may be infinite.
-    lane
-        Socket to the executor, if it is on this node.
+    has_lane
+        Whether the executor has the other end of the socket, too.
     """
 
     def __init__(
@@ -122,10 +129,10 @@ class WorkerProcess:
         tasks: socket.socket,
         descriptors: tuple[int, int],
         limit: float,
-        lane: socket.socket | None = None,
+        has_lane: bool = False,
     ) -> None:
         self.tasks = tasks
-        self.lane = lane
+        self._has_lane = has_lane
         self._lane_is_open = False
         self._is_direct = False
         self.descriptors = descriptors
@@ -193,24 +200,18 @@ class WorkerProcess:
         outcome in one of them.
         """
         first = min(FIRST_DESCRIPTOR, os.sysconf("SC_OPEN_MAX") - 8)
-        sockets = [self.tasks, *([self.lane] if self.lane else [])]
+        own = [self._outcomes, self.tasks.fileno()]
         try:
-            moved = [
-                fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, first)
-                for number in (self._outcomes, *(each.fileno() for each in sockets))
-            ]
+            own = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, first) for number in own]
         except OSError:  # none is left
-            return [self._outcomes, *(each.fileno() for each in sockets)]
-        self._outcomes = moved[0]
-        for each in sockets:
-            each.detach()
-        self.tasks = socket.socket(fileno=moved[1])
-        if self.lane:
-            self.lane = socket.socket(fileno=moved[2])
-        return moved
+            return own
+        self._outcomes = own[0]
+        self.tasks.detach()
+        self.tasks = socket.socket(fileno=own[1])
+        return own
 
     def _serve(self) -> None:
-        entry = slice(self._running.offset(self.slot), self._running.offset(self.slot) + 8)
+        entry, lone = self._cell(0), self._cell(40)
         memory, none = self._running.memory, bytes(8)
         self._state = ProcessState()
         self._waiting = select.poll()
@@ -219,8 +220,12 @@ class WorkerProcess:
         leaving = False
         while done < self._limit and (frame := self._next()):
             kind = frame[0]
-            if kind == frames.TASK:
-                memory[entry] = frame[frames.ID]  # the task has started
+            if kind == frames.LONE and not self._has_function(frame):
+                self._return(frame)
+                memory[lone] = none
+            elif kind in (frames.TASK, frames.LONE):
+                if kind == frames.TASK:
+                    memory[entry] = frame[frames.ID]  # the task has started
                 started = time.time()
                 self._is_direct = self._is_direct and started - ended > LONE_AFTER
                 try:
@@ -232,7 +237,7 @@ class WorkerProcess:
                     ended = time.time()
                     left = self._state.restore()
                 self._send(frame, outcome, started, ended)
-                memory[entry] = none
+                memory[entry if kind == frames.TASK else lone] = none
                 done += 1
                 leaving = leaving or bool(left)
                 if leaving and not self._overtook:
@@ -243,6 +248,18 @@ class WorkerProcess:
                 self._payloads.pop(function_id, None)
                 if kind == frames.FUNCTION:
                     self._payloads[function_id] = memoryview(frame)[frames.HEADER_SIZE :]
+
+    def _has_function(self, task: bytes) -> bool:
+        function_id = task[frames.HEADER_SIZE : frames.CALL_START]
+        return function_id in self._functions or function_id in self._payloads
+
+    def _return(self, task: bytes) -> None:
+        task_id = int.from_bytes(task[frames.ID], "little")
+        self.tasks.sendall(framing.frame(frames.encode(frames.RETURNED, self.slot, task_id)))
+
+    def _cell(self, offset: int) -> slice:
+        start = self._running.offset(self.slot) + offset
+        return slice(start, start + 8)
 
     def _next(self) -> bytes:
         if not self._overtook:
@@ -265,14 +282,36 @@ class WorkerProcess:
 
     def _receive(self) -> bytes:
         """Return the next frame, or b"" after the last."""
-        content, descriptor = packets.receive(self.tasks)
-        self._is_direct = descriptor < 0 and self.lane is not None
+        while True:
+            content, descriptor = self._receive_noted() if self._has_lane else packets.receive(self.tasks)
+            if content[:1] != _OPEN:
+                break
+            self._lane_is_open = True
+        self._is_direct = descriptor < 0 and self._lane_is_open
         if descriptor < 0:
             return content
         try:
             return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
         finally:
             os.close(descriptor)
+
+    def _receive_noted(self) -> tuple[bytes, int]:
+        """Receive a packet, after noting that it is a LONE task: the manager was not told of that."""
+        memory, lone, none = self._running.memory, self._cell(40), bytes(8)
+        try:
+            while head := self.tasks.recv(frames.HEADER_SIZE, socket.MSG_PEEK):
+                memory[lone] = head[frames.ID] if head[0] == frames.LONE else none
+                try:
+                    content, descriptor = packets.receive(self.tasks, socket.MSG_DONTWAIT)
+                except BlockingIOError:  # the manager has taken it back
+                    memory[lone] = none
+                    continue
+                if content[: frames.HEADER_SIZE] != head:
+                    memory[lone] = content[frames.ID] if content[0] == frames.LONE else none
+                return content, descriptor
+        except ConnectionResetError:
+            pass  # both other ends are gone
+        return b"", -1
 
     def _run(self, frame: bytes) -> bytes:
         function_id = frame[frames.HEADER_SIZE : frames.CALL_START]
@@ -309,7 +348,7 @@ class WorkerProcess:
         if len(outcome) < packets.PACKET_LIMIT:
             header += outcome
             outcome = b""
-        if self._is_direct and not outcome and self._send_directly(task, header):
+        if self._is_direct and not outcome and self._send_by_lane(task, header):
             return
         for part in (header, outcome):
             written = os.write(self._outcomes, part) if part else 0
@@ -318,25 +357,17 @@ class WorkerProcess:
                 while left:
                     left = left[os.write(self._outcomes, left) :]
 
-    def _send_directly(self, task: bytes, frame: bytes) -> bool:
+    def _send_by_lane(self, task: bytes, frame: bytes) -> bool:
         """Send an outcome to the executor if no task waits; the manager reads from memory that it was sent.
 
         The manager need not wake up for it: no task waits for room in the queue.
         """
-        assert self.lane is not None
+        if len(frame) > packets.LANE_LIMIT or self._waiting.poll(0):
+            return False
         try:
-            # Data sent before the executor has said that it holds the other end could be lost.
-            self._lane_is_open = (
-                self._lane_is_open or self.lane.recv(1, socket.MSG_DONTWAIT) == framing.LANE_OPEN
-            )
-            if not self._lane_is_open or self._waiting.poll(0):
-                return False
-            self.lane.sendall(framing.frame(frame))
-        except BlockingIOError:
+            self.tasks.send(framing.frame(frame), socket.MSG_DONTWAIT)
+        except OSError:
             return False
-        except OSError:  # the executor has closed it
-            self.lane = None
-            return False
-        offset = self._running.offset(self.slot) + 32
-        self._running.memory[offset : offset + 8] = task[frames.ID]
+        if task[0] == frames.TASK:
+            self._running.memory[self._cell(32)] = task[frames.ID]
         return True

@@ -42,18 +42,13 @@ class UnixChannel(Channel):
         except OSError as error:
             raise ChannelLost(f"the executor closed its socket: {error}") from error
 
-    def open_lane(self) -> socket.socket:
-        lane, executors_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        rights = array.array("i", (executors_end.fileno(),))
-        try:
-            with executors_end:  # travels with an empty message
-                self._socket.sendmsg(
-                    [LENGTH.pack(0)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights.tobytes())]
-                )
+    def open_lane(self, tasks: socket.socket) -> bool:
+        rights = array.array("i", (tasks.fileno(),))
+        try:  # travels with an empty message
+            self._socket.sendmsg([LENGTH.pack(0)], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights.tobytes())])
         except OSError as error:
-            lane.close()
             raise ChannelLost(f"the executor closed its socket: {error}") from error
-        return lane
+        return True
 
     def fileno(self) -> int:
         return self._socket.fileno()

@@ -169,6 +169,15 @@ def test_the_address_stays_the_same(seam: Seam) -> None:
     assert "PARSL_FLUX_BULK_CHANNEL" in seam.completion.channel().environment
 
 
+def test_a_worker_that_has_not_used_a_lane_cannot_be_sent_to(seam: Seam, tmp_path: Path) -> None:
+    start_peer(seam, 'say(b"here"); say(hear())', tmp_path)
+    wait_message(seam)
+    peer = seam.messages[0][0]
+    assert seam.completion.send_to_worker(peer, 0, b"packet") is False
+    seam.completion.send(peer, b"the peer can")
+    assert wait_message(seam, 2)[1] == b"the peer can"
+
+
 def test_another_thread_sends_to_a_peer_on_this_node(seam: Seam, kind: str, tmp_path: Path) -> None:
     start_peer(seam, 'say(b"here"); say(hear())', tmp_path)
     wait_message(seam)

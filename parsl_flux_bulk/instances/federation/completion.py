@@ -100,6 +100,9 @@ class FederationCompletion:
     def sends_in_any_thread(self, peer: PeerId) -> bool:
         return False
 
+    def send_to_worker(self, peer: PeerId, slot: int, packet: bytes) -> bool:
+        return False
+
     def channel(self) -> ChannelAddress:
         """Return the key; each job gets the address in the member where it is placed."""
         return ChannelAddress({CHANNEL_VARIABLE: self.key})

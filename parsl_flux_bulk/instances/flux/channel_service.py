@@ -84,6 +84,10 @@ class ChannelService:
         """Return whether a peer is connected by its socket: the handle belongs to one thread."""
         return self._sockets.has(peer)
 
+    def send_to_worker(self, peer: PeerId, slot: int, packet: bytes) -> bool:
+        """Send a packet to a worker itself, if the peer is connected by its socket."""
+        return self._sockets.send_to_worker(peer, slot, packet)
+
     def send(self, peer: PeerId, body: bytes) -> None:
         """Send a message to a peer; without effect for a peer that is lost."""
         if self._sockets.has(peer):

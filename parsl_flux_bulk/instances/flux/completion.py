@@ -233,6 +233,9 @@ class FluxCompletion:
     def sends_in_any_thread(self, peer: PeerId) -> bool:
         return self._channel is not None and self._channel.sends_in_any_thread(peer)
 
+    def send_to_worker(self, peer: PeerId, slot: int, packet: bytes) -> bool:
+        return self._channel is not None and self._channel.send_to_worker(peer, slot, packet)
+
     def close(self) -> None:
         if self._handle is None:
             return

@@ -298,6 +298,10 @@ class LocalCompletion:
         """Return True: the peers are connected by sockets."""
         return True
 
+    def send_to_worker(self, peer: PeerId, slot: int, packet: bytes) -> bool:
+        """Send a packet to a worker itself; see :meth:`.base.Completion.send_to_worker`."""
+        return self._channel is not None and self._channel.send_to_worker(peer, slot, packet)
+
     def channel(self) -> ChannelAddress:
         """Open the channel, and return its address."""
         self._check()

@@ -166,7 +166,10 @@ def test_workers_that_cannot_begin_end_the_manager(end, tmp_path):
 
 @pytest.mark.parametrize("with_lanes", [False, True])
 def test_every_task_has_one_end_while_workers_are_killed(end, tmp_path, with_lanes):
-    """2,000 tasks over 2 workers, one of which is killed every 50 ms. The last task only ends by that."""
+    """2,000 tasks over 2 workers, one of which is killed every 50 ms. The last task only ends by that.
+
+    With lanes, one of the workers gets a task at a time, by its lane if it has used that.
+    """
     count, chance = 2000, random.Random(with_lanes)
 
     def seconds(id):
@@ -178,18 +181,21 @@ def test_every_task_has_one_end_while_workers_are_killed(end, tmp_path, with_lan
     manager = ManagerProcess(end, slots=2)
     manager.add_function(calls.mark)
     todo, ends = list(range(1, count + 1)), {}
-    queued = {0: 0, 1: 0}
+    queued, by_lane = {0: 0, 1: 0}, 0
     seen, next_kill, kills, ended_before = 1, time.monotonic() + 0.05, 0, 0
     deadline = time.monotonic() + 60
     while len(ends) < count:
         assert time.monotonic() < deadline, f"{len(ends)} of {count} ended"
         for slot in (0, 1):
-            # With few tasks in its queue, a worker sends outcomes by its lane.
             most = 1 + (slot == 0 or not with_lanes) * 19
             if todo and queued[slot] < most:
                 batch = [todo.pop() for _ in range(min(most, len(todo)))]
                 queued[slot] += len(batch)
-                manager.give(*((id, f"{marks}/{id}", seconds(id)) for id in batch), slot=slot)
+                calls_of = [(id, f"{marks}/{id}", seconds(id)) for id in batch]
+                if most == 1 and manager.give_by_lane(*calls_of[0], slot=slot):
+                    by_lane += 1
+                else:
+                    manager.give(*calls_of, slot=slot)
         manager.peer.read()
         for frame in manager.peer.frames[seen:]:
             if frame.kind == frames.RETURNED:
@@ -215,6 +221,7 @@ def test_every_task_has_one_end_while_workers_are_killed(end, tmp_path, with_lan
     started = {int(file.name): file.read_text().count("started") for file in marks.iterdir()}
     blamed = {id for id, kind in ends.items() if kind == frames.DIED}
     assert kills > 10
+    assert (by_lane > 100) == with_lanes
     assert count in blamed
     assert {id for id, times in started.items() if times > 1} == set()
     # A task that was blamed was running; in the moments before and after its mark, without one.

@@ -14,7 +14,13 @@ from helpers import wait_until
 from parsl_flux_bulk.errors import ExecutorClosed, InstanceLost
 from parsl_flux_bulk.executor import submission_queue
 from parsl_flux_bulk.executor.job_factory import WorkerSettings
-from parsl_flux_bulk.executor.runtime import BATCHING_DELAY, LARGE_BATCH, StatusReport, TaskRuntime
+from parsl_flux_bulk.executor.runtime import (
+    BATCHING_DELAY,
+    LARGE_BATCH,
+    LONE_LIMIT,
+    StatusReport,
+    TaskRuntime,
+)
 from parsl_flux_bulk.executor.serialize_calls import FunctionTable, serialize_call
 from parsl_flux_bulk.executor.submission_queue import SubmissionQueue, TaskFuture
 from parsl_flux_bulk.instances.base import Capacity, ChannelAddress
@@ -48,7 +54,9 @@ class FakeCompletion:
 
     def __init__(self):
         self.sent = []
+        self.packets = []
         self.any_thread = True
+        self.has_lane = False
 
     def channel(self):
         return ChannelAddress()
@@ -61,6 +69,11 @@ class FakeCompletion:
 
     def sends_in_any_thread(self, peer):
         return self.any_thread
+
+    def send_to_worker(self, peer, slot, packet):
+        if self.has_lane:
+            self.packets.append((peer, slot, packet))
+        return self.has_lane
 
 
 class Bench:
@@ -78,6 +91,7 @@ class Bench:
             settings, self.pipeline, self.queue, self.completion, Capacity(nodes=1, cores=1, gpus=0)
         )
         self.ids = itertools.count(1)
+        self.functions = FunctionTable()
 
     def note_wake(self):
         self.wakes += 1
@@ -116,14 +130,18 @@ class Bench:
         frames_sent = [f for _, body in self.completion.sent for f in frames.decode(body)]
         return [id for kind, _, id, _ in frames_sent if kind == frames.TASK]
 
-    def make_task(self, new_future=None):
-        function = FunctionTable().get(len)
-        call = serialize_call("len", ("abc",), {})
+    def sent_to_the_worker(self):
+        """The ids of the tasks that went past the manager."""
+        return [id for _, _, packet in self.completion.packets for _, _, id, _ in frames.decode(packet)]
+
+    def make_task(self, new_future=None, *, call=None, function=len):
+        function = self.functions.get(function)
+        call = call or serialize_call("len", ("abc",), {})
         new_future = new_future or functools.partial(TaskFuture, self.queue)
         return CallTask(next(self.ids), Resources.from_specification({}), new_future, function, call)
 
-    def put(self):
-        task = self.make_task()
+    def put(self, **options):
+        task = self.make_task(**options)
         self.queue.put(task)
         return task
 
@@ -309,6 +327,44 @@ def test_what_only_the_completion_thread_can_send_is_left_to_it(bench):
     assert bench.wants_a_turn()
     bench.runtime.turn()
     assert bench.tasks_sent() == [task.task_id]
+    bench.shut_down()
+
+
+def test_a_lone_task_goes_past_the_manager_to_a_worker_that_has_its_function(bench):
+    bench.start_worker()
+    bench.completion.has_lane = True
+    first = bench.put()
+    assert (bench.tasks_sent(), bench.sent_to_the_worker()) == ([first.task_id], [])
+    bench.end(first)
+    second = bench.put()
+    assert (bench.tasks_sent(), bench.sent_to_the_worker()) == ([], [second.task_id])
+    (sent,) = bench.completion.packets
+    expected = frames.encode_task(0, second.task_id, second.function.function_id, second.call, frames.LONE)
+    assert sent == ("manager", 0, expected)
+    bench.end(second)
+    other = bench.put(function=abs)
+    assert (bench.tasks_sent(), bench.sent_to_the_worker()) == ([other.task_id], [second.task_id])
+    bench.shut_down()
+
+
+@pytest.mark.parametrize(
+    "call", [b"R" + bytes(LONE_LIMIT), serialize.with_walltime(60.0, b"R")], ids=["large", "walltime"]
+)
+def test_a_task_that_the_manager_has_to_see_does_not_go_past_it(bench, call):
+    bench.start_worker()
+    bench.completion.has_lane = True
+    bench.end(bench.put())
+    task = bench.put(call=call)
+    assert (bench.tasks_sent(), bench.sent_to_the_worker()) == ([task.task_id], [])
+    bench.shut_down()
+
+
+def test_a_task_whose_worker_has_no_lane_goes_to_the_manager(bench):
+    bench.start_worker()
+    for _ in range(2):
+        task = bench.put()
+        assert bench.tasks_sent() == [task.task_id]
+        bench.end(task)
     bench.shut_down()
 
 

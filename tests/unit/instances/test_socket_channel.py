@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import socket
 import threading
 import uuid
 
@@ -12,7 +13,8 @@ import pytest
 from parsl_flux_bulk.instances import framed_socket, socket_channel
 from parsl_flux_bulk.instances.base import PeerLost, PeerMessage
 from parsl_flux_bulk.instances.socket_channel import SocketChannel
-from parsl_flux_bulk.protocol.framing import LANE_OPEN, frame
+from parsl_flux_bulk.protocol import frames
+from parsl_flux_bulk.protocol.framing import frame
 from parsl_flux_bulk.worker import unix_channel
 from parsl_flux_bulk.worker.channel import ChannelLost
 from parsl_flux_bulk.worker.unix_channel import UnixChannel
@@ -108,20 +110,36 @@ def test_a_read_that_fills_the_buffer_is_followed_by_larger_ones(bench):
     link.close()
 
 
+def open_lane(link):
+    """Return the worker's end of a lane, which the manager no longer has, and the manager's end."""
+    managers_end, workers_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    workers_end.settimeout(30)
+    assert link.open_lane(managers_end)
+    return workers_end, managers_end
+
+
+def outcome(slot, task_id):
+    return frames.encode_outcome(slot, task_id, 1.0, 2.0, b"outcome")
+
+
 def test_messages_of_a_lane_are_those_of_its_peer_and_come_before_its_loss(bench):
     link = UnixChannel(bench.path)
     link.send(b"hello")
-    lane = link.open_lane()
+    lane, managers_end = open_lane(link)
+    managers_end.close()
     bench.serve(2)
-    assert lane.recv(1) == LANE_OPEN
+    assert lane.recv(100) == frames.encode(frames.OPEN)
     peer = bench.events[0].peer
-    lane.sendall(frame(b"from the worker"))
+    first, last = outcome(0, 1), outcome(0, 2)
+    lane.sendall(frame(first))
     bench.serve(3)
-    lane.sendall(frame(b"the last"))
+    lane.sendall(frame(last))
     link.close()
     bench.serve(5)
-    bodies = [b"hello", b"", b"from the worker", b"the last"]
-    assert bench.events == [*(PeerMessage(peer, body) for body in bodies), PeerLost(peer)]
+    assert bench.events == [
+        *(PeerMessage(peer, body) for body in (b"hello", b"", first, last)),
+        PeerLost(peer),
+    ]
     assert lane.recv(1) == b"", "closed with the peer"
     lane.close()
 
@@ -129,7 +147,8 @@ def test_messages_of_a_lane_are_those_of_its_peer_and_come_before_its_loss(bench
 def test_a_lane_that_ends_is_not_the_loss_of_its_peer(bench):
     link = UnixChannel(bench.path)
     link.send(b"hello")
-    link.open_lane().close()
+    for end in open_lane(link):
+        end.close()
     link.send(b"still here")
     bench.serve(3)
     for key, _ in bench.selector.select(0.1):
@@ -137,3 +156,63 @@ def test_a_lane_that_ends_is_not_the_loss_of_its_peer(bench):
     assert [event.body for event in bench.events] == [b"hello", b"", b"still here"]
     link.close()
     bench.serve(4)
+
+
+def test_a_packet_goes_to_the_worker_that_has_used_its_lane(bench):
+    link = UnixChannel(bench.path)
+    link.send(b"hello")
+    lanes = [open_lane(link) for _ in range(2)]
+    bench.serve(3)
+    peer = bench.events[0].peer
+    assert not bench.channel.send_to_worker(peer, 7, b"too early"), "nobody knows whose lane that is"
+    for slot, (lane, _) in zip((7, 8), lanes, strict=True):
+        lane.sendall(frame(outcome(slot, 1)))
+    bench.serve(5)
+    assert bench.channel.send_to_worker(peer, 7, b"a packet")
+    assert lanes[0][0].recv(100) == frames.encode(frames.OPEN)
+    assert lanes[0][0].recv(100) == b"a packet"
+
+    lanes[0][0].shutdown(socket.SHUT_RD)
+    assert not bench.channel.send_to_worker(peer, 7, b"the worker has ended")
+    lanes[1][0].close()
+    assert not bench.channel.send_to_worker(peer, 8, b"gone")
+    for ends in lanes:
+        for end in ends:
+            end.close()
+    link.close()
+
+
+def test_a_lane_whose_queue_is_full_is_opened_later(bench):
+    link = UnixChannel(bench.path)
+    link.send(b"hello")
+    lane, managers_end = open_lane(link)
+    managers_end.setblocking(False)
+    sent = 0
+    with pytest.raises(BlockingIOError):
+        while True:
+            managers_end.send(b"a task")
+            sent += 1
+    bench.serve(2)
+    for _ in range(sent):
+        assert lane.recv(100) == b"a task"
+    link.send(b"an outcome")
+    bench.serve(3)
+    assert lane.recv(100) == frames.encode(frames.OPEN)
+    for end in (lane, managers_end):
+        end.close()
+    link.close()
+
+
+def test_an_outcome_by_the_lane_comes_before_the_death_of_its_worker(bench):
+    link = UnixChannel(bench.path)
+    link.send(b"hello")
+    lane, managers_end = open_lane(link)
+    bench.serve(2)
+    died = frames.encode_json(frames.DIED, 0, 1, {})
+    link.send(died)  # whichever the selector finds first
+    lane.sendall(frame(outcome(0, 1)))
+    bench.serve(4)
+    assert [event.body for event in bench.events[2:]] == [outcome(0, 1), died]
+    for end in (lane, managers_end):
+        end.close()
+    link.close()

@@ -23,9 +23,9 @@ class Ends:
     def __init__(self, limit: float = math.inf) -> None:
         tasks, queue = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         outcomes, self.outcomes = os.pipe()
-        self.direct = 0
-        self.worker = Worker(1, tasks, queue, outcomes, -1, limit, lambda: self.direct)
-        self.queue = queue
+        self.direct = self.lone = 0
+        self.worker = Worker(1, tasks, queue, outcomes, -1, limit, lambda: (self.direct, self.lone))
+        self.tasks, self.queue = tasks, queue
 
     def give(self, *task_ids: int, size: int = 10) -> deque[packets.Packet]:
         encoded = [frames.encode_task(0, id, 1, b"x" * size) for id in task_ids]
@@ -150,3 +150,38 @@ def test_outcomes_that_the_worker_sent_itself_are_noted(ends):
     ends.direct = 4
     ends.give()
     assert not ends.worker.given
+
+
+def test_a_task_that_came_by_the_lane_is_taken_back_as_one_of_the_managers(ends):
+    ends.give(1)
+    ends.received()
+    ends.tasks.send(frames.encode_task(0, 2, 1, b"call", frames.LONE))
+    (packet,) = ends.worker.take_back()
+    assert (packet.task_id, packet.function_id) == (2, FUNCTION.function_id)
+    assert packet.content == frames.encode_task(0, 2, 1, b"call")
+    assert not ends.worker.has(2)
+
+
+def test_the_worker_has_what_it_was_given_and_what_it_runs_from_its_lane(ends):
+    ends.give(1)
+    ends.lone = 2
+    assert [ends.worker.has(task_id) for task_id in (1, 2, 3)] == [True, True, False]
+
+
+def test_nothing_can_be_sent_to_a_worker_whose_packets_were_taken_at_its_end(ends):
+    ends.give(1)
+    executors_end = ends.tasks.dup()
+    taken = ends.worker.take_back(ended=True)
+    assert [packet.task_id for packet in taken] == [1]
+    with pytest.raises(BrokenPipeError):
+        executors_end.send(b"too late")
+    executors_end.close()
+
+
+def test_the_process_of_a_worker_sees_the_end_although_the_executor_has_its_socket(ends):
+    executors_end, process_end = ends.tasks.dup(), ends.queue.dup()
+    process_end.settimeout(10)
+    ends.worker.hang_up()
+    assert process_end.recv(100) == b""
+    executors_end.close()
+    process_end.close()
