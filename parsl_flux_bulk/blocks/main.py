@@ -41,7 +41,7 @@ from parsl_flux_bulk.blocks.relay.shared_socket import SocketTransport
 from parsl_flux_bulk.errors import InstanceError
 from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.jobspec.job_environment import base_environment
-from parsl_flux_bulk.protocol import variables
+from parsl_flux_bulk.protocol import instance_uri
 
 NODE_INIT_TIMEOUT = 300.0
 """Seconds that the command for each node may take."""
@@ -199,8 +199,7 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> BlockEnd:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit status."""
-    if os.environ.get("FLUX_URI") == variables.NO_INSTANCE:
-        del os.environ["FLUX_URI"]  # a task launched this block, which runs on the task's cores
+    instance_uri.forget_hidden(os.environ)  # a block that a task launched runs on the task's cores
     try:
         end = serve(Settings.read(sys.argv[1:] if arguments is None else arguments), os.environ)
     except BlockEnd as why:

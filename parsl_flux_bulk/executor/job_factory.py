@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from parsl_flux_bulk import jobspec
 from parsl_flux_bulk.instances.base import JobRequest
 from parsl_flux_bulk.jobspec.resources import Resources
-from parsl_flux_bulk.protocol import variables
+from parsl_flux_bulk.protocol import instance_uri, variables
 from parsl_flux_bulk.protocol.stderr_tail import read_tail
 from parsl_flux_bulk.scheduler.model import WorkerJob
 from parsl_flux_bulk.scheduler.task import CommandTask
@@ -34,15 +33,6 @@ _NESTED = (
     "nested",
 )
 """Runs a command as the initial program of a Flux instance in the job."""
-
-_WITHOUT_INSTANCE = (
-    "sh",
-    "-c",
-    f'[ -z "$FLUX_URI" ] || export {variables.INSTANCE_URI}="$FLUX_URI" FLUX_URI="{variables.NO_INSTANCE}"'
-    '; exec "$@"',
-    "sh",
-)
-"""Runs a command with the environment that `worker.handshake.hide_instance` gives Python."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +74,6 @@ class WorkerSettings:
         # Managers write their decisions to the job's stderr if this logger is at DEBUG.
         debug = logging.getLogger("parsl_flux_bulk.worker").isEnabledFor(logging.DEBUG)
         return {"sys_path": list(self.sys_path), "tasks_per_worker": self.tasks_per_worker, "debug": debug}
-
-
-def _has_pmi(resources: Resources) -> bool:
-    """Return whether the job's ranks have PMI: a ``flux start`` in such a job needs ``FLUX_URI``."""
-    return resources.num_tasks > 1 or "pmi" in json.loads(resources.shell_options or "{}")
 
 
 class JobFactory:
@@ -134,8 +119,8 @@ class JobFactory:
             own, command = self._python_environment(job, task.resources, "task"), self._python
         if task.resources.nested:
             command = (*_NESTED, *command)
-        elif isinstance(task, CommandTask) and self._in_flux and not _has_pmi(task.resources):
-            command = (*_WITHOUT_INSTANCE, *command)
+        elif isinstance(task, CommandTask) and self._in_flux:
+            command = (*instance_uri.HIDING_COMMAND, *command)
         return self._request(job, task.resources, command, own, task.name)
 
     def _python_environment(

@@ -24,12 +24,3 @@ OUTPUT = PREFIX + "OUTPUT"  # path without suffix of the files that a manager wr
 OUTER_URI = PREFIX + "OUTER_URI"  # URI of the instance that runs a task with an instance of its own
 
 CLAIMS = PREFIX + "CLAIMS"  # set by the user: directory of the file in which embedded instances claim cores
-
-INSTANCE_URI = "PARSL_WORKER_FLUX_URI"
-"""URI of the instance that runs a task, for user code that wants that instance all the same."""
-
-NO_INSTANCE = f"no instance in this task; give the task nested=True, or use {INSTANCE_URI}"
-"""``FLUX_URI`` in a task: clients of Flux quote the value in their error, of at most 159 bytes.
-
-Jobs that a task submitted to the instance that runs the task would wait for cores that the task holds.
-"""

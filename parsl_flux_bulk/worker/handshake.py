@@ -129,13 +129,6 @@ def hide_launcher() -> None:
         os.environ.pop(name, None)
 
 
-def hide_instance() -> None:
-    """Keep the task from submitting to the instance that runs it by mistake."""
-    if uri := os.environ.get("FLUX_URI"):
-        os.environ[variables.INSTANCE_URI] = uri
-        os.environ["FLUX_URI"] = variables.NO_INSTANCE
-
-
 def set_worker_variables(rank: int | None, count: int) -> None:
     """Set the variables with which HighThroughputExecutor's workers tell tasks where they run."""
     os.environ["PARSL_WORKER_COUNT"] = str(count)

@@ -26,7 +26,7 @@ import sys
 import time
 from functools import partial
 
-from parsl_flux_bulk.protocol import frames, serialize
+from parsl_flux_bulk.protocol import frames, instance_uri, serialize
 from parsl_flux_bulk.protocol.app_failure import AppFailed
 from parsl_flux_bulk.protocol.states import State, Stateful
 from parsl_flux_bulk.worker import handshake, lifeline, pinning, walltime
@@ -88,7 +88,7 @@ def main() -> int:
     channel = handshake.introduce(environ, len(bindings))
     handshake.prepare_for_user_code()
     handshake.hide_launcher()
-    handshake.hide_instance()
+    instance_uri.hide(os.environ)
     handshake.set_worker_variables(None, len(bindings))
     raise_descriptor_limit(len(bindings))
     manager = Manager(channel, bindings)

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 
-from parsl_flux_bulk.protocol import frames, variables
+from parsl_flux_bulk.protocol import frames, instance_uri, variables
 from parsl_flux_bulk.worker import handshake, lifeline, walltime
 from parsl_flux_bulk.worker.channel import ChannelLost
 
@@ -33,8 +33,8 @@ def main() -> int:
     )
     if "PMI_FD" not in environ:
         handshake.hide_launcher()  # one rank, which needs no launcher
-        if variables.OUTER_URI not in environ:
-            handshake.hide_instance()
+    if variables.OUTER_URI not in environ:
+        instance_uri.hide(os.environ)
     pid, group = os.getpid(), os.getpgrp()
     # Flux makes a rank the leader of a group, and so does the embedded instance.
     guard = lifeline.start_guard(lambda: [group]) if group == pid else -1

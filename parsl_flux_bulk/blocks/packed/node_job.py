@@ -26,7 +26,7 @@ from parsl_flux_bulk.blocks.relay.client import BlockRelay
 from parsl_flux_bulk.errors import InstanceError
 from parsl_flux_bulk.instances.base import Connection
 from parsl_flux_bulk.instances.local.client import LocalConnection, LocalInstance
-from parsl_flux_bulk.protocol import frames, variables
+from parsl_flux_bulk.protocol import frames, instance_uri, variables
 from parsl_flux_bulk.protocol.wakeup import Wakeup
 from parsl_flux_bulk.worker import handshake
 from parsl_flux_bulk.worker.channel import Channel, ChannelLost
@@ -104,6 +104,7 @@ def main() -> int:
         gpus=int(environ[variables.GPUS]),
         oversubscribe=True,  # the instance may be configured with more cores than the node has CPUs
         first_id=number * IDS_OF_A_NODE + 1,
+        flux_uri=instance_uri.NO_INSTANCE_PACKED,
     )
     try:
         channel = handshake.introduce(environ)  # first: the user's process gets ready in the meantime

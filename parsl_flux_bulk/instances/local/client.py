@@ -75,6 +75,8 @@ class LocalInstance:
         Allow more `cores` than the machine has; several then share one.
     first_id : int
         Id of the first job.
+    flux_uri : str
+        ``FLUX_URI`` in jobs; "" for none.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class LocalInstance:
         gpus: int = 0,
         oversubscribe: bool = False,
         first_id: int = 1,
+        flux_uri: str = "",
     ) -> None:
         usable = physical_cores()
         if cores is not None and (cores < 1 or (cores > len(usable) and not oversubscribe)):
@@ -98,6 +101,7 @@ class LocalInstance:
         self._cores = cores or len(usable)
         self._gpus = gpus
         self._first_id = first_id
+        self._flux_uri = flux_uri
         self._working_dir = working_dir
         self._server: ServerProcess | None = None
         self._channels = itertools.count()
@@ -138,7 +142,7 @@ class LocalInstance:
 
     def connect(self) -> LocalConnection:
         """Open a connection."""
-        return LocalConnection(self._started())
+        return LocalConnection(self._started(), self._flux_uri)
 
     def completion(self) -> LocalCompletion:
         """Open a completion."""
@@ -171,10 +175,10 @@ class LocalConnection:
 
     in_flight = EMBEDDED_IN_FLIGHT
 
-    def __init__(self, server: ServerProcess) -> None:
+    def __init__(self, server: ServerProcess, flux_uri: str = "") -> None:
         self._server = server
         self._sock = server.connect()
-        self._plans = PlanWriter(server.machine)
+        self._plans = PlanWriter(server.machine, flux_uri)
 
     def submit(self, requests: Sequence[JobRequest]) -> list[JobId | Refusal]:
         """Submit all; those that can never be satisfied are refused."""

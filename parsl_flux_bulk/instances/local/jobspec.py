@@ -42,8 +42,9 @@ class PlanWriter:
     What a jobspec has in common with the one before is neither translated nor sent again.
     """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, flux_uri: str = "") -> None:
         self._machine = machine
+        self._flux_uri = flux_uri
         self._parts = CommonParts()
 
     def write(self, jobspec: Jobspec, urgency: int) -> list[Any]:
@@ -53,6 +54,8 @@ class PlanWriter:
         environment = None
         if parts.environment is not None:
             environment = _without_other_instance(system.object("environment").strings())
+            if self._flux_uri:
+                environment["FLUX_URI"] = self._flux_uri
         own = _without_other_instance(JsonObject(parts.own, "attributes.system.environment").strings())
         plan = None if parts.same else plan_job(jobspec, self._machine, urgency)
         command = jobspec.data["tasks"][0]["command"]

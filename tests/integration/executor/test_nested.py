@@ -13,9 +13,12 @@ import parsl
 import pytest
 
 from parsl_flux_bulk import FluxBulkExecutor, FluxPoolExecutor
-from parsl_flux_bulk.protocol.variables import NO_INSTANCE
+from parsl_flux_bulk.protocol.instance_uri import NO_INSTANCE
 
 BOUND = 120.0
+
+EACH_ITS_CORE = {"num_tasks": 2, "shell_options": {"cpu-affinity": "per-task"}}
+"""Two brokers on a node would count the same two cores otherwise."""
 
 NewExecutor = Callable[..., AbstractContextManager[FluxBulkExecutor]]
 
@@ -134,7 +137,9 @@ def clients_of_flux() -> tuple[str, str, str]:
 
 
 @pytest.mark.flux
-@pytest.mark.parametrize("specification", [{}, {"num_tasks": 1}], ids=["worker", "job"])
+@pytest.mark.parametrize(
+    "specification", [{}, {"num_tasks": 1}, {"num_tasks": 2}], ids=["worker", "job", "ranks"]
+)
 def test_flux_in_a_task_says_how_to_get_an_instance(
     new_executor: NewExecutor, flux_uri: str, specification: dict[str, Any]
 ) -> None:
@@ -145,11 +150,9 @@ def test_flux_in_a_task_says_how_to_get_an_instance(
 
 
 @pytest.mark.flux
-@pytest.mark.parametrize(
-    ("specification", "hidden"), [({}, True), ({"num_tasks": 1}, True), ({"num_tasks": 2}, False)]
-)
+@pytest.mark.parametrize("specification", [{}, {"num_tasks": 1}, {"num_tasks": 2}], ids=str)
 def test_flux_in_a_bash_app(
-    new_executor: NewExecutor, flux_uri: str, tmp_path, specification: dict[str, Any], hidden: bool
+    new_executor: NewExecutor, flux_uri: str, tmp_path, specification: dict[str, Any]
 ) -> None:
     with (
         new_executor(flux_uri) as executor,
@@ -159,13 +162,48 @@ def test_flux_in_a_bash_app(
         assert (
             app(stdout=str(tmp_path / "out"), parsl_resource_specification=specification).result(BOUND) == 0
         )
-    found = set((tmp_path / "out").read_text().splitlines())
-    # A broker that Flux starts on each rank (`flux start`) needs the URI of the instance around it.
-    assert found == {f"{NO_INSTANCE},{flux_uri}" if hidden else f"{flux_uri},"}
+    assert set((tmp_path / "out").read_text().splitlines()) == {f"{NO_INSTANCE},{flux_uri}"}
 
 
 def _print_uris(stdout=None, parsl_resource_specification=None) -> str:
     return 'echo "$FLUX_URI,$PARSL_WORKER_FLUX_URI"'
+
+
+@pytest.mark.flux
+def test_flux_start_on_each_rank_is_an_instance_on_the_cores_of_the_job(
+    new_executor: NewExecutor, flux_uri: str, tmp_path
+) -> None:
+    with (
+        new_executor(flux_uri) as executor,
+        parsl.load(parsl.Config(executors=[executor], run_dir=str(tmp_path / "runinfo"))),
+    ):
+        app = parsl.bash_app(_start_on_each_rank)
+        out = str(tmp_path / "out")
+        assert app(stdout=out, parsl_resource_specification=EACH_ITS_CORE).result(BOUND) == 0
+    assert (tmp_path / "out").read_text().splitlines() == ["2", "2", "inside", ""]
+
+
+def _start_on_each_rank(stdout=None, parsl_resource_specification=None) -> str:
+    inside = "flux getattr size; flux resource list -no {ncores}; flux run -n1 echo inside"
+    return f"flux start sh -c '{inside}; echo $FLUX_EXEC_PATH_PREPEND'"
+
+
+def start_on_this_rank() -> list[str]:
+    """What the first rank's `flux start` prints; the other ranks join it through PMI."""
+    import subprocess
+
+    inside = "flux getattr size; flux resource list -no {ncores}"
+    command = ["flux", "start", "sh", "-c", inside]
+    # The descriptor in PMI_FD.
+    return subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, timeout=100, close_fds=False
+    ).stdout.split()
+
+
+@pytest.mark.flux
+def test_flux_start_on_the_ranks_of_a_python_app(new_executor: NewExecutor, flux_uri: str) -> None:
+    with new_executor(flux_uri) as executor:
+        assert executor.submit(start_on_this_rank, EACH_ITS_CORE).result(BOUND) == ["2", "2"]
 
 
 @pytest.mark.flux

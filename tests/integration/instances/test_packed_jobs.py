@@ -20,6 +20,7 @@ from parsl_flux_bulk.blocks.packed import node_job_launcher
 from parsl_flux_bulk.blocks.relay.instance import RelayedInstance
 from parsl_flux_bulk.cli.bulksubmit import packing
 from parsl_flux_bulk.errors import BlockLost, JobCanceled, JobFailed, JobTimeout
+from parsl_flux_bulk.protocol.instance_uri import NO_INSTANCE_PACKED
 
 pytestmark = pytest.mark.flux
 
@@ -134,6 +135,15 @@ def test_a_job_that_only_flux_can_run_runs_there_with_all_later_ones(
         assert all(future.result(BOUND).ok for future in [*small, special, later])
         assert not any(future.job_name.startswith(IN_FLUX) for future in small)
         assert special.job_name.startswith(IN_FLUX) and later.job_name.startswith(IN_FLUX)
+
+
+def test_flux_in_a_packed_job_says_what_to_do(flux_uri: str) -> None:
+    with BulkSubmitter(flux_uri, packed=True) as bulk:
+        run = bulk.submit_command(["flux", "run", "true"])
+        start = bulk.submit_command(["flux", "start", "flux", "run", "echo", "inside"])
+        assert NO_INSTANCE_PACKED in str(run.exception(BOUND))
+        assert start.result(BOUND).ok
+        assert start.stdout() == "inside\n"
 
 
 def test_beside_a_job_of_others(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from executor_end import WORKER
 from service_process import Service
 
 from parsl_flux_bulk.protocol import frames
-from parsl_flux_bulk.protocol.variables import NO_INSTANCE
+from parsl_flux_bulk.protocol.instance_uri import NO_INSTANCE
 from parsl_flux_bulk.worker import handshake
 from parsl_flux_bulk.worker.channel import ChannelLost
 from parsl_flux_bulk.worker.flux_channel import FluxChannel
