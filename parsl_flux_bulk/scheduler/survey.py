@@ -214,9 +214,10 @@ class Surveyor:
                 need = allocations.of_task(lifecycle.held[0].task.resources)
                 if allocations.capacity is None or not allocations.has_room(need):
                     stuck[lifecycle.held[0]] = f"its job is held: it needs {_amount(need)}"
+        down = f", {event.down} are down or drained" if event.down else ""
         around = (
             f"{free[0]} of {event.capacity.cores} cores and {free[1]} of {event.capacity.gpus} GPUs are free "
-            f"on the {event.capacity.nodes} nodes that are up; other programs hold {held[0]} cores and "
+            f"on the {event.capacity.nodes} nodes that are up{down}; other programs hold {held[0]} cores and "
             f"{held[1]} GPUs"
         )
         now = self._timers.now

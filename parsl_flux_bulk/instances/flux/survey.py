@@ -2,7 +2,9 @@
 
 ::
 
-    ask ──> resource.sched-status ──> job-list.list (state SCHED) ──> Usage
+    ask ──> resource.sched-status ──> job-list.list (state SCHED) ──> job-manager.queue-status ──> Usage
+
+The queue is asked about jobs for which the scheduler gives no reason.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ from parsl_flux_bulk.instances.flux.handle import drop_future, free_of, up_of
 
 PENDING_LIMIT = 1000
 """Waiting jobs that are asked for; behind so many, a job does not start soon whatever is free."""
+
+
+_ATTRIBUTES = ["annotations", "queue", "urgency", "priority"]
 
 
 class Survey:
@@ -57,15 +62,21 @@ class Survey:
             self._pending = None  # the scheduler is not loaded, or is being reloaded
             return
         jobs = job_list(
-            self._handle, max_entries=PENDING_LIMIT, attrs=["annotations"], states=FLUX_JOB_STATE_SCHED
+            self._handle, max_entries=PENDING_LIMIT, attrs=_ATTRIBUTES, states=FLUX_JOB_STATE_SCHED
         )
-        self._pending = jobs.then(self._on_waiting, resources, {})
+        self._pending = jobs.then(self._on_waiting, resources, {}, {})
 
-    def _on_waiting(self, future: Any, resources: Any, waiting: dict[JobId, str]) -> None:
+    def _on_waiting(
+        self, future: Any, resources: Any, waiting: dict[JobId, str], unexplained: dict[str, list[JobId]]
+    ) -> None:
         # A streaming RPC: one response with jobs, or several, and then ENODATA.
         try:
             response = future.get()
-            waiting.update((int(job["id"]), _reason(job)) for job in response["jobs"])
+            for job in response["jobs"]:
+                job_id = int(job["id"])
+                waiting[job_id] = _reason(job)
+                if not waiting[job_id]:
+                    unexplained.setdefault(job.get("queue", ""), []).append(job_id)
             if response.get("version"):
                 future.reset()
                 return
@@ -73,11 +84,37 @@ class Survey:
             if error.errno != errno.ENODATA:
                 self._pending = None  # job-list is not loaded: nobody can tell which jobs wait
                 return
-        self._pending = None
-        self._report(Usage(up_of(resources), free_of(resources), waiting, resources.down.nnodes))
+        self._ask_queues(resources, waiting, unexplained)
+
+    def _ask_queues(
+        self, resources: Any, waiting: dict[JobId, str], unexplained: dict[str, list[JobId]]
+    ) -> None:
+        """Ask the next queue why jobs wait in it; report when all have answered."""
+        if not unexplained:
+            self._pending = None
+            self._report(Usage(up_of(resources), free_of(resources), waiting, resources.down.nnodes))
+            return
+        queue, jobs = unexplained.popitem()
+        request = self._handle.rpc("job-manager.queue-status", {"name": queue} if queue else {}, nodeid=0)
+        self._pending = request.then(self._on_queue, jobs, resources, waiting, unexplained)
+
+    def _on_queue(
+        self, future: Any, jobs: list[JobId], resources: Any, waiting: Any, unexplained: Any
+    ) -> None:
+        try:
+            queue = future.get()
+        except OSError:
+            queue = {}  # it was removed
+        if not queue.get("start", True):
+            why = f"scheduling is stopped: {queue.get('stop_reason') or 'flux queue stop'}"
+            waiting.update(dict.fromkeys(jobs, why))
+        self._ask_queues(resources, waiting, unexplained)
 
 
 def _reason(job: dict[str, Any]) -> str:
-    """Return why Flux's scheduler says that a job waits; "" if it does not say."""
+    """Return why a job waits, as `flux jobs` says it; "" if neither its scheduler nor its priority tells."""
     scheduler = job.get("annotations", {}).get("sched", {})
-    return str(scheduler.get("reason_pending", "")) if isinstance(scheduler, dict) else ""
+    reason = str(scheduler.get("reason_pending", "")) if isinstance(scheduler, dict) else ""
+    if job.get("urgency") == 0:
+        return "held (urgency 0)"
+    return reason or ("priority-hold (priority 0)" if job.get("priority") == 0 else "")

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -126,4 +127,41 @@ def test_a_task_that_cannot_run_says_why(
         helpers.wait_until(lambda: "other programs hold" in caplog.text, BOUND, "the log says why it waits")
         assert f"hold {CORES} cores" in str(executor.story(future)[-1])
         flux(uri, "cancel", job)
+        assert future.result(BOUND) == 2
+
+
+def submit_to_a_stopped_queue(uri: str, executor: FluxBulkExecutor) -> tuple[Future[int], list[str]]:
+    flux(uri, "queue", "stop", "--message=a rack is moved")
+    return executor.submit(apps.double, {}, 1), ["queue", "start"]
+
+
+def submit_and_hold(uri: str, executor: FluxBulkExecutor) -> tuple[Future[int], list[str]]:
+    other = hold(uri, CORES)
+    future = executor.submit(apps.double, {"num_tasks": 1}, 1)
+    job = helpers.wait_until(
+        lambda: flux(uri, "jobs", "--filter=pending", "-no", "{id}"), BOUND, "the task's job waits"
+    )
+    flux(uri, "job", "urgency", job, "hold")
+    flux(uri, "cancel", other)
+    return future, ["job", "urgency", job, "default"]
+
+
+@pytest.mark.parametrize(
+    ("submit", "words"),
+    [
+        (submit_to_a_stopped_queue, "its job waits in the instance: scheduling is stopped: a rack is moved"),
+        (submit_and_hold, "its job waits in the instance: held (urgency 0)"),
+    ],
+    ids=["stopped", "held"],
+)
+def test_a_job_that_does_not_start_although_there_is_room_says_why(
+    new_executor: NewExecutor,
+    uri: str,
+    submit: Callable[[str, FluxBulkExecutor], tuple[Future[int], list[str]]],
+    words: str,
+) -> None:
+    with new_executor(uri) as executor:
+        future, allow = submit(uri, executor)
+        helpers.wait_until(lambda: words in str(executor.story(future)[-1]), BOUND, "the story says why")
+        flux(uri, *allow)
         assert future.result(BOUND) == 2
