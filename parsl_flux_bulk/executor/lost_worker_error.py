@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from signal import SIGKILL, SIGTERM
+
 from parsl_flux_bulk.errors import BlockLost, TaskCrashed, WorkerLost, add_note
 from parsl_flux_bulk.instances.base import EndCause, JobResult, JobStatus
 from parsl_flux_bulk.pipeline.exit_status_to_error import (
@@ -15,6 +17,12 @@ from parsl_flux_bulk.protocol import serialize
 from parsl_flux_bulk.protocol.app_failure import AppFailed, AppFailure
 from parsl_flux_bulk.scheduler.task import CallTask, Failed, Loss, LossReason, Task
 from parsl_flux_bulk.worker import bash_runner, lifeline
+
+_SENDERS: dict[int, str] = {
+    SIGTERM: " (`flux cancel` and batch systems end jobs so)",
+    SIGKILL: " (usually by the kernel, for lack of memory)",
+}
+"""Who sends a signal to a task that has not asked for it."""
 
 
 def task_error(task: Task, loss: Loss, output: str) -> Exception:
@@ -105,7 +113,7 @@ def _kind(loss: Loss) -> type[TaskCrashed]:
 
 def _ending(loss: Loss) -> str:
     if loss.signal is not None:
-        return f"killed by {signal_name(loss.signal)}"
+        return f"killed by {signal_name(loss.signal)}{_SENDERS.get(loss.signal, '')}"
     if loss.exit_code is not None:
         return f"exit status {loss.exit_code}"
     return describe(loss.result) if loss.result is not None else ""

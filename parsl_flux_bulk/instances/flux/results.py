@@ -46,7 +46,9 @@ def read_result(events: Sequence[Mapping[str, Any]], note: str) -> JobResult:
     exit_code, signal = _exit_of(status, note)
     exception = ""
     if fatal is not None:
-        exception, note = fatal["type"], fatal.get("note", "") or note
+        exception = fatal["type"]
+        # Without a note, the message is "Fatal exception type=cancel ", which repeats the type.
+        note = fatal.get("note", "") or ("" if note.startswith("Fatal exception") else note)
     elif os.WIFSIGNALED(status or 0):
         # A shell whose task a signal killed exits with 128 + signal.
         exception, note = "exec", SHELL_KILLED

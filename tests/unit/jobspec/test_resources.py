@@ -91,6 +91,12 @@ def test_equal_specifications_give_equal_and_hashable_resources():
         first.num_tasks = 5
 
 
+@pytest.mark.parametrize(("priority", "urgency"), [(0, 16), (5, 11), (-3, 19), (1000, 1), (-1000, 30)])
+def test_the_priority_of_a_task_job_is_an_urgency(priority, urgency):
+    # 31 would be "expedite", and 0 "hold".
+    assert read({"num_tasks": 1, "priority": priority}).urgency == urgency
+
+
 def test_a_priority_that_no_float_can_hold_is_refused():
     with pytest.raises(InvalidResourceSpecification, match="a number that a float can hold"):
         read({"priority": 10**400})

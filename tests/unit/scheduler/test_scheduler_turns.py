@@ -1,5 +1,6 @@
 """A pass of the scheduler is bounded, however much waits, and the next ones do the rest."""
 
+import gc
 import time
 
 import pytest
@@ -73,10 +74,17 @@ def test_timers_that_are_due_at_once_are_spread_over_passes():
     assert clock.deadline() is None
 
 
-@pytest.mark.parametrize("nodes", [1000])
-def test_the_longest_pass_with_a_thousand_nodes(nodes):
+@pytest.fixture
+def no_collections():
+    """A full collection takes 100 ms, and depends on what else is in this process."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_the_longest_pass_with_a_thousand_nodes(no_collections):
     def longest():
-        scheduler = many_workers(100_000, [shaped(1)], nodes=nodes)
+        scheduler = many_workers(100_000, [shaped(1)], nodes=1000)
         found, now = 0.0, 1.0
         for _ in range(30):
             began = time.thread_time()
@@ -89,5 +97,5 @@ def test_the_longest_pass_with_a_thousand_nodes(nodes):
                         scheduler.handle(TaskOutcome(each.peer, each.slot, task.task_id, b""))
         return found
 
-    # Measured: 5 to 15 ms, and 0.4 s if a pass is not bounded.
+    # Measured: 3 to 15 ms, and 0.4 s if a pass is not bounded.
     assert min(longest() for _ in range(3)) < 0.05
