@@ -234,7 +234,7 @@ def flux_missing() -> str:
         if importlib.util.find_spec(module) is None:
             return f"no Python module `{module}` (pip install flux-python==VERSION ply pyyaml)"
     try:
-        version = subprocess.run(["flux", "version"], capture_output=True, text=True, timeout=30, check=True)
+        version = subprocess.run(["flux", "version"], capture_output=True, text=True, timeout=120, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         return f"`flux version` does not work: {error}"
     return "" if "commands" in version.stdout else "`flux version` does not print the version of its commands"
