@@ -64,5 +64,5 @@ def block_programs(directory: Path) -> list[psutil.Process]:
     return [
         psutil.Process(pid)
         for pid, command in helpers.own_processes().items()
-        if str(directory) in command and "blocks/main.py" in " ".join(command.split()[:2])
+        if str(directory) in command and "blocks/block_program.py" in " ".join(command.split()[:2])
     ]

@@ -24,7 +24,7 @@ from parsl_flux_bulk.instances.events import EventQueue, EventSource
 from parsl_flux_bulk.instances.federation.federation import Federation
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
 
-BLOCK = Path(__file__).resolve().parent.parent / "parsl_flux_bulk" / "blocks" / "main.py"
+BLOCK = Path(__file__).resolve().parent.parent / "parsl_flux_bulk" / "blocks" / "block_program.py"
 JOIN_BOUND = 60.0
 END_BOUND = 60.0
 

@@ -2,7 +2,7 @@
 
 ::
 
-    provider ── launch command ──> blocks/main.py (in the allocation) ── connects out ──> RelayServer
+    provider ── launch command ──> blocks/block_program.py (in the allocation) ── connects out ──> RelayServer
                                                                                               │
                                                                  Federation <── add, remove <─┘
 
@@ -40,7 +40,7 @@ DRAIN_TIMEOUT = 120.0
 DRAIN_PERIOD = 2.0
 """Seconds between two calls of `drain` for such a block: a job may have been on its way there."""
 
-_BLOCK_PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "main.py")
+_BLOCK_PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "block_program.py")
 
 
 @dataclass(frozen=True, slots=True)

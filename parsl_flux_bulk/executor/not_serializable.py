@@ -37,7 +37,7 @@ def _parts(obj: object) -> Iterator[tuple[str, Any]]:
             return
         user = f", of type {{}}, which the function {obj.__qualname__} uses"
         if not by_value.globals_are_importable(obj):
-            from parsl_flux_bulk.protocol.by_cloudpickle import globals_of
+            from parsl_flux_bulk.protocol.script_globals import globals_of
 
             for name, value in globals_of(obj).items():
                 yield f"the global variable {name!r}{user}", value

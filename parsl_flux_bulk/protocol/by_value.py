@@ -2,7 +2,7 @@
 
 Pickle writes the module and the name of a function. The name of every Parsl app leads to the app object
 instead. Such a function is written by value: code, closure, defaults, hints, and the module whose globals it
-uses. What lives in ``__main__`` and uses more than modules takes its globals along: :mod:`.by_cloudpickle`
+uses. What lives in ``__main__`` and uses more than modules takes its globals along: :mod:`.script_globals`
 does that. Importing cloudpickle costs a worker as much as most of its other imports together.
 """
 

@@ -5,7 +5,7 @@ read the rest:
 
 ====  =====================================================================================
 ``P``  pickle, protocol 5, with functions by value (:mod:`.by_value`)
-``C``  pickle by cloudpickle, for what lives in ``__main__`` (:mod:`.by_cloudpickle`)
+``C``  pickle by cloudpickle, for what lives in ``__main__`` (:mod:`.script_globals`)
 ``S``  directories for ``sys.path``, in JSON, and another payload
 ``I``  the initializer of a worker process and its arguments, and another payload
 ``F``  Parsl's serializer facade, used only if the user registered a serializer with Parsl
@@ -85,7 +85,7 @@ def dumps(obj: object, *, result: bool = False, used: list[Global] | None = None
     try:
         pickler.dump(obj)
     except Exception:
-        from parsl_flux_bulk.protocol.by_cloudpickle import CloudPickler
+        from parsl_flux_bulk.protocol.script_globals import CloudPickler
 
         try:
             buffer = io.BytesIO()

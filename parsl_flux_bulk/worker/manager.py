@@ -247,7 +247,7 @@ class Manager(Stateful):
         # Workers import what their tasks need; what functions of scripts need is better imported once.
         if frame[frames.HEADER_SIZE : frames.HEADER_SIZE + 1] == serialize.CLOUDPICKLE:
             try:
-                importlib.import_module("parsl_flux_bulk.protocol.by_cloudpickle")
+                importlib.import_module("parsl_flux_bulk.protocol.script_globals")
             except ImportError:
                 pass  # the task that needs it says so
         function = function_packet(frame)

@@ -12,7 +12,7 @@ import pytest
 from parsl.config import Config
 
 from parsl_flux_bulk import FluxBulkExecutor
-from parsl_flux_bulk.blocks import main
+from parsl_flux_bulk.blocks import block_program
 
 CONFIGS = sorted((helpers.PROJECT / "configs").glob("*.py"))
 
@@ -44,7 +44,7 @@ def test_a_configuration_says_when_to_use_it_and_what_to_edit(path: Path) -> Non
 
 # -- blocks ------------------------------------------------------------------------------------------
 
-FLUX_START = f"flux start {sys.executable} {main.__file__} "
+FLUX_START = f"flux start {sys.executable} {block_program.__file__} "
 
 LAUNCH_LINES = {
     "slurm": [
@@ -125,13 +125,13 @@ def test_a_block_is_launched_as_the_site_wants_it(
         assert [line for line in lines if line.startswith(beginning)], (
             f"no {beginning!r} in\n{script.read_text()}"
         )
-    (program,) = (line for line in lines if main.__file__ in line)
+    (program,) = (line for line in lines if block_program.__file__ in line)
     # The launcher writes it into a here-document: no character of it may be special to the shell.
     assert not set("$`\\'\"") & set(program)
     worker_init = executor.provider.worker_init.splitlines()[0]  # type: ignore[attr-defined]
     assert lines.index(worker_init) < lines.index(program), "worker_init comes before Flux, which inherits it"
     if getattr(executor.provider, "starts_flux", False):
-        assert program.startswith(f"{sys.executable} {main.__file__} ")
+        assert program.startswith(f"{sys.executable} {block_program.__file__} ")
     else:
         assert program.startswith(FLUX_START)
 

@@ -27,7 +27,7 @@ from parsl_flux_bulk.instances.local.processes import kill_group
 from parsl_flux_bulk.instances.local.scratch import ScratchDirectories
 from parsl_flux_bulk.instances.local.spawn import Limits, spawn
 from parsl_flux_bulk.instances.local.stdio_files import JobFiles, LabeledPipe
-from parsl_flux_bulk.instances.local.task_pinning import cpus_of_task, gpu_variables
+from parsl_flux_bulk.instances.local.task_cpus import cpus_of_task, gpu_variables
 from parsl_flux_bulk.instances.local.task_values import HOSTNAME, TaskValues
 from parsl_flux_bulk.protocol import variables
 from parsl_flux_bulk.protocol.states import State, Stateful

@@ -19,7 +19,7 @@ from parsl.launchers import MpiExecLauncher, SrunLauncher
 from parsl.providers import LocalProvider, SlurmProvider
 
 from parsl_flux_bulk import FluxBulkExecutor
-from parsl_flux_bulk.blocks.main import Settings
+from parsl_flux_bulk.blocks.block_program import Settings
 from parsl_flux_bulk.blocks.manager import Blocks, BlockSettings, addresses_of_this_host
 from parsl_flux_bulk.executor.block_scaling import cores_of
 from parsl_flux_bulk.instances.federation.federation import Federation
@@ -75,7 +75,7 @@ def test_flux_is_started_around_the_blocks_program(started: Any) -> None:
     executor = started(LocalProvider())
     command = launch_command(executor)
     assert command.startswith(f"flux start {sys.executable} ")
-    assert command.split()[3].endswith("/parsl_flux_bulk/blocks/main.py")
+    assert command.split()[3].endswith("/parsl_flux_bulk/blocks/block_program.py")
     assert type(command) is str
 
 

@@ -248,7 +248,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     return script
 
 
-def test_a_class_of_main_goes_by_cloudpickle(
+def test_a_class_of_main_goes_script_globals(
     script: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exec("class Point:\n    def __init__(self, x): self.x = x", script.__dict__)

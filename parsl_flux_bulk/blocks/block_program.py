@@ -2,7 +2,7 @@
 
 Run by path or with ``-m``, as the initial program of ``flux start``, or on its own::
 
-    flux start python .../parsl_flux_bulk/blocks/main.py SETTINGS.json
+    flux start python .../parsl_flux_bulk/blocks/block_program.py SETTINGS.json
 
     Settings ──> instance, prepare_nodes ──> join ──> BlockRelay.run ──> end
 
@@ -94,7 +94,7 @@ class Settings:
             The file cannot be used; says why.
         """
         if len(arguments) != 1:
-            raise BlockEnd("usage: main.py SETTINGS.json", 2)
+            raise BlockEnd("usage: block_program.py SETTINGS.json", 2)
         try:
             with open(arguments[0]) as file:
                 return cls(**json.load(file))
