@@ -93,7 +93,7 @@ def node_job_jobspec(cores: int, gpus: int, token: int, channel: Mapping[str, st
     request = {"num_nodes": 1, "num_tasks": 1, "cores_per_task": cores, "gpus_per_task": gpus}
     return build(
         Resources.from_specification(request),
-        [sys.executable, _PROGRAM],
+        [sys.executable, "-I", "-S", _PROGRAM],  # needs nothing that is installed
         environment=base_environment(os.environ),
         cwd=os.getcwd(),
         name="bulksubmit",

@@ -11,30 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from parsl_flux_bulk.errors import InstanceUnavailable
-from parsl_flux_bulk.protocol import variables
-
-_DIRECTORIES = ("/dev/shm", "/tmp")
-"""Where the file is: not in TMPDIR, which may differ between two scripts of a user."""
-
 _SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
-
-
-def claims_path() -> str:
-    """Return the path of the file with the claims of this user.
-
-    Raises
-    ------
-    InstanceUnavailable
-        The environment names a directory that does not exist.
-    """
-    named = os.environ.get(variables.CLAIMS)
-    if named and not os.path.isdir(named):
-        raise InstanceUnavailable(
-            f"{variables.CLAIMS}={named!r} is not a directory; set it to one, or unset it"
-        )
-    directory = named or next(filter(os.path.isdir, _DIRECTORIES), _DIRECTORIES[-1])
-    return os.path.join(directory, f"parsl-flux-bulk-{os.getuid()}.cores")
 
 
 class CoreClaims:
@@ -43,7 +20,7 @@ class CoreClaims:
     Parameters
     ----------
     path : str
-        See `claims_path`.
+        See :func:`.machine.claims_path`.
     siblings : str
         Path of the file that lists all CPUs of the core of CPU ``{}``.
     """

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import os
 import selectors
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,7 +24,7 @@ from parsl_flux_bulk.instances.local.kept_output import Result, Spool, SpoolFile
 from parsl_flux_bulk.instances.local.pmi import PmiServer
 from parsl_flux_bulk.instances.local.processes import kill_group
 from parsl_flux_bulk.instances.local.scratch import ScratchDirectories
-from parsl_flux_bulk.instances.local.spawn import Limits, spawn
+from parsl_flux_bulk.instances.local.spawn import Limits, PrepareFailed, spawn
 from parsl_flux_bulk.instances.local.stdio_files import JobFiles, LabeledPipe
 from parsl_flux_bulk.instances.local.task_cpus import cpus_of_task, gpu_variables
 from parsl_flux_bulk.instances.local.task_values import HOSTNAME, TaskValues
@@ -201,7 +200,7 @@ class LocalJob(Stateful):
             missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
             note = f"task {task.rank} (host {HOSTNAME}): start failed: {argv[0]}: {reason}"
             raise StartFailed(note, 127 if missing else 126) from error
-        except subprocess.SubprocessError as error:
+        except PrepareFailed as error:
             note = f"task {task.rank} (host {HOSTNAME}): cannot set its resource limits: {error}"
             raise StartFailed(note) from error
         self.tasks[pid] = task.rank

@@ -16,7 +16,6 @@ import functools
 import glob
 import os
 import selectors
-import shutil
 import socket
 from collections.abc import Callable
 from functools import partial
@@ -41,6 +40,8 @@ def flux_library() -> str:
     named = os.environ.get(LIBRARY_VARIABLE)
     if named:  # by Flux's shell, in a node job
         return named
+    import shutil  # which the server imports once it is ready
+
     command = shutil.which("flux")
     if command is None:
         return ""

@@ -15,6 +15,9 @@ import signal
 PR_SET_CHILD_SUBREAPER = 36
 SYS_PIDFD_OPEN = 434  # the same on every architecture that Flux runs on
 
+END_BOUND = 10.0
+"""Seconds that the server waits at most, at its own end, until all processes are dead."""
+
 SWEEPS = 20
 """How often a sweep over all processes is repeated at most."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 
 from parsl_flux_bulk.instances.local.processes import job_tmpdir
@@ -51,4 +50,6 @@ class ScratchDirectories:
         if stat.S_ISDIR(info.st_mode) and info.st_mtime == _UNUSED:
             self._empty.append((path, stat.S_IMODE(info.st_mode)))
         else:
+            import shutil  # which the server imports once it is ready
+
             shutil.rmtree(path, ignore_errors=True)

@@ -20,7 +20,6 @@ import json
 import os
 import select
 import selectors
-import shutil
 import signal
 import socket
 import time
@@ -42,9 +41,6 @@ KILL_GRACE = 5.0
 
 REPORT_DELAY = 0.01
 """Seconds for which ends of jobs are gathered into one message, while other jobs wait for a core anyway."""
-
-END_BOUND = 10.0
-"""Seconds that the server waits at most, at its own end, until all processes are dead."""
 
 CONTROL_SIZE = 1 << 16
 """Bytes of a control message at most; the first one, the configuration, is the largest."""
@@ -304,7 +300,7 @@ class Server:
         """Kill all processes of all jobs and remove the private directory; bounded in time."""
         for job in self._running.values():
             job.kill(signal.SIGKILL)
-        deadline = time.monotonic() + END_BOUND
+        deadline = time.monotonic() + processes.END_BOUND
         while (left := self._children.pids()) and time.monotonic() < deadline:
             for pid in left:
                 processes.kill(pid, signal.SIGKILL)
@@ -312,6 +308,8 @@ class Server:
             self._wakeup.clear()
             while (ended := _ended_child()) is not None:
                 os.waitpid(ended, 0)
+        import shutil
+
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
@@ -377,6 +375,8 @@ def main() -> None:
     configuration = json.loads(control.recv(CONTROL_SIZE))
     server = Server(control, configuration)
     control.send(f"ready {server.pinned_cores}".encode())
+    import shutil  # noqa: F401  (slow, so not before; and now, because a later import could fail)
+
     try:
         server.run()
     finally:

@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import IO
 
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
-from parsl_flux_bulk.instances.local import processes, server
-from parsl_flux_bulk.instances.local.core_claims import claims_path
-from parsl_flux_bulk.instances.local.machine import Machine
+from parsl_flux_bulk.instances.local import processes
+from parsl_flux_bulk.instances.local.machine import Machine, claims_path
 from parsl_flux_bulk.instances.socket_channel import SOCKET_PATH_LIMIT
 from parsl_flux_bulk.protocol.stderr_tail import last_lines
+
+SERVER = "parsl_flux_bulk.instances.local.server"
+"""The module of the server, whose import would cost this process time."""
 
 START_BOUND = 30.0
 """Seconds within which the server must start."""
 
-CLOSE_BOUND = server.END_BOUND + 5.0
+CLOSE_BOUND = processes.END_BOUND + 5.0
 """Seconds within which the server must end everything."""
 
 
@@ -88,7 +90,7 @@ class ServerProcess:
                 "the embedded instance needs a Python interpreter, but sys.executable is empty"
             )
         root = str(Path(__file__).resolve().parents[3])
-        program = f"import sys; sys.path.append({root!r}); from {server.__name__} import main; main()"
+        program = f"import sys; sys.path.append({root!r}); from {SERVER} import main; main()"
         try:
             return subprocess.Popen(
                 [sys.executable, "-I", "-S", "-c", program],
@@ -159,8 +161,10 @@ class ServerProcess:
             if self._end:
                 return
             self._end = "the embedded instance is closed"
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # a timeout, too
                 self._control.send(b"close")
+                self._control.settimeout(CLOSE_BOUND)
+                self._control.recv(1)  # until the server ends; `wait` with a timeout looks only now and then
             try:
                 self._process.wait(CLOSE_BOUND)
             except subprocess.TimeoutExpired:

@@ -9,7 +9,6 @@ import errno
 import os
 import resource
 import signal
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _RESTORED = (signal.SIGPIPE, signal.SIGXFSZ)
@@ -19,6 +18,11 @@ _DEFAULT_PATH = os.fsencode(os.defpath)
 
 _REMEMBERED = 1000
 """Programs whose paths are remembered, at most."""
+
+
+class PrepareFailed(Exception):
+    """`prepare` raised in the new process."""
+
 
 _found: dict[tuple[bytes, bytes], bytes] = {}  # PATH and program -> path
 
@@ -45,8 +49,7 @@ def spawn(
     ------
     OSError, ValueError
         The process cannot be started.
-    subprocess.SubprocessError
-        `prepare` failed.
+    PrepareFailed
     """
     failure: OSError | None = None
     for path in _candidates(argv[0], environment):
@@ -108,10 +111,15 @@ def _start(
         if prepare is not None:
             prepare()
 
-    process = subprocess.Popen(
-        argv, executable=path, env=environment, start_new_session=True, preexec_fn=in_child,
-        stdin=stdio[0], stdout=stdio[1], stderr=stdio[2], pass_fds=range(3, len(descriptors)),
-    )  # fmt: skip
+    import subprocess  # slow to import
+
+    try:
+        process = subprocess.Popen(
+            argv, executable=path, env=environment, start_new_session=True, preexec_fn=in_child,
+            stdin=stdio[0], stdout=stdio[1], stderr=stdio[2], pass_fds=range(3, len(descriptors)),
+        )  # fmt: skip
+    except subprocess.SubprocessError as error:
+        raise PrepareFailed(str(error)) from error
     process.returncode = 0  # the server reaps it; Popen must not, nor warn that nobody did
     return process.pid
 

@@ -15,7 +15,8 @@ import pytest
 from parsl_flux_bulk import FluxBulkExecutor
 from parsl_flux_bulk.errors import InstanceUnavailable
 from parsl_flux_bulk.instances.local import LocalInstance
-from parsl_flux_bulk.instances.local.core_claims import CoreClaims, claims_path
+from parsl_flux_bulk.instances.local.core_claims import CoreClaims
+from parsl_flux_bulk.instances.local.machine import claims_path
 from parsl_flux_bulk.protocol import variables
 from parsl_flux_bulk.worker.pinning import physical_cores
 
