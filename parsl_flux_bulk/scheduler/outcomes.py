@@ -14,7 +14,7 @@ from dataclasses import replace
 from parsl_flux_bulk.instances.base import EndCause, JobResult, PeerId
 from parsl_flux_bulk.scheduler.lifecycle import Lifecycle
 from parsl_flux_bulk.scheduler.messages import Instruction, ResolveTask, StopPeer
-from parsl_flux_bulk.scheduler.model import Peer, TaskJob, WorkerGroup, WorkerJob
+from parsl_flux_bulk.scheduler.model import NO_LIMIT, Peer, TaskJob, WorkerGroup, WorkerJob
 from parsl_flux_bulk.scheduler.states import PeerState, TaskJobState, TaskState
 from parsl_flux_bulk.scheduler.story import Story
 from parsl_flux_bulk.scheduler.task import (
@@ -217,14 +217,16 @@ class Outcomes:
             return  # says nothing about the shape: other blocks are as good as before
         if not _refused(result):
             self._count_failure(group, _loss(LossReason.NO_WORKER, job))
-        elif group.slots:
-            group.stopped = True
         elif job.slots > 1 and result.cause is not EndCause.INSTANCE_LOST:
             # A smaller job may be possible.
-            group.slot_limit = job.slots // 2
+            group.slot_limit = min(group.slot_limit, job.slots // 2)
             self._story.group("limit", group, f"the instance refused a job of {job.slots} workers")
         else:
-            self._fail_waiting(group, _loss(LossReason.REFUSED, job))
+            group.slot_limit = NO_LIMIT  # its size was not the reason
+            if group.slots:
+                group.stopped = True
+            else:
+                self._fail_waiting(group, _loss(LossReason.REFUSED, job))
 
     def give_up(self, peer: Peer, loss: Loss) -> None:
         """Retire the job of a manager whose workers end before they run anything."""

@@ -1,14 +1,18 @@
 """What ends with a lost worker, manager, node or job, and what runs elsewhere."""
 
+import itertools
+
 import pytest
 from world import (
     ALONE,
     FAILED,
     JOB_CANCELED,
     NODE_LOST,
+    SMALL,
     Function,
     Simulation,
     losses,
+    make_task,
     new_scheduler,
     shaped,
     slots,
@@ -16,8 +20,10 @@ from world import (
 )
 
 from parsl_flux_bulk.instances.base import Capacity
+from parsl_flux_bulk.pipeline.exit_status_to_error import refused
 from parsl_flux_bulk.scheduler.messages import (
     CapacityChanged,
+    JobEnded,
     PeerConnected,
     PeerLost,
     StopPeer,
@@ -236,6 +242,25 @@ def test_a_job_that_is_refused_for_its_size_is_tried_smaller():
     assert losses(world, tasks) == []
     assert slots(world)[:4] == [16, 8, 4, 2]
     assert len(slots(world)) <= 4 + 7  # what it says it has, it is taken to have
+
+
+def test_where_larger_jobs_are_refused_smaller_ones_use_all_cores():
+    scheduler = new_scheduler(Capacity(4, 8, 0))
+    function, numbers = Function(), itertools.count(1)
+
+    def submit_and_wait(count, since):
+        """The worker jobs that follow within a second."""
+        scheduler.submit([make_task(next(numbers), SMALL, function) for _ in range(count)])
+        took = [scheduler.take(since + 0.01 * step) for step in range(100)]
+        return [each.job for each in itertools.chain(*took) if isinstance(each, SubmitJob)]
+
+    jobs = submit_and_wait(7, 0.0)
+    assert [job.slots for job in jobs] == [2, 2, 2, 1]
+    # A limit of the instance on the cores of a job; the smallest one starts.
+    for job in jobs[:3]:
+        scheduler.handle(JobEnded(job, refused("requested ncores (2) exceeds policy limit of 1")))
+    scheduler.handle(PeerConnected("manager", jobs[3].token, 1))
+    assert [job.slots for job in submit_and_wait(100, 1.0)] == [1] * 7
 
 
 def test_jobs_of_others_make_ours_wait_and_nothing_else():
