@@ -8,7 +8,6 @@ keys; ``docs/resources.md`` has a table of them.
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import math
 import numbers
@@ -297,6 +296,8 @@ def explain_unknown(key: object) -> str:
     if isinstance(key, str):
         if key in _FOREIGN_KEYS:
             return f"is not a key here: {_FOREIGN_KEYS[key]}"
+        import difflib  # slow to import
+
         if close := difflib.get_close_matches(key.replace("-", "_").lower(), VALID_KEYS, n=1):
             return f"is not a key here; {close[0]!r} is"
     return "is not a key here"

@@ -21,9 +21,6 @@ from parsl_flux_bulk.trace.format import CANCELED, COMPLETED, FAILED, HEAD, LOST
 from parsl_flux_bulk.trace.writer import Writer
 from parsl_flux_bulk.version import __version__
 
-PERIOD = 1.0
-"""Seconds between two counts."""
-
 FAILURES_LIMIT = 1000
 """Failures that are described."""
 
@@ -45,11 +42,18 @@ class JobTrace:
     total : int or None
         Number of jobs, if it is known.
 
+    Attributes
+    ----------
+    period : float
+        Seconds between two counts.
+
     Raises
     ------
     OSError
         The file cannot be made.
     """
+
+    period = 1.0
 
     def __init__(self, path: str, total: int | None) -> None:
         self.path = path
@@ -133,7 +137,7 @@ class JobTrace:
         now = time.monotonic()
         if now < self._due:
             return
-        self._due = now + PERIOD
+        self._due = now + self.period
         self._write_counts(now)
 
     def _write_counts(self, now: float) -> None:

@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from parsl_flux_bulk.bulk.inputs import InputError
 from parsl_flux_bulk.bulk.submitter import BulkSubmitter
@@ -24,17 +25,16 @@ from parsl_flux_bulk.cli.bulksubmit.earlier_run import EarlierRun
 from parsl_flux_bulk.cli.bulksubmit.failures import Retries
 from parsl_flux_bulk.cli.bulksubmit.inputs import UnusableInput
 from parsl_flux_bulk.cli.bulksubmit.job_output import JobOutput, LostOutputHint, Watch
-from parsl_flux_bulk.cli.bulksubmit.job_trace import JobTrace
 from parsl_flux_bulk.cli.bulksubmit.packing import packs_by_default
 from parsl_flux_bulk.cli.bulksubmit.report import Report
 from parsl_flux_bulk.cli.bulksubmit.run import Run
 from parsl_flux_bulk.cli.bulksubmit.streams import Output, Records, open_standard_streams
 from parsl_flux_bulk.cli.bulksubmit.work import Work, refuse_invalid
-from parsl_flux_bulk.cli.report.main import NEEDS as REPORT_NEEDS
-from parsl_flux_bulk.cli.report.main import write as write_report
 from parsl_flux_bulk.errors import InstanceError, TraceError
 from parsl_flux_bulk.instances.factory import choose_instance
-from parsl_flux_bulk.trace.format import SUFFIX
+
+if TYPE_CHECKING:
+    from parsl_flux_bulk.cli.bulksubmit.job_trace import JobTrace
 
 EXIT_OK, EXIT_FAILED, EXIT_UNUSABLE = 0, 1, 2
 
@@ -125,13 +125,16 @@ def _open_records(options: argparse.Namespace, work: Work) -> Records | None:
 
 
 def _open_trace(options: argparse.Namespace, work: Work) -> JobTrace | None:
-    name = options.trace
-    if options.report is not None:
-        if importlib.util.find_spec("bokeh") is None:
-            raise UnusableInput(f"--report: {REPORT_NEEDS}")
-        name = name or f"{os.path.splitext(options.report)[0]}{SUFFIX}"
-    if name is None:
+    if options.trace is None and options.report is None:
         return None
+    # Slow to import.
+    from parsl_flux_bulk.cli.bulksubmit.job_trace import JobTrace
+    from parsl_flux_bulk.cli.report.main import NEEDS
+    from parsl_flux_bulk.trace.format import SUFFIX
+
+    if options.report is not None and importlib.util.find_spec("bokeh") is None:
+        raise UnusableInput(f"--report: {NEEDS}")
+    name = options.trace or f"{os.path.splitext(options.report)[0]}{SUFFIX}"
     try:
         return JobTrace(name, work.total)
     except OSError as error:
@@ -144,8 +147,10 @@ def _write_report(trace: JobTrace | None, name: str | None, report: Report) -> N
     trace.close()
     if name is None:
         return
+    from parsl_flux_bulk.cli.report.main import write
+
     try:
-        write_report(trace.path, name)
+        write(trace.path, name)
     except (TraceError, OSError) as error:
         report.warn(f"no report (--report): {error}; the trace is {trace.path!r}")
     else:

@@ -10,18 +10,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from parsl_flux_bulk.bulk.inputs import InputError
 from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
 from parsl_flux_bulk.cli.bulksubmit.failures import Retries
 from parsl_flux_bulk.cli.bulksubmit.item import Item
 from parsl_flux_bulk.cli.bulksubmit.job_output import JobOutput
-from parsl_flux_bulk.cli.bulksubmit.job_trace import PERIOD, JobTrace
 from parsl_flux_bulk.cli.bulksubmit.report import Report, printable
 from parsl_flux_bulk.cli.bulksubmit.signal_queue import SignalQueue
 from parsl_flux_bulk.cli.bulksubmit.work import Work
 from parsl_flux_bulk.errors import InstanceLost, JobspecError
+
+if TYPE_CHECKING:  # slow to import
+    from parsl_flux_bulk.cli.bulksubmit.job_trace import JobTrace
 
 HELD_JOBS = 10_000
 """Bound on the jobs that are in memory: more are read as jobs end."""
@@ -203,7 +205,7 @@ class Run:
         timeout = self._output.timeout(timeout)
         if self._trace is None:
             return timeout
-        return PERIOD if timeout is None else min(timeout, PERIOD)
+        return self._trace.period if timeout is None else min(timeout, self._trace.period)
 
     def _wait_readable(self, descriptor: int) -> None:
         """Report ended jobs until there is more to read."""
