@@ -19,6 +19,7 @@ from parsl_flux_bulk.scheduler.messages import Instruction, Survey, UsageReporte
 from parsl_flux_bulk.scheduler.model import TaskJob, WorkerGroup, WorkerJob
 from parsl_flux_bulk.scheduler.states import TaskJobState, WorkerJobState
 from parsl_flux_bulk.scheduler.story import Story
+from parsl_flux_bulk.scheduler.task import CommandTask
 from parsl_flux_bulk.scheduler.timers import Timers
 
 FIRST_PERIOD = 0.15
@@ -121,7 +122,7 @@ class Surveyor:
             bool(lifecycle.held)
             or any(group.waiting and self._may_grow(group) for group in lifecycle.groups.values())
             or any(job.starting for group in lifecycle.groups.values() for job in group.jobs)
-            or any(job.began is None for job in lifecycle.task_jobs)
+            or any(job.began is None or _is_silent(job) for job in lifecycle.task_jobs)
         )
 
     def _may_grow(self, group: WorkerGroup) -> bool:
@@ -230,6 +231,11 @@ class Surveyor:
             if loud:
                 self._warned.add(key)
             self._story.blocked(key, f"{reason}; {around}", loud=loud)
+
+
+def _is_silent(job: TaskJob) -> bool:
+    """Whether a job that is taken to have begun may as well wait: nothing in it has connected."""
+    return not job.peers and not isinstance(job.task, CommandTask)
 
 
 def _is_idle(job: WorkerJob) -> bool:
