@@ -209,7 +209,7 @@ def test_every_task_has_one_end_while_workers_are_killed(end, tmp_path, with_lan
                 queued[frame.slot] -= 1
         seen = len(manager.peer.frames)
         # On a machine so busy that nothing came back since the last kill, let them come to something.
-        came_back = len(ends) > ended_before or len(ends) == count - 1
+        came_back = (len(ends) > ended_before and (by_lane or not with_lanes)) or len(ends) == count - 1
         if time.monotonic() > next_kill and came_back:
             next_kill, ended_before = time.monotonic() + 0.05, len(ends)
             children = [pid for pid in helpers.descendants(manager.process.pid) if helpers.is_running(pid)]
@@ -221,7 +221,7 @@ def test_every_task_has_one_end_while_workers_are_killed(end, tmp_path, with_lan
     started = {int(file.name): file.read_text().count("started") for file in marks.iterdir()}
     blamed = {id for id, kind in ends.items() if kind == frames.DIED}
     assert kills > 10
-    assert (by_lane > 100) == with_lanes
+    assert (by_lane > 0) == with_lanes
     assert count in blamed
     assert {id for id, times in started.items() if times > 1} == set()
     # A task that was blamed was running; in the moments before and after its mark, without one.
