@@ -47,7 +47,7 @@ class JobFuture(CallbackFuture[JobResult]):
 
     @property
     def t_submit(self) -> float | None:
-        """When the instance accepted the job, in seconds since the epoch."""
+        """When the job was sent to the instance, in seconds since the epoch; None until it was accepted."""
         return self._job.t_submit
 
     @property

@@ -43,7 +43,7 @@ class Job:
     result : JobResult or None
         None until the job has ended.
     t_submit, t_end : float or None
-        Seconds since the epoch: when the instance accepted the job, and when its end was reported.
+        Seconds since the epoch: when the job was sent to the instance, and when its end was reported.
     """
 
     __slots__ = (

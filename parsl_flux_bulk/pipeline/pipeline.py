@@ -305,9 +305,8 @@ class Pipeline(Generic[JobT]):
 
     # -- in the submission thread -------------------------------------------------------------------
 
-    def _answered(self, answers: list[tuple[JobT, JobId | Refusal]]) -> None:
-        now = time.time()
-        self._calls.put(lambda loop: loop.take_answers(answers, now))
+    def _answered(self, answers: list[tuple[JobT, JobId | Refusal]], submitted_at: float) -> None:
+        self._calls.put(lambda loop: loop.take_answers(answers, submitted_at))
 
     def _dropped(self, job: JobT, reason: str) -> None:
         self._calls.put(lambda loop: loop.drop(job, reason))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Generic
@@ -37,7 +38,8 @@ class Submitter(Generic[JobT]):
     opened : callable
         Called once in the thread, first, with the instance's capacity.
     answered : callable
-        Called in the thread with the jobs of each batch, each with its id or why it was refused.
+        Called in the thread with the jobs of each batch, each with its id or why it was refused, and with the
+        time at which they were submitted.
     dropped : callable
         Called in the thread with a job that was canceled before it was submitted, and the reason.
     lost : callable
@@ -51,7 +53,7 @@ class Submitter(Generic[JobT]):
         connect: Callable[[], Connection],
         *,
         opened: Callable[[Capacity], None],
-        answered: Callable[[list[tuple[JobT, JobId | Refusal]]], None],
+        answered: Callable[[list[tuple[JobT, JobId | Refusal]], float], None],
         dropped: Callable[[JobT, str], None],
         lost: Callable[[InstanceLost], None],
         max_active_jobs: int | None,
@@ -174,6 +176,7 @@ class Submitter(Generic[JobT]):
         return bool(self._waiting) and room >= min(len(self._waiting), self.max_active_jobs / 2)
 
     def _submit(self, connection: Connection, batch: list[tuple[JobT, JobRequest]]) -> None:
+        submitted_at = time.time()  # jobs may end before the answer is read
         replies = connection.submit([request for _, request in batch])
         answers = [(job, reply) for (job, _), reply in zip(batch, replies, strict=True)]
         refused = 0
@@ -184,7 +187,7 @@ class Submitter(Generic[JobT]):
                 job.job_id = reply
         if refused:
             self.release(refused)
-        self._answered(answers)
+        self._answered(answers, submitted_at)
 
     def _cancel(self, connection: Connection, cancellations: list[tuple[JobT, str]]) -> None:
         by_reason: dict[str, list[JobId]] = {}
