@@ -227,7 +227,8 @@ class WorkerProcess:
                 if kind == frames.TASK:
                     memory[entry] = frame[frames.ID]  # the task has started
                 started = time.time()
-                self._is_direct = self._is_direct and started - ended > LONE_AFTER
+                if kind == frames.TASK and started - ended <= LONE_AFTER:
+                    self._is_direct = False
                 try:
                     outcome = copy_context().run(self._run, frame)
                     ended = time.time()
