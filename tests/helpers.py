@@ -73,6 +73,18 @@ def wait_event(event: threading.Event, bound: float = BOUND, what: str = "an eve
     assert event.wait(bound), f"not within {bound} s: {what}"
 
 
+def cpu_unit() -> float:
+    """Return the CPU seconds of one step of plain Python, on this machine now.
+
+    Bounds of speed are multiples of it, so that they hold on a slow machine, too. It is some 0.1 µs.
+    """
+    table = {}
+    began = time.process_time()
+    for number in range(100_000):
+        table[number & 1023] = number, str(number)
+    return (time.process_time() - began) / 100_000
+
+
 # -- processes ---------------------------------------------------------------------------------------
 
 

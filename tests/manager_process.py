@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import helpers
 from executor_end import ExecutorEnd, Frame
 
 from parsl_flux_bulk.protocol import frames, serialize
+from parsl_flux_bulk.worker.task_loop import LONE_AFTER
 
 FUNCTION, SECOND_FUNCTION = 1, 2
 
@@ -59,6 +61,21 @@ class ManagerProcess:
             *(frames.encode_task(slot, id, function_id, serialize.dumps((args, {}))) for id, *args in tasks),
             then,
         )
+
+    def give_alone(self, task_id: int, *args: Any, slot: int = 0, function_id: int = FUNCTION) -> None:
+        """Send a task to a worker that has been idle for long enough to send the outcome by its lane."""
+        time.sleep(10 * LONE_AFTER)
+        self.give((task_id, *args), slot=slot, function_id=function_id)
+
+    def open_lane(self, first: int, *args: Any, slot: int = 0) -> None:
+        """Run two tasks, from the id `first` on, by the second of which the worker's lane is in use.
+
+        The lane is open when the executor has received it, at the latest with the first outcome.
+        """
+        for task_id in (first, first + 1):
+            self.give_alone(task_id, *args, slot=slot)
+            self.peer.until(lambda task_id=task_id: task_id in self.outcome_ids(), what=f"task {task_id}")
+        assert self.peer.lane_of(slot) is not None, "no outcome came by the lane"
 
     def give_by_lane(self, task_id: int, *args: Any, slot: int = 0, function_id: int = FUNCTION) -> bool:
         """Send a task to a worker itself, as the executor sends lone ones; return whether it was sent."""

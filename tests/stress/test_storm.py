@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import os
+import random
 import signal
 import subprocess
 import time
@@ -42,8 +43,8 @@ class Marks:
         return [(int(number), int(pid)) for number, pid in lines]
 
     def running(self) -> list[int]:
-        """Processes that started something lately and are there."""
-        return [pid for pid in {pid for _, pid in self.started()[-20:]} if is_running(pid)]
+        """Processes that have started something and are there."""
+        return sorted(pid for pid in {pid for _, pid in self.started()} if is_running(pid))
 
 
 def assert_none_ran_twice(started: list[tuple[int, int]]) -> None:
@@ -52,22 +53,25 @@ def assert_none_ran_twice(started: list[tuple[int, int]]) -> None:
 
 
 def test_workers_are_killed_again_and_again(where: str, new_executor: NewExecutor, tmp_path: Path) -> None:
-    marks, killed = Marks(tmp_path / "marks"), set()
+    marks, killed, chance = Marks(tmp_path / "marks"), set(), random.Random(1)
+    # End only by the death of their workers; each of the other kills may hit a worker between two tasks.
+    doomed = set(range(TASKS // 6, TASKS, TASKS // 6))
     with new_executor(where) as executor:
-        futures = [executor.submit(apps.mark_number, {}, str(marks.path), n, 0.001) for n in range(TASKS)]
-        # Ends only by the death of its worker; each of the other kills may hit a worker between two tasks.
-        futures.append(executor.submit(apps.mark_number, {}, str(marks.path), TASKS, 3600.0))
+        futures = [
+            executor.submit(apps.mark_number, {}, str(marks.path), n, 3600.0 if n in doomed else 0.001)
+            for n in range(TASKS)
+        ]
         deadline = time.monotonic() + BOUND
         while concurrent.futures.wait(futures, KILL_PERIOD).not_done:
             assert time.monotonic() < deadline, f"{sum(not f.done() for f in futures)} tasks have not ended"
-            for pid in marks.running()[:1]:
+            if running := marks.running():
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(pid := chance.choice(running), signal.SIGKILL)
                     killed.add(pid)
     started = marks.started()
     assert_none_ran_twice(started)
     failed = {n: future.exception() for n, future in enumerate(futures) if future.exception() is not None}
-    assert TASKS in failed and 5 < len(killed) >= len(failed)
+    assert doomed <= failed.keys() and len(killed) >= len(failed)
     assert {n for n, _ in started} >= set(range(TASKS)) - set(failed)
     assert all(future.result() == n for n, future in enumerate(futures) if n not in failed)
     process_of, last_of = dict(started), {pid: n for n, pid in started}
@@ -97,11 +101,11 @@ def flood(executor: FluxBulkExecutor, tasks: int, seconds: float) -> list[Future
 def test_a_large_task_job_gets_its_turn_in_a_flood(where: str, new_executor: NewExecutor) -> None:
     cores = len(os.sched_getaffinity(0))
     with new_executor(where) as executor:
-        small = flood(executor, 6000, 0.01)
+        small = flood(executor, 3000 * cores, 0.01)
         large = executor.submit(apps.nothing, {"num_tasks": 1, "cores_per_task": cores})
         large.result(BOUND)
         unfinished = [future for future in small if not future.done()]
-        assert len(unfinished) > 500, "the flood was over before"
+        assert len(unfinished) > 100, "the flood was over before"
         # And the flood goes on.
         unfinished[100].result(BOUND)
         for future in small:
@@ -162,5 +166,5 @@ def test_a_node_dies_in_a_flood(new_executor: NewExecutor, tmp_path: Path) -> No
     started = marks.started()
     assert_none_ran_twice(started)
     assert all(isinstance(error, WorkerLost) for error in failed.values()), failed
-    assert len(failed) < 200
+    assert len(failed) < 100 * cores  # a worker has 40 ms of tasks, each of 5 ms
     assert {n for n, _ in started} >= set(range(6000)) - set(failed)

@@ -86,7 +86,8 @@ def test_a_killed_block_takes_with_it_what_it_ran_and_nothing_else(
         assert isinstance(errors[0], BlockLost)
         lost = [error for error in errors if error is not None]
         assert {type(error) for error in lost} == {BlockLost}
-        assert len(lost) < 200
+        # A worker has 40 ms of tasks, each of 5 ms, or of 1 ms before one has ended.
+        assert len(lost) < 100 * len(os.sched_getaffinity(0))
         assert re.search(r"block [01]", str(lost[0]))
         numbers = [int(line.split()[0]) for line in ran.read_text().splitlines()]
         assert len(numbers) == len(set(numbers)), "a task ran twice"

@@ -17,6 +17,7 @@ import pytest
 
 import parsl_flux_bulk
 from parsl_flux_bulk.bulk.submitter import BulkSubmitter
+from parsl_flux_bulk.cli.bulksubmit.progress import TERMINAL_INTERVAL
 from parsl_flux_bulk.jobspec import build
 from parsl_flux_bulk.jobspec.resources import Resources
 
@@ -88,7 +89,9 @@ def test_a_terminal_has_a_live_bar_that_ends_as_the_plain_one(where: Where) -> N
     reading, writing = os.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     run = subprocess.Popen(
-        [*COMMAND, *where, "--copies", "20", "--", "sleep", "0.05"], stdout=writing, env=environment
+        [*COMMAND, *where, "--copies", "2", "--", "sleep", str(2 * TERMINAL_INTERVAL)],
+        stdout=writing,
+        env=environment,
     )
     os.close(writing)
     shown = b""
@@ -99,10 +102,11 @@ def test_a_terminal_has_a_live_bar_that_ends_as_the_plain_one(where: Where) -> N
         pass
     os.close(reading)
     assert run.wait(BOUND) == 0
-    assert shown.count(b"\r\x1b[2K|") > 1  # the bar was drawn over itself
+    # Drawn at the first end, so long after the start, and over itself at the end.
+    assert shown.count(b"\r\x1b[2K|") > 1
     lines = re.sub(r"\x1b\[\??\d*[a-zA-Z]", "", shown.decode()).splitlines()
     assert re.fullmatch(r"\|█{58}\| 100\.0% \(\d+\.\d job/s\)", lines[-2])
-    assert lines[-1].startswith("bulksubmit: Ran 20 jobs in ")
+    assert lines[-1].startswith("bulksubmit: Ran 2 jobs in ")
 
 
 def test_it_says_where_if_asked(where: Where) -> None:
@@ -303,9 +307,9 @@ def test_a_signal_cancels_what_is_outstanding(where: Where, number: signal.Signa
     statuses = [record["status"] for record in records("records").values()]
     canceled = statuses.count("canceled")
     assert f"bulksubmit: {number.name}: canceled {canceled} outstanding jobs, of which " in err
-    # Flux may kill a job in the instant in which its task is starting, and calls that a failed start.
+    # Flux may kill the jobs that have cores in the instant in which they start: their start failed.
     assert canceled + statuses.count("failed") == 20
-    assert canceled >= 18
+    assert canceled >= 20 - len(os.sched_getaffinity(0))
 
 
 def test_a_second_signal_ends_it_at_once(where: Where) -> None:

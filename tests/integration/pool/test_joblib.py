@@ -31,10 +31,11 @@ def flux_backend(pool: FluxPoolExecutor) -> Iterator[FluxPoolExecutor]:
 
 
 def test_calls_run_in_workers_in_order(flux_backend: FluxPoolExecutor) -> None:
-    squares = joblib.Parallel()(joblib.delayed(pow)(n, 2) for n in range(3_000))
+    squares = joblib.Parallel(batch_size=100)(joblib.delayed(pow)(n, 2) for n in range(3_000))
     assert squares == [n * n for n in range(3_000)]
-    # joblib's own batches: far fewer tasks than calls.
-    assert flux_backend.status_report().tasks.done < 1_500  # type: ignore[union-attr]
+    # Each of joblib's batches is a task; the first and the last are small.
+    assert flux_backend.status_report().tasks.done < 100  # type: ignore[union-attr]
+    assert joblib.Parallel()(joblib.delayed(pow)(n, 2) for n in range(3_000)) == squares
     assert os.getpid() not in {pid for _, pid, _ in joblib.Parallel()([joblib.delayed(where_it_runs)()] * 4)}
 
 
@@ -124,4 +125,5 @@ def test_scikit_learn(flux_backend: FluxPoolExecutor) -> None:
         assert list(scores) == list(cross_val_score(LogisticRegression(), x, y, cv=4))
     search = GridSearchCV(LogisticRegression(), {"C": [0.1, 1.0]}, cv=3).fit(x, y)
     assert search.best_params_["C"] in (0.1, 1.0)
-    assert flux_backend.status_report().tasks.done >= 10  # type: ignore[union-attr]
+    # Of four and six fits, of which joblib may put several in a task.
+    assert flux_backend.status_report().tasks.done >= 4  # type: ignore[union-attr]

@@ -104,7 +104,7 @@ def test_shutdown_that_cancels(new_pool: Callable[..., FluxPoolExecutor], tmp_pa
     others[-1].add_done_callback(lambda _: (tmp_path / "go").touch())
     pool.shutdown(cancel_futures=True)
     assert first.result(0) == str(tmp_path / "go")
-    assert sum(future.cancelled() for future in others) >= 18 and all(future.done() for future in others)
+    assert all(future.cancelled() for future in others)
 
 
 def test_garbage_ends_its_tasks_first(where: str, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_map_keeps_the_order(pool: FluxPoolExecutor) -> None:
 def test_short_items_share_tasks_and_long_ones_do_not(pool: FluxPoolExecutor) -> None:
     assert list(pool.map(square, range(20_000)))
     done = pool.status_report().tasks.done  # type: ignore[union-attr]
-    assert done < 2_000
+    assert done < 20_000
     assert len(list(pool.map(time.sleep, [0.03] * 8))) == 8
     assert pool.status_report().tasks.done == done + 8  # type: ignore[union-attr]
 

@@ -9,6 +9,7 @@ import platform
 import random
 import sys
 
+import apps
 import psutil
 import pytest
 from manager_process import FUNCTION, ManagerProcess
@@ -60,19 +61,57 @@ def test_a_function_that_cannot_be_read_is_an_outcome(end):
         manager.value(1)
 
 
-def test_a_lone_outcome_goes_by_the_lane_and_those_of_a_flood_by_the_manager(end):
+def manager_with_lanes(end, tmp_path, lone_after):
+    """A manager whose workers take a task for the only one after so many seconds."""
+    starter = tmp_path / "starter.py"
+    starter.write_text(
+        "from parsl_flux_bulk.worker import manager, task_loop\n"
+        f"task_loop.LONE_AFTER = {lone_after}\nmanager.main()\n"
+    )
+    end.with_lanes = True
+    return ManagerProcess.from_command(end, sys.executable, starter)
+
+
+def by_lane(manager):
+    """The number of outcomes that came by lanes."""
+    return sum(lane.messages for lane in manager.peer.lanes)
+
+
+def test_a_lone_outcome_goes_by_the_lane(end):
     end.with_lanes = True
     manager = ManagerProcess(end)
     manager.add_function(operator.neg)
-    for number in range(1, 101):
+    manager.open_lane(1, 1)
+    before = by_lane(manager)
+    for number in range(3, 103):
+        manager.give_alone(number, number)
+        manager.peer.get(frames.OUTCOME, number)
+
+    assert by_lane(manager) - before == 100
+
+
+def test_an_outcome_goes_by_the_manager_while_another_task_waits(end, tmp_path):
+    manager = manager_with_lanes(end, tmp_path, -3600.0)
+    manager.add_function(apps.wait_for_file)
+    manager.open_lane(1, "/")
+    before = by_lane(manager)
+    manager.give((3, str(tmp_path / "go")), *((id, "/") for id in range(4, 105)))
+    manager.send(frames.RECALL, id=104)
+    manager.peer.get(frames.RETURNED)  # all others wait in the worker's queue
+    (tmp_path / "go").touch()
+    manager.peer.get(frames.OUTCOME, 103)
+
+    assert by_lane(manager) - before <= 1, "the last may be alone"
+
+
+def test_the_outcome_of_a_task_right_after_another_goes_by_the_manager(end, tmp_path):
+    manager = manager_with_lanes(end, tmp_path, 3600.0)
+    manager.add_function(operator.neg)
+    for number in range(1, 11):
         manager.give((number, number))
         manager.peer.get(frames.OUTCOME, number)
-    alone = sum(lane.messages for lane in manager.peer.lanes)
-    manager.give(*((number, number) for number in range(101, 1101)))
-    manager.peer.get(frames.OUTCOME, 1100)
 
-    assert alone >= 50
-    assert sum(lane.messages for lane in manager.peer.lanes) - alone <= 100
+    assert by_lane(manager) <= 1, "the first follows no other"
 
 
 def test_many_tasks_keep_their_order(end):

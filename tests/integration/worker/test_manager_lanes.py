@@ -23,18 +23,8 @@ def manager(end):
     manager = ManagerProcess(end)
     manager.add_function(operator.neg)
     manager.add_function(apps.tell_and_wait, SECOND_FUNCTION)
-    use_the_lane(manager, 1)
+    manager.open_lane(1, 1)
     return manager
-
-
-def use_the_lane(manager, first):
-    """Run tasks until an outcome comes by the lane, which is open when the executor has taken it."""
-    for task_id in range(first, first + 100):
-        manager.give((task_id, task_id))
-        manager.wait_for(task_id)
-        if manager.peer.lane_of(0) is not None:
-            return
-    raise AssertionError("no outcome came by the lane")
 
 
 def told(path):
@@ -61,7 +51,7 @@ def test_a_crash_is_blamed_on_the_task_that_came_by_the_lane(manager):
     assert manager.died().id == 501
     assert manager.died().json["exit_code"] == 3
 
-    use_the_lane(manager, 600)  # of the next worker
+    manager.open_lane(600, 1)  # of the next worker
     assert manager.give_by_lane(800, 1)
     assert manager.wait_for(800) == -1
 

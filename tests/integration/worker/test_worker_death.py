@@ -168,7 +168,8 @@ def test_workers_that_cannot_begin_end_the_manager(end, tmp_path):
 def test_every_task_has_one_end_while_workers_are_killed(end, tmp_path, with_lanes):
     """2,000 tasks over 2 workers, one of which is killed every 50 ms. The last task only ends by that.
 
-    With lanes, one of the workers gets a task at a time, by its lane if it has used that.
+    Each kill lets 150 more tasks begin. With lanes, one of the workers gets a task at a time, by its lane if
+    it has used that.
     """
     count, chance = 2000, random.Random(with_lanes)
 
@@ -181,14 +182,16 @@ def test_every_task_has_one_end_while_workers_are_killed(end, tmp_path, with_lan
     manager = ManagerProcess(end, slots=2)
     manager.add_function(calls.mark)
     todo, ends = list(range(1, count + 1)), {}
+    if with_lanes:
+        manager.open_lane(count + 1, os.devnull, slot=1)
     queued, by_lane = {0: 0, 1: 0}, 0
-    seen, next_kill, kills, ended_before = 1, time.monotonic() + 0.05, 0, 0
+    seen, next_kill, kills, ended_before = len(manager.peer.frames), time.monotonic() + 0.05, 0, 0
     deadline = time.monotonic() + 60
     while len(ends) < count:
         assert time.monotonic() < deadline, f"{len(ends)} of {count} ended"
         for slot in (0, 1):
             most = 1 + (slot == 0 or not with_lanes) * 19
-            if todo and queued[slot] < most:
+            if todo and queued[slot] < most and count - len(todo) < 150 * (kills + 1):
                 batch = [todo.pop() for _ in range(min(most, len(todo)))]
                 queued[slot] += len(batch)
                 calls_of = [(id, f"{marks}/{id}", seconds(id)) for id in batch]
@@ -209,12 +212,12 @@ def test_every_task_has_one_end_while_workers_are_killed(end, tmp_path, with_lan
                 queued[frame.slot] -= 1
         seen = len(manager.peer.frames)
         # On a machine so busy that nothing came back since the last kill, let them come to something.
-        came_back = (len(ends) > ended_before and (by_lane or not with_lanes)) or len(ends) == count - 1
+        came_back = len(ends) > ended_before or len(ends) == count - 1
         if time.monotonic() > next_kill and came_back:
-            next_kill, ended_before = time.monotonic() + 0.05, len(ends)
+            next_kill = time.monotonic() + 0.05
             children = [pid for pid in helpers.descendants(manager.process.pid) if helpers.is_running(pid)]
-            if children:
-                kills += killed(chance.choice(children))
+            if children and killed(chance.choice(children)):
+                kills, ended_before = kills + 1, len(ends)
         time.sleep(0.0005)
     manager.retire()
 

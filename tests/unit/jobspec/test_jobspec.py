@@ -8,6 +8,7 @@ import logging
 import time
 
 import pytest
+from helpers import cpu_unit
 from specifications import GOOD, nodes, slot
 
 from parsl_flux_bulk.errors import JobspecError
@@ -140,11 +141,11 @@ def test_commands_that_cannot_be_sent(command, where):
     assert caught.value.where == where
 
 
-def test_building_is_fast_enough_for_a_thousand_a_second():
+def test_building_is_fast_enough_for_thousands_a_second():
     resources = Resources.from_specification({"num_tasks": 4, "constraint": "gpu", "environment": {"A": "1"}})
     environment = {f"VARIABLE_{i}": "x" * 60 for i in range(100)}
-    # On a busy machine, other processes take the caches away.
-    assert any(_time_of(200, resources, environment) < 200 / 1000 for _ in range(5))
+    # On a busy machine, other processes take the caches away. Measured: 320 units.
+    assert any(_time_of(200, resources, environment) < 200 * 3_000 * cpu_unit() for _ in range(5))
 
 
 def _time_of(count, resources, environment):

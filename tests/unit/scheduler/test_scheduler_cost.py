@@ -3,6 +3,7 @@
 import time
 import tracemalloc
 
+import helpers
 import pytest
 from world import (
     FAILED,
@@ -47,8 +48,8 @@ def cost_of_a_task(workers, tasks):
 
 @pytest.mark.parametrize(("workers", "tasks"), [(2, 100_000), (2, 10_000), (2000, 100_000)])
 def test_a_task_costs_a_few_microseconds(workers, tasks):
-    # Measured: 2 to 3; the bound leaves room for slow and busy machines.
-    assert any(cost_of_a_task(workers, tasks) < 12e-6 for _ in range(3))
+    # Measured: 15 to 23 units; the bound leaves room for busy machines.
+    assert any(cost_of_a_task(workers, tasks) < 80 * helpers.cpu_unit() for _ in range(3))
 
 
 def test_a_waiting_task_costs_its_place_in_a_queue():
