@@ -71,9 +71,6 @@ CHAIN_LIMIT = 2
 LARGE_BATCH = 32
 """Outcomes and new tasks per loop iteration from which on the iteration is worth its cost."""
 
-LONE_LIMIT = 1 << 15
-"""Bytes of a call that is sent to a worker itself: more would not fit in a packet."""
-
 REPORT_PERIOD = 60.0
 """Seconds between two lines of the log about a busy executor."""
 
@@ -136,8 +133,7 @@ class TaskRuntime(Runtime):
         self._pipeline = pipeline
         self._queue = queue
         self._send = completion.send
-        self._sends_in_any_thread = completion.sends_in_any_thread
-        self._send_to_worker = completion.send_to_worker
+        self._send_from_any_thread = completion.send_from_any_thread
         self._survey = completion.survey
         self._setup = frames.encode_json(frames.SETUP, 0, 0, settings.setup())
         self._job_factory = JobFactory(settings, completion.channel().environment)
@@ -262,13 +258,10 @@ class TaskRuntime(Runtime):
             scheduler.submit(queue.take())
             for instruction in scheduler.take(now):
                 if (
-                    isinstance(instruction, AssignTasks)
-                    and not self._postponed
-                    and self._sends_in_any_thread(instruction.peer)
+                    self._postponed
+                    or not isinstance(instruction, AssignTasks)
+                    or not (self._send_to_worker(instruction) or self._send_to_manager(instruction))
                 ):
-                    if not self._send_alone(instruction):
-                        self._send(instruction.peer, b"".join(_frames(instruction)))
-                else:
                     self._postponed.append(instruction)
             deadline = self._deadline()
             oversleeps = deadline is not None and deadline < (self._sleeps_until or math.inf)
@@ -276,7 +269,10 @@ class TaskRuntime(Runtime):
         finally:
             self.lock.release()
 
-    def _send_alone(self, assign: AssignTasks) -> bool:
+    def _send_to_manager(self, assign: AssignTasks) -> bool:
+        return self._send_from_any_thread(assign.peer, b"".join(_frames(assign)))
+
+    def _send_to_worker(self, assign: AssignTasks) -> bool:
         """Send a task past the manager, to a worker whose latest lone task had the same function."""
         task = assign.tasks[0]
         function_id, call = task.function.function_id, task.call
@@ -286,10 +282,10 @@ class TaskRuntime(Runtime):
             return False
         if assign.functions or assign.forget or len(assign.tasks) > 1 or call[:1] == serialize.WALLTIME:
             return False
-        if len(call) > LONE_LIMIT:
+        if len(call) > frames.LANE_LIMIT:
             return False
         packet = frames.encode_task(assign.slot, task.task_id, function_id, call, frames.LONE)
-        return self._send_to_worker(assign.peer, assign.slot, packet)
+        return self._send_from_any_thread(assign.peer, packet, assign.slot)
 
     def deadline(self) -> float | None:
         # Put after `turn` looked, while the thread was awake: nothing woke the thread.

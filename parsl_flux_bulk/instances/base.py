@@ -273,7 +273,7 @@ class Connection(Protocol):
 class Completion(Protocol):
     """Reports ended jobs and messages of their processes, to the completion thread.
 
-    Only `wake` may be called by other threads, and `send` for some peers. Every method raises InstanceLost if
+    Only `wake` and `send_from_any_thread` may be called by other threads. Every method raises InstanceLost if
     the instance is lost.
     """
 
@@ -297,11 +297,11 @@ class Completion(Protocol):
     def send(self, peer: PeerId, body: bytes) -> None:
         """Send a message to a peer; without effect after `close`, and for a lost peer."""
 
-    def sends_in_any_thread(self, peer: PeerId) -> bool:
-        """Return whether `send` to this peer may be called by other threads."""
+    def send_from_any_thread(self, peer: PeerId, body: bytes, slot: int | None = None) -> bool:
+        """Send a message to a peer, or with a slot a packet to its worker itself; return whether it was sent.
 
-    def send_to_worker(self, peer: PeerId, slot: int, packet: bytes) -> bool:
-        """Send a packet to a peer's worker itself; return whether it was sent. Any thread may call this."""
+        False where only the completion thread can send, or the worker has no lane.
+        """
 
     def channel(self) -> ChannelAddress:
         """Open the channel, if it is not open; return how processes inside jobs reach it."""

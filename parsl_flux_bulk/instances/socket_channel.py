@@ -119,20 +119,24 @@ class SocketChannel:
             del self._lane_of[key]
         lane.close()
 
-    def has(self, peer: PeerId) -> bool:
-        """Return whether a peer is connected here."""
-        return peer in self._peers
+    def send(self, peer: PeerId, body: bytes, slot: int | None = None) -> bool:
+        """Send a message to a peer, or with a slot a packet by its worker's lane. Any thread may call this.
 
-    def send(self, peer: PeerId, body: bytes) -> None:
-        """Send to a peer; what it does not take at once is kept. Ignored if the peer is lost."""
+        What a peer does not take at once is kept.
+
+        Returns
+        -------
+        bool
+            False for a peer that is not connected here (any more), for a worker that has not used its lane,
+            and for a lane that is full.
+        """
+        if slot is not None:
+            lane = self._lane_of.get((peer, slot))
+            return lane is not None and lane.send_packet(body)
         link = self._peers.get(peer)
         if link is not None:
             link.send(body)
-
-    def send_to_worker(self, peer: PeerId, slot: int, packet: bytes) -> bool:
-        """Send a packet on the lane of a worker that has used it; return whether it was sent."""
-        lane = self._lane_of.get((peer, slot))
-        return lane is not None and lane.send_packet(packet)
+        return link is not None
 
     def close(self) -> None:
         """Close all connections."""

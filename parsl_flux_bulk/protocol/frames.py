@@ -70,6 +70,9 @@ TIMES = struct.Struct("<dd")
 TIMES_SIZE = TIMES.size
 """Offset of the outcome in the payload of an OUTCOME."""
 
+LANE_LIMIT = 1 << 15
+"""Bytes of a call or of an outcome that goes by a lane: it fits in a packet, and is read in one piece."""
+
 MAX_PAYLOAD = 2**31 - 2**16
 """Bytes: Flux counts the bytes of a response in a C int; two headers and an outcome's times must fit, too."""
 

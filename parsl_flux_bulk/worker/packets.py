@@ -15,9 +15,6 @@ from parsl_flux_bulk.protocol import frames
 PACKET_LIMIT = 1 << 16
 """Bytes that fit in a packet; the kernel's default socket buffer is three times that."""
 
-LANE_LIMIT = 1 << 15
-"""Bytes of a frame that goes by a lane: the executor reads it in one piece."""
-
 BY_DESCRIPTOR = 0x80
 """Added to the kind of a frame whose content is in a file."""
 

@@ -363,7 +363,7 @@ class WorkerProcess:
 
         The manager need not wake up for it: no task waits for room in the queue.
         """
-        if len(frame) > packets.LANE_LIMIT or self._waiting.poll(0):
+        if len(frame) > frames.LANE_LIMIT or self._waiting.poll(0):
             return False
         try:
             self.tasks.send(framing.frame(frame), socket.MSG_DONTWAIT)

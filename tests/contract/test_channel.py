@@ -173,7 +173,7 @@ def test_a_worker_that_has_not_used_a_lane_cannot_be_sent_to(seam: Seam, tmp_pat
     start_peer(seam, 'say(b"here"); say(hear())', tmp_path)
     wait_message(seam)
     peer = seam.messages[0][0]
-    assert seam.completion.send_to_worker(peer, 0, b"packet") is False
+    assert seam.completion.send_from_any_thread(peer, b"packet", 0) is False
     seam.completion.send(peer, b"the peer can")
     assert wait_message(seam, 2)[1] == b"the peer can"
 
@@ -182,12 +182,13 @@ def test_another_thread_sends_to_a_peer_on_this_node(seam: Seam, kind: str, tmp_
     start_peer(seam, 'say(b"here"); say(hear())', tmp_path)
     wait_message(seam)
     peer = seam.messages[0][0]
-    assert seam.completion.sends_in_any_thread(peer) == (kind in ("local", "flux-attached", "flux-own"))
-    if not seam.completion.sends_in_any_thread(peer):
-        seam.completion.send(peer, b"from this thread")
-        assert wait_message(seam, 2)[1] == b"from this thread"
-        return
-    thread = threading.Thread(target=seam.completion.send, args=(peer, b"from a thread"))
+    sent = []
+    thread = threading.Thread(
+        target=lambda: sent.append(seam.completion.send_from_any_thread(peer, b"from a thread"))
+    )
     thread.start()
-    assert wait_message(seam, 2)[1] == b"from a thread"
     thread.join()
+    assert sent == [kind in ("local", "flux-attached", "flux-own")]
+    if not sent[0]:
+        seam.completion.send(peer, b"from this thread")
+    assert wait_message(seam, 2)[1] == (b"from a thread" if sent[0] else b"from this thread")

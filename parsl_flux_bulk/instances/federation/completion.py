@@ -97,10 +97,7 @@ class FederationCompletion:
         if source is not None:
             source.send(peer, body)
 
-    def sends_in_any_thread(self, peer: PeerId) -> bool:
-        return False
-
-    def send_to_worker(self, peer: PeerId, slot: int, packet: bytes) -> bool:
+    def send_from_any_thread(self, peer: PeerId, body: bytes, slot: int | None = None) -> bool:
         return False
 
     def channel(self) -> ChannelAddress:

@@ -80,18 +80,13 @@ class ChannelService:
             environment[variables.LIBFLUX] = library
         return ChannelAddress(environment)
 
-    def sends_in_any_thread(self, peer: PeerId) -> bool:
-        """Return whether a peer is connected by its socket: the handle belongs to one thread."""
-        return self._sockets.has(peer)
-
-    def send_to_worker(self, peer: PeerId, slot: int, packet: bytes) -> bool:
-        """Send a packet to a worker itself, if the peer is connected by its socket."""
-        return self._sockets.send_to_worker(peer, slot, packet)
+    def send_from_any_thread(self, peer: PeerId, body: bytes, slot: int | None = None) -> bool:
+        """Send to a peer or worker that has a socket: the handle belongs to the completion thread."""
+        return self._sockets.send(peer, body, slot)
 
     def send(self, peer: PeerId, body: bytes) -> None:
         """Send a message to a peer; without effect for a peer that is lost."""
-        if self._sockets.has(peer):
-            self._sockets.send(peer, body)
+        if self._sockets.send(peer, body):
             return
         message = self._peers.get(peer)
         if message is not None:

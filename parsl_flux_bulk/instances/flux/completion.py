@@ -230,11 +230,8 @@ class FluxCompletion:
         if self._channel is not None:
             self._channel.send(peer, body)
 
-    def sends_in_any_thread(self, peer: PeerId) -> bool:
-        return self._channel is not None and self._channel.sends_in_any_thread(peer)
-
-    def send_to_worker(self, peer: PeerId, slot: int, packet: bytes) -> bool:
-        return self._channel is not None and self._channel.send_to_worker(peer, slot, packet)
+    def send_from_any_thread(self, peer: PeerId, body: bytes, slot: int | None = None) -> bool:
+        return self._channel is not None and self._channel.send_from_any_thread(peer, body, slot)
 
     def close(self) -> None:
         if self._handle is None:

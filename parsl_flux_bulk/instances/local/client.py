@@ -298,13 +298,9 @@ class LocalCompletion:
         if self._channel is not None:
             self._channel.send(peer, body)
 
-    def sends_in_any_thread(self, peer: PeerId) -> bool:
-        """Return True: the peers are connected by sockets."""
-        return True
-
-    def send_to_worker(self, peer: PeerId, slot: int, packet: bytes) -> bool:
-        """Send a packet to a worker itself; see :meth:`.base.Completion.send_to_worker`."""
-        return self._channel is not None and self._channel.send_to_worker(peer, slot, packet)
+    def send_from_any_thread(self, peer: PeerId, body: bytes, slot: int | None = None) -> bool:
+        """Send to a peer or its worker: all are connected by sockets."""
+        return self._channel is not None and self._channel.send(peer, body, slot)
 
     def channel(self) -> ChannelAddress:
         """Open the channel, and return its address."""

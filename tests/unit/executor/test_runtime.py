@@ -17,7 +17,6 @@ from parsl_flux_bulk.executor.job_factory import WorkerSettings
 from parsl_flux_bulk.executor.runtime import (
     BATCHING_DELAY,
     LARGE_BATCH,
-    LONE_LIMIT,
     StatusReport,
     TaskRuntime,
 )
@@ -67,12 +66,13 @@ class FakeCompletion:
     def send(self, peer, body):
         self.sent.append((peer, body))
 
-    def sends_in_any_thread(self, peer):
-        return self.any_thread
-
-    def send_to_worker(self, peer, slot, packet):
+    def send_from_any_thread(self, peer, body, slot=None):
+        if slot is None:
+            if self.any_thread:
+                self.sent.append((peer, body))
+            return self.any_thread
         if self.has_lane:
-            self.packets.append((peer, slot, packet))
+            self.packets.append((peer, slot, body))
         return self.has_lane
 
 
@@ -348,7 +348,7 @@ def test_a_lone_task_goes_past_the_manager_to_a_worker_that_has_its_function(ben
 
 
 @pytest.mark.parametrize(
-    "call", [b"R" + bytes(LONE_LIMIT), serialize.with_walltime(60.0, b"R")], ids=["large", "walltime"]
+    "call", [b"R" + bytes(frames.LANE_LIMIT), serialize.with_walltime(60.0, b"R")], ids=["large", "walltime"]
 )
 def test_a_task_that_the_manager_has_to_see_does_not_go_past_it(bench, call):
     bench.start_worker()

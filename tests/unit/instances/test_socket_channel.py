@@ -164,18 +164,18 @@ def test_a_packet_goes_to_the_worker_that_has_used_its_lane(bench):
     lanes = [open_lane(link) for _ in range(2)]
     bench.serve(3)
     peer = bench.events[0].peer
-    assert not bench.channel.send_to_worker(peer, 7, b"too early"), "nobody knows whose lane that is"
+    assert not bench.channel.send(peer, b"too early", 7), "nobody knows whose lane that is"
     for slot, (lane, _) in zip((7, 8), lanes, strict=True):
         lane.sendall(frame(outcome(slot, 1)))
     bench.serve(5)
-    assert bench.channel.send_to_worker(peer, 7, b"a packet")
+    assert bench.channel.send(peer, b"a packet", 7)
     assert lanes[0][0].recv(100) == frames.encode(frames.OPEN)
     assert lanes[0][0].recv(100) == b"a packet"
 
     lanes[0][0].shutdown(socket.SHUT_RD)
-    assert not bench.channel.send_to_worker(peer, 7, b"the worker has ended")
+    assert not bench.channel.send(peer, b"the worker has ended", 7)
     lanes[1][0].close()
-    assert not bench.channel.send_to_worker(peer, 8, b"gone")
+    assert not bench.channel.send(peer, b"gone", 8)
     for ends in lanes:
         for end in ends:
             end.close()
