@@ -6,7 +6,7 @@ import itertools
 import threading
 
 from parsl_flux_bulk.errors import InstanceLost
-from parsl_flux_bulk.instances.base import Capacity, ChannelAddress, JobRequest, Refusal
+from parsl_flux_bulk.instances.base import Capacity, ChannelAddress, JobRequest, Output, Refusal
 from parsl_flux_bulk.jobspec import Jobspec
 
 
@@ -83,8 +83,8 @@ class FakeConnection:
     def cancel(self, job_ids, reason):
         self.instance.canceled += job_ids
 
-    def output(self, job_id):
-        return f"out of {job_id}", ""
+    def output(self, job_id, start):
+        return Output(f"out of {job_id}", "", start)
 
     def close(self):
         pass

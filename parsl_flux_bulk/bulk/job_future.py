@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from parsl_flux_bulk.instances.base import Connection, JobResult
+from parsl_flux_bulk.instances.base import START, Connection, JobResult, Output, Position
 from parsl_flux_bulk.instances.events import OWN_ID
 from parsl_flux_bulk.pipeline.callbacks import CallbackFuture
 from parsl_flux_bulk.pipeline.job import Job
@@ -68,15 +68,17 @@ class JobFuture(CallbackFuture[JobResult]):
         """Return the standard error that the instance kept; "" if the jobspec redirects it to a file."""
         return self._pipeline.output(self._job)[1]
 
-    def output(self, connection: Connection | None = None) -> tuple[str, str]:
-        """Return the standard output and error that the instance kept.
+    def output_part(self, start: Position = START, connection: Connection | None = None) -> Output:
+        """Return the next part of the output that the instance kept: empty if there is no more (yet).
 
         Parameters
         ----------
+        start : (int, int)
+            Attribute `end` of the part before.
         connection : Connection or None
-            What :meth:`BulkSubmitter.connect` returned to this thread, if the output of many jobs is read.
+            What :meth:`BulkSubmitter.connect` returned to this thread, if many parts are read.
         """
-        return self._pipeline.output(self._job, connection)
+        return self._pipeline.output_part(self._job, start, connection)
 
     def cancel(self, reason: str = "canceled by the user") -> bool:
         """Request that the job be canceled, whether it waits or runs.

@@ -109,7 +109,7 @@ class BulkSubmitter:
         return self._pipeline.description
 
     def connect(self) -> Connection:
-        """Open a connection of the calling thread, for :meth:`JobFuture.output`; to be closed."""
+        """Open a connection of the calling thread, for :meth:`JobFuture.output_part`; to be closed."""
         return self._pipeline.connect()
 
     @property

@@ -56,6 +56,32 @@ class JobRequest:
     urgency: int = DEFAULT_URGENCY
 
 
+Position: TypeAlias = tuple[int, int]
+"""How much of a job's output has been read; the instance knows of what."""
+
+START: Position = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """A part of a job's output; false if it is empty.
+
+    Attributes
+    ----------
+    stdout, stderr : str
+        Bytes that are not UTF-8 are surrogate escapes, since a part may end within a character.
+    end : Position
+        Where the next part starts.
+    """
+
+    stdout: str
+    stderr: str
+    end: Position
+
+    def __bool__(self) -> bool:
+        return bool(self.stdout or self.stderr)
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """Why the instance did not accept a job."""
@@ -252,10 +278,11 @@ class Connection(Protocol):
     def cancel(self, job_ids: Sequence[JobId], reason: str) -> None:
         """Cancel jobs; without effect for a job that has ended or is not known."""
 
-    def output(self, job_id: JobId) -> tuple[str, str]:
-        """Return a job's standard output and error, as far as the instance kept them.
+    def output(self, job_id: JobId, start: Position) -> Output:
+        """Return the next part of a job's output, as far as the instance kept it: some MB at most.
 
-        Both are empty if the job has printed nothing (yet), or the jobspec redirects them to files.
+        The part is empty if the job has printed nothing more (yet), or the jobspec redirects the output to
+        files.
 
         Raises
         ------

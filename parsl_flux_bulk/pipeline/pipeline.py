@@ -35,9 +35,12 @@ from parsl_flux_bulk.instances.base import (
     JobResult,
     JobStatus,
     KnowsNodes,
+    Output,
+    Position,
     Refusal,
 )
 from parsl_flux_bulk.instances.call_queue import CallQueue
+from parsl_flux_bulk.instances.output_parts import read_all
 from parsl_flux_bulk.pipeline.callbacks import call_logged
 from parsl_flux_bulk.pipeline.completion import CompletionLoop, OpenRuntime, Runtime
 from parsl_flux_bulk.pipeline.exit_status_to_error import canceled
@@ -199,13 +202,8 @@ class Pipeline(Generic[JobT]):
         """Open a connection for the calling thread, in addition to that of the submission thread."""
         return self._instance.connect()
 
-    def output(self, job: JobT, connection: Connection | None = None) -> tuple[str, str]:
-        """Return the standard output and error of a job that the instance kept; see Connection.output.
-
-        Parameters
-        ----------
-        connection : Connection or None
-            A connection of the calling thread; None opens one for this call.
+    def output(self, job: JobT) -> tuple[str, str]:
+        """Return the standard output and error of a job that the instance kept.
 
         Raises
         ------
@@ -216,10 +214,23 @@ class Pipeline(Generic[JobT]):
             if job.ended:
                 return "", ""  # it never got to the instance, and never ran
             raise OutputUnavailable("the job has no output yet: it has not been submitted. Wait for its end")
+        with contextlib.closing(self.connect()) as connection:
+            return read_all(connection, job.job_id)
+
+    def output_part(self, job: JobT, start: Position, connection: Connection | None = None) -> Output:
+        """Return the next part of the output of a job that the instance kept; see Connection.output.
+
+        Parameters
+        ----------
+        connection : Connection or None
+            A connection of the calling thread; None opens one for this call.
+        """
+        if job.job_id is None:
+            return Output("", "", start)
         if connection is not None:
-            return connection.output(job.job_id)
+            return connection.output(job.job_id, start)
         with contextlib.closing(self.connect()) as own:
-            return own.output(job.job_id)
+            return own.output(job.job_id, start)
 
     @property
     def description(self) -> str:

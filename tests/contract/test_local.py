@@ -18,6 +18,7 @@ from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
 from parsl_flux_bulk.instances.base import JobRequest, JobStatus, Refusal
 from parsl_flux_bulk.instances.local import kept_output, server
 from parsl_flux_bulk.instances.local.client import LocalInstance
+from parsl_flux_bulk.instances.output_parts import read_all
 from parsl_flux_bulk.jobspec import Jobspec
 from parsl_flux_bulk.worker.pinning import physical_cores
 
@@ -50,7 +51,7 @@ def seam() -> Iterator[Seam]:
 def output_of(seam: Seam, text: Jobspec) -> list[str]:
     job_id, result = seam.run_one(text)
     assert result.ok, result
-    return sorted(seam.connection.output(job_id)[0].splitlines())
+    return sorted(read_all(seam.connection, job_id)[0].splitlines())
 
 
 def private_directory(seam: Seam) -> Path:
@@ -360,7 +361,7 @@ def test_a_killed_server_is_an_instance_lost(tmp_path: Path) -> None:
         for call in (
             lambda: seam.connection.submit([JobRequest(jobspec(["true"]))]),
             lambda: seam.connection.cancel([job_id], ""),
-            lambda: seam.connection.output(job_id),
+            lambda: read_all(seam.connection, job_id),
             seam.connection.capacity,
             lambda: seam.completion.watch(job_id),
             lambda: seam.completion.poll(0),

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import helpers
 import pytest
 from seam import Seam, files, jobspec, shell
 
 from parsl_flux_bulk.errors import OutputUnavailable
-from parsl_flux_bulk.instances.base import JobStatus
+from parsl_flux_bulk.instances.base import START, JobStatus
+from parsl_flux_bulk.instances.output_parts import read_all
 
 
 def lines(seam: Seam, text: str) -> list[str]:
     """Run a job to its success; its standard output, sorted."""
     job_id, result = seam.run_one(text)
     assert result.ok, result
-    return sorted(seam.connection.output(job_id)[0].splitlines())
+    return sorted(read_all(seam.connection, job_id)[0].splitlines())
 
 
 def test_environment(seam: Seam) -> None:
@@ -54,17 +57,39 @@ def test_tasks_per_core(seam: Seam) -> None:
 
 def test_output_is_kept_apart(seam: Seam) -> None:
     job_id, _ = seam.run_one(shell("echo out; echo err >&2; printf last"))
-    assert seam.connection.output(job_id) == ("out\nlast", "err\n")
+    assert read_all(seam.connection, job_id) == ("out\nlast", "err\n")
+
+
+def test_output_is_read_in_parts_of_bounded_size(seam: Seam) -> None:
+    script = "import sys\nfor n in range(100_000): print(n, 40 * 'é')\nprint('late', file=sys.stderr)"
+    job_id, _ = seam.run_one(jobspec([sys.executable, "-c", script]))  # 8.7 MB
+    parts = [seam.connection.output(job_id, START)]
+    while parts[-1]:
+        parts.append(seam.connection.output(job_id, parts[-1].end))
+    assert max(len(part.stdout.encode(errors="surrogateescape")) for part in parts) < 5_000_000
+    expected = "".join(f"{n} {40 * 'é'}\n" for n in range(100_000)), "late\n"
+    assert read_all(seam.connection, job_id) == expected
+
+
+def test_output_of_a_running_job_goes_on_where_it_was_read(seam: Seam, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    (job_id,) = seam.submit(shell(f"echo one; until [ -e {gate} ]; do sleep 0.05; done; echo two"))
+    first = helpers.wait_until(lambda: seam.connection.output(job_id, START), what="the first line")
+    assert first.stdout == "one\n"
+    assert not seam.connection.output(job_id, first.end)
+    gate.touch()
+    seam.wait([job_id])
+    assert seam.connection.output(job_id, first.end).stdout == "two\n"
 
 
 def test_output_of_a_job_without_any(seam: Seam) -> None:
     job_id, _ = seam.run_one(jobspec(["true"]))
-    assert seam.connection.output(job_id) == ("", "")
+    assert read_all(seam.connection, job_id) == ("", "")
 
 
 def test_output_of_an_unknown_job_is_an_error(seam: Seam) -> None:
     with pytest.raises(OutputUnavailable):
-        seam.connection.output(987654321)
+        read_all(seam.connection, 987654321)
 
 
 @pytest.mark.parametrize("flaw", ["missing", "file"])
@@ -122,14 +147,14 @@ def test_files_with_templates(seam: Seam, tmp_path: Path) -> None:
     name = seam.instance.job_name(job_id)
     assert (tmp_path / f"out-{name}.txt").read_text() == "out\n"
     assert (tmp_path / f"sh-{name}.1").read_text() == "err\n"
-    assert seam.connection.output(job_id) == ("", "")
+    assert read_all(seam.connection, job_id) == ("", "")
 
 
 def test_decimal_id_and_unknown_template(seam: Seam) -> None:
     job_id, result = seam.run_one(jobspec(["echo", "{{id.dec}} {{nope}} {{taskid}}"]))
     assert result.ok
     own = job_id & (2**64 - 1)  # a federation's number of a job is its member's, and which member
-    assert seam.connection.output(job_id)[0] == f"{own} {{{{nope}}}} 0\n"
+    assert read_all(seam.connection, job_id)[0] == f"{own} {{{{nope}}}} 0\n"
 
 
 def test_error_goes_to_the_output_file_without_one_of_its_own(seam: Seam, tmp_path: Path) -> None:
@@ -190,4 +215,4 @@ def test_stderr_tail_of_a_job_whose_stderr_goes_to_a_file(seam: Seam, tmp_path: 
 def test_a_lot_of_output(seam: Seam) -> None:
     job_id, result = seam.run_one(shell("seq 1 20000"))
     assert result.ok
-    assert seam.connection.output(job_id)[0].split()[-1] == "20000"
+    assert read_all(seam.connection, job_id)[0].split()[-1] == "20000"

@@ -9,6 +9,7 @@ from seam import Seam, jobspec, shell
 
 from parsl_flux_bulk.instances.base import JobRequest, JobStatus, Refusal
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
+from parsl_flux_bulk.instances.output_parts import read_all
 
 TRUE = jobspec(["true"])
 
@@ -71,7 +72,7 @@ def test_an_absurd_number_of_tasks_ends_at_once_in_words(seam: Seam) -> None:
 def test_job_name_is_what_the_job_itself_sees(seam: Seam) -> None:
     job_id, result = seam.run_one(shell("echo $FLUX_JOB_ID"))
     assert result.ok
-    assert seam.connection.output(job_id)[0].strip() == seam.instance.job_name(job_id)
+    assert read_all(seam.connection, job_id)[0].strip() == seam.instance.job_name(job_id)
 
 
 def test_capacity_is_what_jobs_can_get(seam: Seam) -> None:

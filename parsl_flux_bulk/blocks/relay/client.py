@@ -195,7 +195,8 @@ class RequestThread(threading.Thread):
             return connection.cancel(*argument)
         if verb == "output":
             try:
-                return connection.output(argument)
+                part = connection.output(*argument)
+                return [part.stdout, part.stderr, part.end]
             except OutputUnavailable as error:
                 return str(error)
         if verb == "capacity":

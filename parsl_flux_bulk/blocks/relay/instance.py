@@ -33,9 +33,11 @@ from parsl_flux_bulk.instances.base import (
     JobEnded,
     JobId,
     JobRequest,
+    Output,
     PeerId,
     PeerLost,
     PeerMessage,
+    Position,
     Refusal,
 )
 from parsl_flux_bulk.instances.events import OWN_ID, SCOPE_BITS, EventSink, scoped_usage
@@ -230,12 +232,12 @@ class RelayedConnection:
     def cancel(self, job_ids: Sequence[JobId], reason: str) -> None:
         self._request("cancel", [list(job_ids), reason])
 
-    def output(self, job_id: JobId) -> tuple[str, str]:
-        answer = self._request("output", job_id)
+    def output(self, job_id: JobId, start: Position) -> Output:
+        answer = self._request("output", [job_id, start])
         if isinstance(answer, str):
             raise OutputUnavailable(answer)
-        out, err = answer
-        return out, err
+        out, err, (first, second) = answer
+        return Output(out, err, (first, second))
 
     def capacity(self) -> Capacity:
         return Capacity(*self._request("capacity"))

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterable
 
 from parsl_flux_bulk.bulk.submitter import BulkSubmitter, JobFuture
 from parsl_flux_bulk.cli.bulksubmit.report import Report, printable
 from parsl_flux_bulk.errors import InstanceLost, OutputUnavailable
-from parsl_flux_bulk.instances.base import Connection
+from parsl_flux_bulk.instances.base import START, Connection
+from parsl_flux_bulk.instances.output_parts import readable
 
 INTERVAL = 0.5
 """Seconds between two looks at the output of the running jobs, at least."""
 
 SHARE = 0.2
 """Share of the time that looking at running jobs may take, so that many jobs are looked at more seldom."""
+
+LOOK_PARTS = 8
+"""Parts of the output of a running job that are read at a look, so that no job keeps the others waiting."""
 
 LOOKED_AT = 3
 """Jobs whose output is looked at for the hint: those that end first."""
@@ -47,7 +52,7 @@ class LostOutputHint(JobOutput):
             return
         self._left -= 1
         try:
-            printed = any(future.output())
+            printed = future.output_part()
         except (InstanceLost, OutputUnavailable):
             return
         if printed:
@@ -57,6 +62,14 @@ class LostOutputHint(JobOutput):
             )
 
 
+class _Shown:
+    """What was printed of one job's output."""
+
+    def __init__(self) -> None:
+        self.end = START
+        self.begun: tuple[list[str], list[str]] = ([], [])  # lines of stdout and stderr, without their ends
+
+
 class Watch(JobOutput):
     """Prints what jobs print, in whole lines."""
 
@@ -64,7 +77,7 @@ class Watch(JobOutput):
         self._bulk = bulk
         self._report = report
         self._connection: Connection | None = None
-        self._shown: dict[JobFuture, list[int]] = {}  # characters of stdout and stderr
+        self._shown: dict[JobFuture, _Shown] = {}
         self._due = 0.0
 
     def timeout(self, timeout: float | None) -> float:
@@ -91,17 +104,34 @@ class Watch(JobOutput):
             self._connection.close()
 
     def _show(self, future: JobFuture, *, last: bool = False) -> None:
+        shown = self._shown.setdefault(future, _Shown())
+        why = ""
         try:
             if self._connection is None:
                 self._connection = self._bulk.connect()
-            texts = future.output(self._connection)
-        except (InstanceLost, OutputUnavailable) as error:
-            if last:
-                self._report.warn(f"no output of {printable(future.label)}: {error}")
-            return
-        shown = self._shown.setdefault(future, [0, 0])
-        for stream, text in enumerate(texts):
-            end = len(text) if last else text.rfind("\n") + 1
-            if end > shown[stream]:
-                self._report.job_output(future.label, text[shown[stream] : end], error=stream == 1)
-                shown[stream] = end
+            for _ in itertools.count() if last else range(LOOK_PARTS):
+                part = future.output_part(shown.end, self._connection)
+                if not part:
+                    break
+                shown.end = part.end
+                for begun, text, error in zip(
+                    shown.begun, (part.stdout, part.stderr), (False, True), strict=True
+                ):
+                    self._print(future, begun, text, error)
+        except (InstanceLost, OutputUnavailable) as failure:
+            why = str(failure)
+        if last:
+            for begun, error in zip(shown.begun, (False, True), strict=True):
+                self._print(future, begun, "\n" if begun else "", error)
+            if why:
+                self._report.warn(f"no output of {printable(future.label)}: {why}")
+
+    def _print(self, future: JobFuture, begun: list[str], text: str, error: bool) -> None:
+        """Print the lines that end in a part of the output; keep the one that only begins."""
+        end = text.rfind("\n") + 1
+        if end:
+            whole = readable("".join((*begun, text[:end])))
+            begun.clear()
+            self._report.job_output(future.label, whole, error=error)
+        if text[end:]:
+            begun.append(text[end:])

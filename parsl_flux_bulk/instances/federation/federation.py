@@ -21,6 +21,8 @@ from parsl_flux_bulk.instances.base import (
     Connection,
     JobId,
     JobRequest,
+    Output,
+    Position,
     Refusal,
 )
 from parsl_flux_bulk.instances.events import MemberInstance
@@ -170,12 +172,12 @@ class FederationConnection:
             except InstanceLost as error:
                 self._registry.remove(member, str(error))
 
-    def output(self, job_id: JobId) -> tuple[str, str]:
+    def output(self, job_id: JobId, start: Position) -> Output:
         member = self._registry.member_of(job_id)
         why = "it was never placed in one, or its instance has ended"
         if member is not None:
             try:
-                return self._connection(member).output(own_id(job_id))
+                return self._connection(member).output(own_id(job_id), start)
             except InstanceLost as error:
                 why = str(error)
         raise OutputUnavailable(

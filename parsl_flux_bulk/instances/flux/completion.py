@@ -28,10 +28,10 @@ from parsl_flux_bulk.instances.base import (
     PeerId,
 )
 from parsl_flux_bulk.instances.flux.channel_service import ChannelService
-from parsl_flux_bulk.instances.flux.end_of_output import EndOfOutput
 from parsl_flux_bulk.instances.flux.handle import LOST_HINT, drop_future
 from parsl_flux_bulk.instances.flux.job_directories import JobDirectories
 from parsl_flux_bulk.instances.flux.job_times import JobTimes
+from parsl_flux_bulk.instances.flux.output_log import EndOfOutput
 from parsl_flux_bulk.instances.flux.results import first_exit, read_end, read_result, with_log
 from parsl_flux_bulk.instances.flux.shell_options import OutputFiles, explain
 from parsl_flux_bulk.instances.flux.survey import Survey

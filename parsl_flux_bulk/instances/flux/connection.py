@@ -8,11 +8,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from parsl_flux_bulk.errors import OutputUnavailable
-from parsl_flux_bulk.instances.base import FLUX_IN_FLIGHT, Capacity, JobId, JobRequest, Refusal
+from parsl_flux_bulk.instances.base import (
+    FLUX_IN_FLIGHT,
+    Capacity,
+    JobId,
+    JobRequest,
+    Output,
+    Position,
+    Refusal,
+)
+from parsl_flux_bulk.instances.flux import output_log
 from parsl_flux_bulk.instances.flux.cancel_marked_jobs import MARK
 from parsl_flux_bulk.instances.flux.handle import capacity_of, raise_if_lost
 from parsl_flux_bulk.instances.flux.results import read_output
-from parsl_flux_bulk.instances.flux.shell_options import OutputFiles, complete, read_spool
+from parsl_flux_bulk.instances.flux.shell_options import OutputFiles, complete, spool_paths
+from parsl_flux_bulk.instances.output_parts import read_files
 
 
 class FluxConnection:
@@ -87,28 +97,35 @@ class FluxConnection:
             except OSError as error:
                 raise_if_lost(error)
 
-    def output(self, job_id: JobId) -> tuple[str, str]:
+    def output(self, job_id: JobId, start: Position) -> Output:
+        if self._spool and (kept := read_files(spool_paths(self._spool, job_id), start)):
+            return kept
+        try:
+            found = output_log.blobs(output_log.look_up(self._handle, job_id))
+            for number, blob in enumerate(found[start[0] :], start=start[0]):
+                if isinstance(blob, str):
+                    blob = output_log.content(output_log.load(self._handle, blob))
+                if any(texts := read_output(blob.decode(errors="replace"))):
+                    return Output(*texts, (number + 1, 0))
+            return Output("", "", (len(found), 0))
+        except OSError as error:
+            raise_if_lost(error)
+            self._check_known(job_id)
+            return Output("", "", start)
+
+    def _check_known(self, job_id: JobId) -> None:
+        """Raise OutputUnavailable for an unknown job; one that is known has not started, or never did."""
         from flux.job import job_info_lookup
 
-        def look_up(key: str) -> str | None:
-            try:
-                return str(job_info_lookup(self._handle, job_id, keys=[key]).get()[key])
-            except OSError as error:
-                raise_if_lost(error)
-                return None
-
-        if self._spool and (kept := read_spool(self._spool, job_id)):
-            return kept
-        log = look_up("guest.output")
-        if log is not None:
-            return read_output(log)
-        if look_up("eventlog") is None:
+        try:
+            job_info_lookup(self._handle, job_id, keys=["eventlog"]).get()
+        except OSError as error:
+            raise_if_lost(error)
             raise OutputUnavailable(
                 f"the instance has no job {job_id} any more, nor its output: Flux forgets old jobs "
                 "(inactive-num-limit, inactive-age-limit). Read the output soon after the job's end, "
                 "or name a file for it"
-            )
-        return "", ""  # the job has not started, or never did
+            ) from error
 
     def capacity(self) -> Capacity:
         try:

@@ -81,16 +81,9 @@ def explain(text: str) -> str:
     return _FAILED_INPUT.sub(words, text)
 
 
-def read_spool(spool: str, job_id: JobId) -> tuple[str, str] | None:
-    """Return the output of a job in the spool; None if the job has no file there."""
-    texts: list[str | None] = []
-    for suffix in ("out", "err"):
-        try:
-            with open(f"{spool}/{job_id}.{suffix}", "rb") as file:
-                texts.append(file.read().decode(errors="replace"))
-        except FileNotFoundError:
-            texts.append(None)
-    return None if texts == [None, None] else (texts[0] or "", texts[1] or "")
+def spool_paths(spool: str, job_id: JobId) -> tuple[str, str]:
+    """Return the paths of the output and error of a job in the spool."""
+    return f"{spool}/{job_id}.out", f"{spool}/{job_id}.err"
 
 
 def _input(given: Any, cwd: str) -> dict[str, Any]:

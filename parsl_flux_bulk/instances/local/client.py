@@ -27,7 +27,6 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from parsl_flux_bulk.errors import InstanceLost, JobspecError, OutputUnavailable
@@ -42,7 +41,9 @@ from parsl_flux_bulk.instances.base import (
     JobRequest,
     JobResult,
     JobStatus,
+    Output,
     PeerId,
+    Position,
     Refusal,
 )
 from parsl_flux_bulk.instances.framed_socket import LONGEST_WAIT, FramedSocket
@@ -50,6 +51,7 @@ from parsl_flux_bulk.instances.local.jobspec import PlanWriter, Unsatisfiable
 from parsl_flux_bulk.instances.local.kept_output import spool_paths
 from parsl_flux_bulk.instances.local.machine import Machine, gpu_names
 from parsl_flux_bulk.instances.local.server_process import ServerProcess
+from parsl_flux_bulk.instances.output_parts import read_files
 from parsl_flux_bulk.instances.socket_channel import SocketChannel
 from parsl_flux_bulk.protocol.framing import frame
 from parsl_flux_bulk.protocol.wakeup import Wakeup
@@ -198,18 +200,18 @@ class LocalConnection:
         """Cancel jobs: SIGTERM to their processes, then SIGKILL after 5 s."""
         self._send({"op": "cancel", "ids": list(job_ids), "reason": reason})
 
-    def output(self, job_id: JobId) -> tuple[str, str]:
-        """Return what the instance kept of a job's output.
+    def output(self, job_id: JobId, start: Position) -> Output:
+        """Return the next part of what the instance kept of a job's output.
 
         Kept until `close`: the output of the last 100,000 jobs that wrote any, 1 GiB at most.
         """
         self._server.check()
-        out, err = (_read_text(path) for path in spool_paths(self._server.directory, job_id))
-        if not out and not err:
+        part = read_files(spool_paths(self._server.directory, job_id), start)
+        if part is None:
             self._send({"op": "output", "id": job_id})
             if missing := self._receive()["missing"]:
                 raise OutputUnavailable(missing)
-        return out, err
+        return part or Output("", "", start)
 
     def jobs_with_output(self) -> int:
         """Return of how many jobs output is kept."""
@@ -348,10 +350,3 @@ def _result(fields: dict[str, Any] | None, t_start: float | None, t_end: float |
     if fields is None:
         return JobResult(JobStatus.COMPLETED, exit_code=0, t_start=t_start, t_end=t_end)
     return JobResult(**{**fields, "status": JobStatus(fields["status"])}, t_start=t_start, t_end=t_end)
-
-
-def _read_text(path: str) -> str:
-    try:
-        return Path(path).read_text(errors="replace")
-    except OSError:
-        return ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import helpers
@@ -125,6 +126,49 @@ def test_watch_shows_lines_while_the_job_runs(where: Where) -> None:
         out, err = process.communicate(timeout=BOUND)
     assert (process.returncode, err) == (0, "")
     assert out.startswith("three\nfour\nbulksubmit: First job finished")
+
+
+@pytest.mark.flux
+def test_watch_shows_what_the_instance_keeps_of_too_much(flux_uri: str) -> None:
+    shell = "for i in $(seq 1000); do echo $i; done"
+    run = bulksubmit("--uri", flux_uri, "-o", "output.limit=1K", "--watch", "--", "sh", "-c", shell)
+    assert run.returncode == 0
+    shown = [line for line in run.stdout.splitlines() if line.isdecimal()]
+    assert shown == [str(number) for number in range(1, len(shown) + 1)] and 0 < len(shown) < 1000
+    assert "the job wrote more than the instance keeps (stdout: " in run.stderr
+
+
+def peak_memory(*arguments: str) -> tuple[int, int]:
+    """Run `bulksubmit`; return the bytes that it printed, and its largest resident size."""
+    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        printed = 0
+        while chunk := process.stdout.read(1 << 16):
+            printed += len(chunk)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return printed, used.ru_maxrss << 10
+
+
+@pytest.mark.parametrize(
+    ("kind", "megabytes"),
+    [
+        ("local", 60),
+        pytest.param("packed", 60, marks=pytest.mark.flux),
+        pytest.param("flux", 20, marks=pytest.mark.flux),
+    ],
+)
+def test_watch_holds_little_of_what_a_job_prints(
+    request: pytest.FixtureRequest, kind: str, megabytes: int
+) -> None:
+    where = ["--local"] if kind == "local" else ["--uri", request.getfixturevalue("flux_uri")]
+    options = {"local": [], "packed": ["--packed"], "flux": ["-o", "output.limit=1G"]}[kind]
+    job = [sys.executable, "-c", "import sys\nfor n in range(int(sys.argv[1])): print(99 * 'x')"]
+    _, idle = peak_memory(*where, *options, "--watch", "--", *job, "1")
+    printed, busy = peak_memory(*where, *options, "--watch", "--", *job, str(megabytes * 10_000))
+    assert printed > megabytes * 1_000_000
+    assert busy - idle < printed / 2
 
 
 def test_watch_labels_lines_on_a_terminal(where: Where) -> None:

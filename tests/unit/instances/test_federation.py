@@ -10,6 +10,7 @@ from fake_instance import FakeInstance, request
 
 from parsl_flux_bulk.errors import InstanceLost, OutputUnavailable
 from parsl_flux_bulk.instances.base import (
+    START,
     Capacity,
     CapacityChanged,
     EndCause,
@@ -310,7 +311,7 @@ def test_the_same_id_in_two_members_is_two_ids_here(bench):
     ids = bench.submit(request(), request())
     assert len(set(ids)) == 2
     assert {bench.federation.job_name(job_id) for job_id in ids} == {"f1"}
-    assert [bench.connection.output(job_id)[0] for job_id in ids] == ["out of 1"] * 2
+    assert [bench.connection.output(job_id, START).stdout for job_id in ids] == ["out of 1"] * 2
     bench.connection.cancel([ids[0]], "not wanted")
     there, elsewhere = (a, b) if bench.where(ids[0]) == "a" else (b, a)
     assert (there.canceled, elsewhere.canceled) == ([1], [])
@@ -324,7 +325,7 @@ def test_what_is_gone_is_passed_over(bench):
     bench.federation.registry.remove(member, "gone")
     bench.connection.cancel([job_id, 7], "not wanted")
     with pytest.raises(OutputUnavailable, match="is lost with its block"):
-        bench.connection.output(job_id)
+        bench.connection.output(job_id, START)
     assert bench.federation.job_name(job_id) == "1"
     bench.completion.send(message.peer, b"ignored")
     assert instance.sent == []

@@ -10,7 +10,7 @@ import pytest
 from parsl_flux_bulk.errors import OutputUnavailable
 from parsl_flux_bulk.instances.base import JobResult, JobStatus
 from parsl_flux_bulk.instances.flux.results import read_end, read_output, read_result, with_log
-from parsl_flux_bulk.instances.flux.shell_options import OutputFiles, complete, explain, read_spool
+from parsl_flux_bulk.instances.flux.shell_options import OutputFiles, complete, explain, spool_paths
 from parsl_flux_bulk.instances.full_disk import cut_off
 from parsl_flux_bulk.jobspec import Jobspec
 from parsl_flux_bulk.pipeline.exit_status_to_error import describe
@@ -71,9 +71,7 @@ def test_output_without_a_file_is_bounded_or_spooled(tmp_path: Path) -> None:
     assert files.rendered(7, "f7") == OutputFiles(f"{tmp_path}/7.out", f"{tmp_path}/7.err")
     _, files = completed("/tmp", spool=str(tmp_path), output={"stderr": {"type": "file", "path": "e"}})
     assert files.rendered(7, "f7") == OutputFiles(f"{tmp_path}/7.out", "/tmp/e")
-    assert read_spool(str(tmp_path), 7) is None
-    (tmp_path / "7.out").write_text("out")
-    assert read_spool(str(tmp_path), 7) == ("out", "")
+    assert list(spool_paths(str(tmp_path), 7)) == [f"{tmp_path}/7.out", f"{tmp_path}/7.err"]
 
 
 def _ended(status: int, *exceptions: tuple[str, str, int]) -> list[dict[str, object]]:
