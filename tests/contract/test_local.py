@@ -256,6 +256,15 @@ def test_what_hides_from_the_process_group_ends_with_the_job(seam: Seam, tmp_pat
     helpers.wait_until(lambda: len(helpers.own_processes()) - len(helpers.LONG_LIVED) <= 1)
 
 
+def test_what_leaves_a_running_job_and_ends_is_reaped(seam: Seam, tmp_path: Path) -> None:
+    leave = "(setsid sh -c 'echo $$ > pid' &)"
+    (job_id,) = seam.submit(shell(f"{leave}; until test -e gate; do sleep 0.01; done", cwd=tmp_path))
+    left = int(seam.wait_file(tmp_path / "pid"))
+    helpers.wait_until(lambda: not Path(f"/proc/{left}").exists(), what="the end of a zombie")
+    (tmp_path / "gate").touch()
+    assert seam.wait([job_id])[0].ok
+
+
 def test_a_job_has_no_descriptors_but_the_standard_ones(seam: Seam) -> None:
     # The last one is the listed directory's.
     assert output_of(seam, jobspec(["ls", "/proc/self/fd"])) == ["0", "1", "2", "3"]

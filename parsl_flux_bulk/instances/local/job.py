@@ -75,7 +75,7 @@ class LocalJob(Stateful):
     ----------
     state : JobState
     cores, gpus : list of int
-        Those allocated, as indices into the server's lists; empty if the job never started.
+        Those allocated, as indices into the server's lists.
     size : int
         Number of tasks; known once the job has cores.
     tasks : dict
@@ -85,9 +85,9 @@ class LocalJob(Stateful):
     """
 
     __slots__ = (
-        "_environment", "_errors", "_exit_code", "_failure_code", "_labels", "_pmi", "_signal", "_spool",
-        "_started_at", "_supplies", "_written", "cores", "exception", "gpus", "id", "note", "plan", "size",
-        "state", "tasks",
+        "_ended_at", "_environment", "_errors", "_exit_code", "_failure_code", "_labels", "_pmi", "_signal",
+        "_spool", "_started_at", "_supplies", "_written", "cores", "exception", "gpus", "id", "note", "plan",
+        "size", "state", "tasks",
     )  # fmt: skip
 
     def __init__(self, job_id: int, plan: JobPlan, environment: Environment, supplies: Supplies) -> None:
@@ -104,6 +104,7 @@ class LocalJob(Stateful):
         self._supplies = supplies
         self._spool: SpoolFiles | None = None
         self._started_at: float | None = None
+        self._ended_at: float | None = None
         self._pmi: PmiServer | None = None
         self._exit_code = 0
         self._failure_code = 0
@@ -157,8 +158,8 @@ class LocalJob(Stateful):
             for rank in range(self.size):
                 task = values.of_task(rank)
                 stdio = self._open(files, task)
-                # The task inherits the affinity. Set in the child it would cost the fast path (vfork);
-                # set after the start it would come too late.
+                # The task inherits the affinity of this thread. Set in the child it would cost the fast path
+                # (vfork); set after the start it would come too late.
                 pinned = cpus_of_task(plan.affinity, cpus, rank, self.size)
                 os.sched_setaffinity(0, supplies.cpus if pinned is None else pinned)
                 environment = self._variables(task, gpus)
@@ -171,7 +172,6 @@ class LocalJob(Stateful):
                     descriptors = (*stdio, descriptor)
                 self._spawn(task, cwd, environment, descriptors)
         finally:
-            os.sched_setaffinity(0, supplies.cpus)
             os.chdir("/")  # the server keeps no file system busy
             self._errors, self._labels, self._written = files.errors, files.labels, files.written
             files.close()
@@ -250,6 +250,7 @@ class LocalJob(Stateful):
         del self.tasks[pid]
         signum = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         code = 128 + signum if signum else os.WEXITSTATUS(status)
+        self._ended_at = time.time()
         if code > self._exit_code:
             self._exit_code, self._signal = code, signum
         return code
@@ -272,10 +273,11 @@ class LocalJob(Stateful):
             self._pmi.close()
         started, spool = self._started_at, self._spool
         sizes = () if spool is None else spool.sizes()
-        result = self._result(lacking, sizes), started, None if started is None else time.time()
+        ended = self._ended_at or (None if started is None else time.time())
+        result = self._result(lacking, sizes), started, ended
         if spool is not None:
             self._supplies.spool.keep(spool, sizes, reuse=clean)
-        if self.cores:
+        if started is not None:
             self._supplies.scratch.remove(self.id)
         return result
 
@@ -287,7 +289,7 @@ class LocalJob(Stateful):
             if not lacking:
                 return None
             self.exception, self.note = OUTPUT_CUT, lacking
-        started = bool(self.cores)
+        started = self._started_at is not None
         exit_code, signum = (self._failure_code, 0) if self._failure_code else (self._exit_code, self._signal)
         return {
             "status": {"cancel": "canceled", "timeout": "timeout"}.get(self.exception, "failed"),

@@ -9,14 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import signal
+import time
+from collections.abc import Collection, Container
 
 PR_SET_CHILD_SUBREAPER = 36
 SYS_PIDFD_OPEN = 434  # the same on every architecture that Flux runs on
 
 END_BOUND = 10.0
 """Seconds that the server waits at most, at its own end, until all processes are dead."""
+
+LOOK_PERIOD = 2.0
+"""Seconds between two looks for adopted processes while jobs run; there is one after each job, too."""
+
+KILLED_PERIOD = 0.05
+"""Seconds until the look after one that killed some: their children, then adopted, are killed too."""
 
 SWEEPS = 20
 """How often a sweep over all processes is repeated at most."""
@@ -51,18 +60,56 @@ def process_handle(pid: int) -> int:
     return descriptor
 
 
-class Children:
-    """This process's children, also those that ended and are not reaped."""
+class Strays:
+    """The processes of jobs that this process has adopted.
 
-    def __init__(self) -> None:
+    Attributes
+    ----------
+    found : dict
+        Those that ran at the last look: pid -> job, None if that cannot be told.
+    next_look : float
+        When to look again, by the monotonic clock.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.found: dict[int, int | None] = {}
+        self.next_look = math.inf
+        self._directory = directory
         self._pid = os.getpid()
         try:
+            # An orphan becomes a child of the main thread.
             self._file = os.open(f"/proc/{self._pid}/task/{self._pid}/children", os.O_RDONLY | os.O_CLOEXEC)
         except OSError:  # a kernel without CONFIG_PROC_CHILDREN
             self._file = -1
 
-    def pids(self) -> list[int]:
-        """Return their pids."""
+    def expect(self) -> None:
+        """Look before long: a job has started."""
+        self.next_look = min(self.next_look, time.monotonic() + LOOK_PERIOD)
+
+    def look(self, tasks: Container[int], running: Collection[int]) -> None:
+        """Reap those that have ended, and kill those of jobs that have ended.
+
+        Parameters
+        ----------
+        tasks : container
+            Children that are not strays.
+        running : collection
+            Jobs.
+        """
+        found: dict[int, int | None] = {}
+        killed = False
+        for pid in self._children():
+            if pid in tasks or os.waitpid(pid, os.WNOHANG)[0]:
+                continue
+            job_id = found[pid] = self.found[pid] if pid in self.found else job_of(pid, self._directory)
+            if job_id not in running and (job_id is not None or not running):
+                kill(pid, signal.SIGKILL)
+                killed = True
+        self.found = found
+        period = KILLED_PERIOD if killed else LOOK_PERIOD if found or running else math.inf
+        self.next_look = time.monotonic() + period
+
+    def _children(self) -> list[int]:
         if self._file < 0:
             return [pid for pid in _all_processes() if _parent(pid) == self._pid]
         text = b""

@@ -9,20 +9,29 @@
 
 A process of its own, so that nothing forks inside the user's threaded process, and so that all jobs
 end when that process does, however it died: the end of the control socket and a pidfd both tell.
-Single thread, standard library only. Starts as ``python -I -S -c …`` (:mod:`.server_process`), with
-the control socket as stdin.
+Standard library only. Starts as ``python -I -S -c …`` (:mod:`.server_process`), with the control socket as
+stdin.
+
+The main thread serves sockets, signals and timers. Each running job has a thread (:meth:`Server._run_jobs`)
+that starts its tasks, waits for them, and goes on with the next job. Such a thread has the CPUs of its job:
+when the job ends, it runs there at once. One thread for all jobs would run where the scheduler left it, and
+with short jobs on every core, these would be idle for a tenth of the time. The thread that holds the lock
+may use all state, start processes, and change the working directory.
 """
 
 from __future__ import annotations
 
 import heapq
 import json
+import math
 import os
 import select
 import selectors
 import signal
 import socket
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -42,6 +51,12 @@ KILL_GRACE = 5.0
 REPORT_DELAY = 0.01
 """Seconds for which ends of jobs are gathered into one message, while other jobs wait for a core anyway."""
 
+WNOTHREAD = 0x20000000
+"""Wait for children of this thread only; waitpid(2). Python's `os` lacks it."""
+
+STACK_SIZE = 1 << 19
+"""Bytes of a thread's stack; there may be a thread a core."""
+
 CONTROL_SIZE = 1 << 16
 """Bytes of a control message at most; the first one, the configuration, is the largest."""
 
@@ -58,8 +73,8 @@ class Server:
         self._allocator = Allocator(len(self._cpus), len(self._gpus or ()))
         self._queue = JobQueue()
         self._running: dict[int, LocalJob] = {}
-        self._jobs_of: dict[int, LocalJob] = {}  # a task's pid -> its job
-        self._strays: dict[int, int | None] = {}  # an adopted process -> its job, if it can be told
+        self._tasks: set[int] = set()  # the pids of all jobs' tasks
+        self._allotted: deque[LocalJob] = deque()  # these have cores, and are about to start
         self._first_id: int = configuration["first_id"]
         self._last_id = self._first_id - 1
         self._timers: list[tuple[float, int, int, Callable[[], None]]] = []  # when, serial, job, what
@@ -67,9 +82,13 @@ class Server:
         self._watchers: dict[int, list[Client]] = {}
         self._results = KeptResults()
         self._supplies = Supplies(self._directory)
-        self._children = processes.Children()
-        self._clean = True
+        self._strays = processes.Strays(self._directory)
         self._closing = False
+        self._failure: BaseException | None = None
+        self._lock = threading.Lock()
+        self._startable = threading.Condition(self._lock)
+        self._threads = 0
+        self._sleeps_until = 0.0
         self.selector = selectors.DefaultSelector()
         self.reporting: set[Client] = set()
         self._report_at: float | None = None
@@ -83,7 +102,7 @@ class Server:
     def _listen(self, owner: int) -> None:
         self._wakeup = Wakeup()
         self._wakeup.wake_on_signals()
-        for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGHUP):
             # Handlers, and not SIG_IGN, which the jobs would inherit. The user's process decides on Ctrl-C.
             signal.signal(number, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: self._close())
@@ -100,13 +119,22 @@ class Server:
 
     def run(self) -> None:
         """Serve until the owner closes or ends."""
+        registered = self.selector.get_map()
         while not self._closing:
-            for key, _ in self.selector.select(self._until_next_timer()):
-                key.data()
-            self._run_timers()
-            self._reap()
-            self._start_jobs()
-            self._send_reports()
+            with self._lock:
+                due = self._sleeps_until = self._next_due()
+            ready = self.selector.select(min(max(0.0, due - time.monotonic()), LONGEST_WAIT))
+            with self._lock:
+                for key, _ in ready:
+                    if registered.get(key.fd) is key:  # not closed by another thread, nor by an action before
+                        key.data()
+                self._run_timers()
+                if time.monotonic() >= self._strays.next_look:
+                    self._strays.look(self._tasks, self._running)
+                self._startable.notify(self._allot())
+                self._send_reports()
+        if self._failure is not None:
+            raise self._failure
 
     def _send_reports(self) -> None:
         """Send the ends of jobs: at once if the queue is empty, since somebody may wait for them to go on."""
@@ -149,7 +177,7 @@ class Server:
             waiting = self._queue.remove(job_id)
             if waiting is not None:
                 waiting.fail("cancel", reason)
-                self._ended(waiting)
+                self._finish(waiting, clean=True)
             elif job_id in self._running:
                 self._end_early(self._running[job_id], "cancel", reason, signal.SIGTERM)
 
@@ -187,24 +215,77 @@ class Server:
 
     # -- jobs ----------------------------------------------------------------------------------------
 
-    def _start_jobs(self) -> None:
-        while (job := self._queue.next(self._allocator)) is not None:
+    def _allot(self) -> int:
+        """Give free cores to the next jobs, and make threads for them; return the number of these jobs."""
+        before = len(self._allotted)
+        while not self._closing and (job := self._queue.next(self._allocator)) is not None:
             self._running[job.id] = job
-            gpus = None if self._gpus is None else [self._gpus[gpu] for gpu in job.gpus]
+            self._allotted.append(job)
+        while self._threads < len(self._running):
+            threading.Thread(target=self._run_jobs, daemon=True).start()
+            self._threads += 1
+        return len(self._allotted) - before
+
+    def _run_jobs(self) -> None:
+        """Run jobs one after the other, in a thread."""
+        try:
+            with self._lock:
+                ended: LocalJob | None = None
+                while not self._closing:
+                    job = self._allotted.popleft() if self._allotted else None
+                    if job is not None:
+                        self._start(job)
+                    # Not before: until then a core is idle.
+                    if ended is not None:
+                        self._strays.look(self._tasks, self._running)
+                        self._finish(ended, clean=not self._strays.found)
+                    self._send_reports()
+                    if self._next_due() < self._sleeps_until:
+                        self._wakeup.wake()
+                    if job is None:
+                        self._startable.wait()
+                    else:
+                        self._wait_for(job)
+                        self._startable.notify(max(0, self._allot() - 1))  # one is for this thread
+                    ended = job
+        except BaseException as error:
+            self._failure = error
+            self._close()
+            self._wakeup.wake()
+
+    def _wait_for(self, job: LocalJob) -> None:
+        """Wait for all tasks of a job that this thread started; then free its cores."""
+        while job.tasks:
+            self._lock.release()
             try:
-                cpus = [self._cpus[core] for core in job.cores]
-                job.start(cpus, gpus, self.selector, partial(self._abort, job))
-            except StartFailed as failure:
-                job.fail("exec", str(failure), failure.exit_code)
-            except Exception as error:  # one strange job must not end all the others
-                job.fail("exec", f"cannot start: {type(error).__name__}: {error}", 1)
-            self._jobs_of.update(dict.fromkeys(job.tasks, job))
-            if job.state is JobState.STOPPING:
-                job.kill(signal.SIGKILL)
-            elif job.plan.duration:
-                self._limit(job)
-            if not job.tasks:
-                self._ended(job)
+                os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | WNOTHREAD)
+            finally:
+                self._lock.acquire()
+            while job.tasks and (pid := _ended_child()) is not None:
+                self._tasks.remove(pid)
+                # Before the task is reaped: until then no other process group can have this pid.
+                processes.kill_group(pid, signal.SIGKILL)
+                self._task_ended(job, pid, os.waitpid(pid, 0)[1])
+        del self._running[job.id]
+        self._allocator.free(job)
+
+    def _start(self, job: LocalJob) -> None:
+        if job.state is JobState.STOPPING:  # canceled since it got its cores
+            return
+        self._strays.expect()
+        gpus = None if self._gpus is None else [self._gpus[gpu] for gpu in job.gpus]
+        try:
+            cpus = [self._cpus[core] for core in job.cores]
+            job.start(cpus, gpus, self.selector, partial(self._abort, job))
+        except StartFailed as failure:
+            job.fail("exec", str(failure), failure.exit_code)
+        except Exception as error:  # one strange job must not end all the others
+            job.fail("exec", f"cannot start: {type(error).__name__}: {error}", 1)
+        self._tasks.update(job.tasks)
+        if job.state is JobState.STOPPING:
+            job.kill(signal.SIGKILL)
+        elif job.plan.duration:
+            self._limit(job)
 
     def _limit(self, job: LocalJob) -> None:
         duration = job.plan.duration
@@ -227,8 +308,8 @@ class Server:
         rank, first = job.tasks[pid], len(job.tasks) == job.size
         code = job.task_ended(pid, status)
         if not job.tasks:
-            self._ended(job)
-        elif first and code and job.plan.exit_on_error:
+            return
+        if first and code and job.plan.exit_on_error:
             note = f"task {rank} ended with {code}, and exit-on-error is set"
             self._end_early(job, "exec", note, signal.SIGTERM, code)
         elif first and job.plan.exit_timeout is not None:
@@ -236,11 +317,9 @@ class Server:
             note = f"task {rank} ended first, and others still ran {left:g} s later (exit-timeout)"
             self._after(left, job, lambda: self._end_early(job, "exec", note, signal.SIGTERM))
 
-    def _ended(self, job: LocalJob) -> None:
-        result = job.finish(clean=self._clean)
-        if self._running.pop(job.id, None) is not None:
-            self._allocator.free(job)
-        self._results.add(job.id, result)
+    def _finish(self, job: LocalJob, *, clean: bool) -> None:
+        """Clean up after a job without tasks, and report its end; see :meth:`.LocalJob.finish`."""
+        self._results.add(job.id, job.finish(clean=clean))
         for client in self._watchers.pop(job.id, []):
             self._report(client, job.id, self._results.take(job.id))
 
@@ -250,13 +329,12 @@ class Server:
         self._serial += 1
         heapq.heappush(self._timers, (time.monotonic() + seconds, self._serial, job.id, action))
 
-    def _until_next_timer(self) -> float | None:
+    def _next_due(self) -> float:
+        """Return when there is something to do, even if nothing happens; infinite if there is nothing."""
         while self._timers and self._timers[0][2] not in self._running:
             heapq.heappop(self._timers)
-        due = [self._timers[0][0]] if self._timers else []
-        if self._report_at is not None:
-            due.append(self._report_at)
-        return min(max(0.0, min(due) - time.monotonic()), LONGEST_WAIT) if due else None
+        due = min(self._strays.next_look, math.inf if self._report_at is None else self._report_at)
+        return min(due, self._timers[0][0]) if self._timers else due
 
     def _run_timers(self) -> None:
         while self._timers and self._timers[0][0] <= time.monotonic():
@@ -266,48 +344,21 @@ class Server:
 
     # -- processes -----------------------------------------------------------------------------------
 
-    def _reap(self) -> None:
-        ended: list[tuple[LocalJob, int, int]] = []
-        reaped = False
-        while (pid := _ended_child()) is not None:
-            reaped = True
-            job = self._jobs_of.pop(pid, None)
-            if job is not None:
-                # Before the task is reaped: until then no other process group can have this pid.
-                processes.kill_group(pid, signal.SIGKILL)
-            status = os.waitpid(pid, 0)[1]
-            self._strays.pop(pid, None)
-            if job is not None:
-                ended.append((job, pid, status))
-        if not reaped:
-            return
-        adopted = [pid for pid in self._children.pids() if pid not in self._jobs_of]
-        self._clean = not adopted
-        for job, pid, status in ended:
-            self._task_ended(job, pid, status)
-        self._kill_strays(adopted)
-
-    def _kill_strays(self, adopted: list[int]) -> None:
-        """Kill adopted processes of jobs that have ended."""
-        for pid in adopted:
-            if pid not in self._strays:
-                self._strays[pid] = processes.job_of(pid, self._directory)
-            job_id = self._strays[pid]
-            if job_id not in self._running and (job_id is not None or not self._running):
-                processes.kill(pid, signal.SIGKILL)
-
     def end(self) -> None:
         """Kill all processes of all jobs and remove the private directory; bounded in time."""
-        for job in self._running.values():
-            job.kill(signal.SIGKILL)
+        self._closing = True
         deadline = time.monotonic() + processes.END_BOUND
-        while (left := self._children.pids()) and time.monotonic() < deadline:
-            for pid in left:
-                processes.kill(pid, signal.SIGKILL)
-            select.select([self._wakeup], [], [], 0.2)  # until SIGCHLD
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # the wait below ends when a process ends
+        while time.monotonic() < deadline:
+            with self._lock:
+                for job in self._running.values():
+                    job.kill(signal.SIGKILL)
+                self._startable.notify_all()
+                self._strays.look(self._tasks, ())
+                if not self._tasks and not self._strays.found:
+                    break
+            select.select([self._wakeup], [], [], 0.2)
             self._wakeup.clear()
-            while (ended := _ended_child()) is not None:
-                os.waitpid(ended, 0)
         import shutil
 
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -357,9 +408,9 @@ class Client:
 
 
 def _ended_child() -> int | None:
-    """Return the pid of a child that has ended; does not reap it."""
+    """Return the pid of a child of this thread that has ended; does not reap it."""
     try:
-        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT | WNOTHREAD)
     except ChildProcessError:
         return None
     return None if found is None else found.si_pid
@@ -372,6 +423,7 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     os.chdir("/")
     processes.become_subreaper()
+    threading.stack_size(STACK_SIZE)
     configuration = json.loads(control.recv(CONTROL_SIZE))
     server = Server(control, configuration)
     control.send(f"ready {server.pinned_cores}".encode())
