@@ -45,7 +45,8 @@ class Submitter(Generic[JobT]):
     lost : callable
         Called once in the thread, last, if the instance is lost.
     max_active_jobs : int or None
-        Bound on the jobs inside the instance; None means four times its cores, at least MIN_ACTIVE_JOBS.
+        Bound on the jobs inside the instance; None means four times its cores, at least MIN_ACTIVE_JOBS,
+        and as many as the connection submits together.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Submitter(Generic[JobT]):
         self._waiting: deque[tuple[JobT, JobRequest]] = deque()
         self._cancellations: deque[tuple[JobT, str]] = deque()
         self._active = 0
+        self._together = 1
         self._closed = False
 
     # -- any thread ---------------------------------------------------------------------------
@@ -141,6 +143,7 @@ class Submitter(Generic[JobT]):
             self._lost(InstanceLost(f"the submission thread failed: {error!r}"))
 
     def _next(self, connection: Connection) -> bool:
+        self._together = connection.in_flight
         batch, cancellations, closed = self._take()
         while batch:
             together = connection.in_flight
@@ -156,7 +159,7 @@ class Submitter(Generic[JobT]):
             while not (self._closed or self._cancellations or self._worth_a_batch()):
                 self._changed.wait()
             batch: list[tuple[JobT, JobRequest]] = []
-            room = min(self.max_active_jobs - self._active, BATCH_LIMIT)
+            room = min(self._bound() - self._active, BATCH_LIMIT)
             while self._waiting and len(batch) < room:
                 job, request = self._waiting.popleft()
                 if not job.dropped:
@@ -172,8 +175,13 @@ class Submitter(Generic[JobT]):
         Every batch costs the instance one commit. As long as the instance does not run dry, it is cheaper for
         it to have a few jobs less than to get them one by one.
         """
-        room = self.max_active_jobs - self._active
-        return bool(self._waiting) and room >= min(len(self._waiting), self.max_active_jobs / 2)
+        bound = self._bound()
+        room = bound - self._active
+        return bool(self._waiting) and room >= min(len(self._waiting), bound / 2)
+
+    def _bound(self) -> int:
+        """Return how many jobs may be inside the instance. A large batch costs the embedded one least."""
+        return self.max_active_jobs if self._fixed else max(self.max_active_jobs, self._together)
 
     def _submit(self, connection: Connection, batch: list[tuple[JobT, JobRequest]]) -> None:
         submitted_at = time.time()  # jobs may end before the answer is read
