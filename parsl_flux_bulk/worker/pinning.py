@@ -18,7 +18,7 @@ _GPU_LISTS = (
     "ZE_AFFINITY_MASK",
 )
 _RENUMBERED_BY_ROCR = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL")
-_SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
 
 
 class Binding:
@@ -84,7 +84,7 @@ def bindings(environ: Mapping[str, str], cores: Sequence[tuple[int, ...]] | None
     return found
 
 
-def physical_cores(cpus: Collection[int] | None = None, siblings: str = _SIBLINGS) -> list[tuple[int, ...]]:
+def physical_cores(cpus: Collection[int] | None = None, siblings: str = SIBLINGS) -> list[tuple[int, ...]]:
     """Return the logical CPUs that this process may use, those of one physical core together.
 
     Parameters

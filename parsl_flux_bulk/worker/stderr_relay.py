@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from parsl_flux_bulk.worker.event_loop import EventLoop
 
+_STDERR = 2
 _TAIL_BYTES = 8192
 _READ_SIZE = 1 << 16
 _READS_AT_END = 4  # more than a pipe holds; a process that has left the group may go on writing
@@ -23,25 +24,22 @@ _WRITE_SIZE = 4096  # PIPE_BUF: a write of this size to a writable pipe does not
 
 
 class StderrRelay:
-    """Relays several pipes, each identified by a key, to one file descriptor.
+    """Relays several pipes, each identified by a key, to standard error.
 
     Parameters
     ----------
     loop
-        Watches the pipes, and the target while it accepts nothing.
-    target
-        File descriptor to write to.
+        Watches the pipes, and standard error while that accepts nothing.
     """
 
-    def __init__(self, loop: EventLoop, target: int = 2) -> None:
+    def __init__(self, loop: EventLoop) -> None:
         self._loop = loop
-        self._target = target
         self._pipes: dict[int, int] = {}
         self._tails: dict[int, bytes] = {}
         self._backlog = b""
         self._paused = False
-        self._target_poll = select.poll()
-        self._target_poll.register(target, select.POLLOUT)
+        self._stderr_poll = select.poll()
+        self._stderr_poll.register(_STDERR, select.POLLOUT)
 
     def attach(self, key: int, pipe: int) -> None:
         """Relay a pipe from now on."""
@@ -59,15 +57,15 @@ class StderrRelay:
         return last_lines(self._tails.pop(key).decode(errors="replace"))
 
     def write(self, line: str) -> None:
-        """Write a line of the manager's own; drop it while the target accepts nothing."""
+        """Write a line of the manager's own; drop it while standard error accepts nothing."""
         if not self._paused:
             self._backlog += line.encode(errors="replace") + b"\n"
             self._write()
 
     def _write(self) -> None:
-        while self._backlog and self._target_poll.poll(0):
+        while self._backlog and self._stderr_poll.poll(0):
             try:
-                self._backlog = self._backlog[os.write(self._target, self._backlog[:_WRITE_SIZE]) :]
+                self._backlog = self._backlog[os.write(_STDERR, self._backlog[:_WRITE_SIZE]) :]
             except BlockingIOError:
                 break
             except OSError:
@@ -102,9 +100,9 @@ class StderrRelay:
             return
         self._paused = pause
         if pause:
-            self._loop.watch(self._target, self._write, writable=True)
+            self._loop.watch(_STDERR, self._write, writable=True)
         else:
-            self._loop.unwatch(self._target)
+            self._loop.unwatch(_STDERR)
         for key, pipe in self._pipes.items():
             if pause:
                 self._loop.unwatch(pipe)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 from parsl_flux_bulk.instances.flux import cancel_marked_jobs
-from parsl_flux_bulk.instances.flux.lifeline import Lifeline
+from parsl_flux_bulk.instances.flux.lifeline import Guard
 
 
-class CancelGuard:
+class CancelGuard(Guard):
     """A shell that runs :mod:`.cancel_marked_jobs` in a new interpreter when this process ends.
 
     Parameters
@@ -28,13 +27,4 @@ class CancelGuard:
             f"import sys; sys.path.append({root!r}); "
             f"from {cancel_marked_jobs.__name__} import cancel_jobs_of; cancel_jobs_of({uri!r}, {mark!r})"
         )
-        self._lifeline = Lifeline(
-            ["sh", "-c", 'read -r _ && exit; exec "$@"', "sh", sys.executable, "-c", program],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-    def dismiss(self) -> None:
-        """End the guard without canceling anything."""
-        self._lifeline.close(b"done\n")
-        self._lifeline.process.wait()
+        super().__init__('read -r _ && exit; exec "$@"', sys.executable, "-c", program)

@@ -7,18 +7,17 @@ from __future__ import annotations
 
 import gc
 import os
-import threading
 import uuid
-from concurrent.futures import Future, wait
 from typing import Any
 
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
-from parsl_flux_bulk.instances.base import Capacity, JobId
+from parsl_flux_bulk.instances.base import JobId
 from parsl_flux_bulk.instances.flux.cancel_jobs_when_killed import CancelGuard
 from parsl_flux_bulk.instances.flux.completion import FluxCompletion
 from parsl_flux_bulk.instances.flux.connection import FluxConnection
-from parsl_flux_bulk.instances.flux.handle import LOST_HINT, capacity_of, import_bindings, open_handle
+from parsl_flux_bulk.instances.flux.handle import LOST_HINT, import_bindings, open_handle
 from parsl_flux_bulk.instances.flux.own_broker import Broker
+from parsl_flux_bulk.instances.flux.probe import Probe, ask
 from parsl_flux_bulk.instances.flux.shell_options import OutputFiles
 
 ANSWER_TIMEOUT = 60.0
@@ -71,34 +70,39 @@ class FluxInstance:
         if self.owned and self._broker is None:
             self._broker = Broker()
             self.uri = self._broker.uri
-        version, uri, capacity = self._reach()
+        about = self._reach()
+        capacity = about.capacity
+        started = " (started for this run)" if self.owned else ""
         self.description = (
-            f"Flux {version} at {self.uri or uri}{' (started for this run)' if self.owned else ''}: "
+            f"Flux {about.version} at {self.uri or about.uri}{started}: "
             f"{capacity.nodes} node(s), {capacity.cores} core(s), {capacity.gpus} GPU(s)"
         )
         if not self.owned and self._guard is None:
             self._mark = uuid.uuid4().hex
             self._guard = CancelGuard(self.uri, self._mark)
 
-    def _reach(self) -> tuple[str, str, Capacity]:
-        """Return the instance's version, URI and resources, if it answers in time."""
+    def _reach(self) -> Probe:
+        """Return what the instance says, if it answers in time and this user owns it."""
         where = self.uri or os.environ.get("FLUX_URI") or "the enclosing instance (FLUX_URI is not set)"
-        # In a thread of its own: the bindings wait without limit for a broker that is frozen.
-        answer: Future[tuple[str, str, Capacity]] = Future()
-        thread = threading.Thread(target=_ask, args=(self.uri, answer), name="flux-bulk-attach", daemon=True)
-        thread.start()
-        if not wait([answer], ANSWER_TIMEOUT).done:
-            raise InstanceUnavailable(
-                f"Flux at {where} did not answer within {ANSWER_TIMEOUT:g} s: its broker is stopped or hung. "
-                f"`FLUX_URI={where} flux uptime` tells whether it answers again."
-            )
         try:
-            return answer.result()
+            answer = ask(self.uri, ANSWER_TIMEOUT)
         except OSError as error:
             raise InstanceUnavailable(
                 f"cannot attach to Flux at {where}: {error.strerror or error}. Give the URI that "
                 "`flux uri` or `echo $FLUX_URI` prints inside the instance, or run inside `flux alloc`."
             ) from error
+        if answer is None:
+            raise InstanceUnavailable(
+                f"Flux at {where} did not answer within {ANSWER_TIMEOUT:g} s: its broker is stopped or hung. "
+                f"`FLUX_URI={where} flux uptime` tells whether it answers again."
+            )
+        if answer.owner != os.getuid():
+            raise InstanceUnavailable(
+                f"this Flux instance belongs to user id {answer.owner}, and guests (you are {os.getuid()}) "
+                "may not submit waitable jobs. Get an instance of your own: run under `flux alloc` or "
+                "`flux batch`."
+            )
+        return answer
 
     def connect(self, *, guarded: bool = True) -> FluxConnection:
         """Open a connection; with `guarded` False, its jobs end by themselves if this process is killed."""
@@ -132,23 +136,3 @@ class FluxInstance:
         # The bindings' handles, watchers and futures refer to each other. Only the collector closes their
         # descriptors, some seven a handle, and it may not run for long in a script that does little else.
         gc.collect()
-
-
-def _ask(uri: str | None, answer: Future[tuple[str, str, Capacity]]) -> None:
-    try:
-        handle = open_handle(uri)
-        _refuse_guest(handle)
-        about = handle.attr_get("version"), handle.attr_get("local-uri"), capacity_of(handle)
-    except BaseException as error:
-        answer.set_exception(error)
-    else:
-        answer.set_result(about)
-
-
-def _refuse_guest(handle: Any) -> None:
-    owner = int(handle.attr_get("security.owner"))
-    if owner != os.getuid():
-        raise InstanceUnavailable(
-            f"this Flux instance belongs to user id {owner}, and guests (you are {os.getuid()}) may not "
-            "submit waitable jobs. Get an instance of your own: run under `flux alloc` or `flux batch`."
-        )

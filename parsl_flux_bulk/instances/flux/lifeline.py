@@ -36,3 +36,24 @@ class Lifeline:
             with contextlib.suppress(BrokenPipeError):
                 pipe.write(last)
             pipe.close()
+
+
+class Guard:
+    """A shell that waits for the end of this process and then acts, unless it was dismissed.
+
+    Parameters
+    ----------
+    script : str
+        Begins with ``read -r _ && exit``, or has that line.
+    arguments : str
+        Of the script.
+    """
+
+    def __init__(self, script: str, *arguments: str) -> None:
+        command = ["sh", "-c", script, "sh", *arguments]
+        self._lifeline = Lifeline(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def dismiss(self) -> None:
+        """End the guard without acting."""
+        self._lifeline.close(b"done\n")
+        self._lifeline.process.wait()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import time
 
-from parsl_flux_bulk.instances.flux.lifeline import Lifeline
+from parsl_flux_bulk.instances.flux.lifeline import Guard
 
 _WATCH = """
 runs() {
@@ -32,7 +31,7 @@ A leader that is a zombie has ended: where the first process of a container reap
 """
 
 
-class SessionGuard:
+class SessionGuard(Guard):
     """Kills a session that outlives this process, also if this process is killed.
 
     Parameters
@@ -44,16 +43,7 @@ class SessionGuard:
     """
 
     def __init__(self, session: int, grace: float) -> None:
-        self._lifeline = Lifeline(
-            ["sh", "-c", _WATCH, "sh", str(session), str(int(grace))],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-    def dismiss(self) -> None:
-        """End the guard."""
-        self._lifeline.close(b"done\n")
-        self._lifeline.process.wait()
+        super().__init__(_WATCH, str(session), str(int(grace)))
 
 
 def kill_session(leader: int, bound: float = 5.0) -> None:

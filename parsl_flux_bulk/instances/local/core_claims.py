@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 
-_SIBLINGS = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+from parsl_flux_bulk.worker.pinning import SIBLINGS
 
 
 class CoreClaims:
@@ -25,7 +25,7 @@ class CoreClaims:
         Path of the file that lists all CPUs of the core of CPU ``{}``.
     """
 
-    def __init__(self, path: str, siblings: str = _SIBLINGS) -> None:
+    def __init__(self, path: str, siblings: str = SIBLINGS) -> None:
         self._siblings = siblings
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC

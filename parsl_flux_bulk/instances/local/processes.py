@@ -15,7 +15,6 @@ import signal
 import time
 from collections.abc import Collection, Container
 
-PR_SET_CHILD_SUBREAPER = 36
 SYS_PIDFD_OPEN = 434  # the same on every architecture that Flux runs on
 
 END_BOUND = 10.0
@@ -36,11 +35,6 @@ _VARIABLE = b"FLUX_JOB_TMPDIR="
 def job_tmpdir(directory: str, job_id: int) -> str:
     """Return a job's scratch directory, below the instance's private one."""
     return f"{directory}/job-{job_id}"
-
-
-def become_subreaper() -> None:
-    """Let orphans among the descendants of this process become its children."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def process_handle(pid: int) -> int:

@@ -44,6 +44,7 @@ from parsl_flux_bulk.instances.local.job import JobState, LocalJob, StartFailed,
 from parsl_flux_bulk.instances.local.job_plan import Environment, JobPlan, PlanReader
 from parsl_flux_bulk.instances.local.kept_output import KeptResults, Result
 from parsl_flux_bulk.protocol.wakeup import Wakeup
+from parsl_flux_bulk.worker import lifeline
 
 KILL_GRACE = 5.0
 """Seconds between the first signal to a job that must end and SIGKILL."""
@@ -422,7 +423,7 @@ def main() -> None:
     control = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
     os.chdir("/")
-    processes.become_subreaper()
+    lifeline.adopt_orphans()
     threading.stack_size(STACK_SIZE)
     configuration = json.loads(control.recv(CONTROL_SIZE))
     server = Server(control, configuration)

@@ -144,7 +144,7 @@ def test_an_instance_that_answers(
 ) -> None:
     command(bin, "flux", "commands: 0.88.0")
     monkeypatch.setenv("FLUX_URI", "local:///run/flux/local")
-    monkeypatch.setattr(machine, "probe", lambda uri: Probe("0.88.0", owner, capacity))
+    monkeypatch.setattr(machine, "probe", lambda uri: Probe("0.88.0", owner, uri, capacity))
     monkeypatch.setattr(machine, "gpus_of_this_machine", lambda: gpus)
     assert tuple(found.status.value for found in machine.instance()) == expected
 
