@@ -20,7 +20,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,9 +45,6 @@ from parsl_flux_bulk.protocol import instance_uri
 NODE_INIT_TIMEOUT = 300.0
 """Seconds that the command for each node may take."""
 
-END_TIMEOUT = 20.0
-"""Seconds after which the program exits although its threads have not ended."""
-
 STARTED = time.time()
 
 
@@ -69,8 +65,6 @@ class Settings:
         ``SLURM_JOB_END_TIME`` counts without it. The expiration that Flux knows counts in any case.
     unreachable_timeout : float
         Seconds after which a block that cannot reach the executor ends.
-    heartbeat : float
-        Seconds between two heartbeats.
     node_init : str
         Shell command to run once on each node before the block joins; "" for none.
     """
@@ -81,7 +75,6 @@ class Settings:
     block_id: str = "0"
     walltime: float | None = None
     unreachable_timeout: float = 90.0
-    heartbeat: float = 15.0
     node_init: str = ""
 
     @classmethod
@@ -181,16 +174,11 @@ def serve(settings: Settings, environ: Mapping[str, str]) -> BlockEnd:
             settings.port,
             settings.certificates,
             hello,
-            heartbeat=settings.heartbeat,
             timeout=settings.unreachable_timeout,
         )
         relay = BlockRelay(instance, SocketTransport(joined))
         stop.append(relay.end)
-        end = relay.run()
-        watchdog = threading.Timer(END_TIMEOUT, os._exit, (1,))
-        watchdog.daemon = True
-        watchdog.start()
-        relay.close(end)
+        end = relay.serve()
         context.destroy()
         return end
     finally:

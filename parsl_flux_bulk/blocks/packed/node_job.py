@@ -10,7 +10,6 @@ import os
 import select
 import signal
 import sys
-import threading
 from collections import deque
 from typing import cast
 
@@ -33,9 +32,6 @@ from parsl_flux_bulk.worker.channel import Channel, ChannelLost
 
 IDS_OF_A_NODE = 10**8
 """The jobs of each node job have ids in a range of their own, because jobs may name files by their ids."""
-
-END_TIMEOUT = 20.0
-"""Seconds after which the program exits although its threads have not ended."""
 
 
 class ChannelTransport:
@@ -111,11 +107,7 @@ def main() -> int:
         instance.start()
         relay = BlockRelay(instance, ChannelTransport(channel), {"kept": _jobs_with_output})
         signal.signal(signal.SIGTERM, lambda *_: relay.end("it got SIGTERM", 1))
-        end = relay.run()
-        watchdog = threading.Timer(END_TIMEOUT, os._exit, (1,))
-        watchdog.daemon = True
-        watchdog.start()
-        relay.close(end)
+        end = relay.serve()
     except (InstanceError, ChannelLost) as error:
         print(f"node job: {error}", file=sys.stderr)
         return 1

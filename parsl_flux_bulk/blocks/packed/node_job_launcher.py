@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection
 from typing import cast
 
@@ -33,6 +32,7 @@ from parsl_flux_bulk.instances.base import (
     Refusal,
     Usage,
 )
+from parsl_flux_bulk.instances.call_queue import CallQueue
 from parsl_flux_bulk.instances.federation.members import Member
 from parsl_flux_bulk.instances.federation.registry import MemberRegistry
 from parsl_flux_bulk.instances.flux.instance import FluxInstance
@@ -93,8 +93,7 @@ class NodeJobLauncher(threading.Thread):
         self._add = add
         self._registry = registry
         self._packing = packing
-        self._completion: Completion | None = None
-        self._calls: deque[Callable[[Completion], None]] = deque()
+        self._calls: CallQueue[Completion] = CallQueue()
         self._node_jobs: dict[int, NodeJob] = {}
         self._next_token = 0
         self._links: dict[PeerId, RelayedInstance] = {}
@@ -126,21 +125,21 @@ class NodeJobLauncher(threading.Thread):
             Cores to take at most; None for all that are free.
         """
         ended = threading.Event()
-        self._call(lambda _: self._want(ended, cores_needed))
+        self._calls.put(lambda _: self._want(ended, cores_needed))
         if self.is_alive() and not ended.wait(timeout) and timeout:
             logger.warning("node jobs late timeout=%gs: continuing without them", timeout)
 
     def cancel_late(self) -> None:
         """Cancel those that are not ready; returns at once."""
-        self._call(lambda _: self._cancel_submitted())
+        self._calls.put(lambda _: self._cancel_submitted())
 
     def retire(self, name: str) -> None:
         """End a node job that has no jobs; returns at once. Without effect for one that is not ready."""
-        self._call(lambda completion: self._retire(completion, name))
+        self._calls.put(lambda completion: self._retire(completion, name))
 
     def idle(self, member: Member) -> None:
         """Note that a node job has no jobs left; from any thread."""
-        self._call(lambda _: self._note_idle(member))
+        self._calls.put(lambda _: self._note_idle(member))
 
     def stop(self) -> None:
         """End all node jobs, and the thread; bounded in time."""
@@ -149,17 +148,11 @@ class NodeJobLauncher(threading.Thread):
         if self.is_alive():
             self.join(STOP_TIMEOUT)
 
-    def _call(self, function: Callable[[Completion], None]) -> None:
-        self._calls.append(function)
-        completion = self._completion
-        if completion is not None:
-            completion.wake()
-
     # -- the thread -------------------------------------------------------------------------------
 
     def run(self) -> None:
         try:
-            self._completion = completion = self._outer.completion()
+            completion = self._outer.completion()
             try:
                 while not self._stopping:
                     self._step(completion)
@@ -168,7 +161,6 @@ class NodeJobLauncher(threading.Thread):
                 self._cancel_submitted()
                 # Not waited for: the programs have no jobs left, and end with this channel at the latest.
             finally:
-                self._completion = None
                 completion.close()
         except InstanceLost as error:
             logger.error("node jobs lost: %s", error)
@@ -178,8 +170,7 @@ class NodeJobLauncher(threading.Thread):
             self._end_waiting()
 
     def _step(self, completion: Completion) -> None:
-        while self._calls:
-            self._calls.popleft()(completion)
+        self._calls.run(completion)
         # Not before those that end have given their cores back, and those that wait have got theirs.
         if self._wanted and not self._in_state(NodeJobState.RETIRING, NodeJobState.SUBMITTED):
             self._wanted = False
@@ -189,10 +180,13 @@ class NodeJobLauncher(threading.Thread):
             self._check_waiting(completion)
         self._end_idle()
         due = [*self._idle.values(), *([self._next_survey] if self._waiters else [])]
-        for event in completion.poll(max(0.0, min(due) - time.monotonic()) if due else None):
-            self._act_on(completion, event)
+        until = min(due, default=None)
+        for event in self._calls.poll(
+            completion, lambda: None if until is None else max(0.0, until - time.monotonic())
+        ):
+            self._act_on(event)
 
-    def _act_on(self, completion: Completion, event: Event) -> None:
+    def _act_on(self, event: Event) -> None:
         if isinstance(event, PeerMessage):
             self._on_message(event)
         elif isinstance(event, PeerLost):
@@ -243,7 +237,7 @@ class NodeJobLauncher(threading.Thread):
                 if isinstance(event, Usage):
                     free = event.free
                 else:
-                    self._act_on(completion, event)
+                    self._act_on(event)
             if free is not None:
                 return free
         logger.warning("the instance did not say what is free timeout=%gs", SURVEY_TIMEOUT)
@@ -317,7 +311,7 @@ class NodeJobLauncher(threading.Thread):
             protocol=protocol.PROTOCOL, block_id=node_job.name, host=about["host"], pid=about["pid"],
             description="", name_of_zero="0", seconds_left=None, environment={},
         )  # fmt: skip
-        relayed = self._links[peer] = RelayedInstance(hello, -1, Link(peer, self._call).send)
+        relayed = self._links[peer] = RelayedInstance(hello, -1, Link(peer, self._calls.put).send)
         relayed.in_flight = EMBEDDED_IN_FLIGHT
         relayed.description = f"embedded instance on {hello.host}"
         # In a thread of its own, because it waits for replies, which this thread receives.
@@ -332,7 +326,7 @@ class NodeJobLauncher(threading.Thread):
             logger.warning("node job not usable job=%s: %s", node_job.name, error)
             relayed.close()
             return
-        self._call(lambda _: self._joined(node_job, member))
+        self._calls.put(lambda _: self._joined(node_job, member))
 
     def _joined(self, node_job: NodeJob, member: Member) -> None:
         node_job.member = member

@@ -108,7 +108,7 @@ class PackedPlacement(Placement):
 
 def is_packable(jobspec: Jobspec, demand: Demand) -> bool:
     """Tell whether a job needs nothing that only Flux gives."""
-    tasks, options = jobspec.data["tasks"], jobspec.system.get("shell", {}).get("options", {})
+    tasks, options = jobspec.data["tasks"], jobspec.shell_options
     if demand.exclusive or len(tasks) > 1 or not _OPTIONS.issuperset(options):
         return False
     if any(str(options.get(key)).startswith("map:") for key in ("cpu-affinity", "gpu-affinity")):

@@ -2,7 +2,7 @@
 
 ::
 
-    main thread           BlockRelay.run: receives the executor's packets
+    main thread           BlockRelay.serve: receives the executor's packets
     RequestThread         submit, cancel, output, capacity over one connection; open and close subscriptions
     event sources         one for each subscription of the executor, in a completion of the instance
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,9 @@ from parsl_flux_bulk.jobspec.common_parts import JobspecReader
 
 JOIN_TIMEOUT = 15.0
 """Seconds that the last requests may take."""
+
+END_TIMEOUT = 20.0
+"""Seconds after the end of a block after which its program exits although its threads have not ended."""
 
 
 class BlockEnd(Exception):
@@ -109,8 +113,16 @@ class BlockRelay:
             self._end = BlockEnd(why, status)
             self._transport.wake()
 
-    def run(self) -> BlockEnd:
-        """Relay until there is a reason to end, and return it."""
+    def serve(self) -> BlockEnd:
+        """Relay until there is a reason to end, end, and return it; the program must exit then."""
+        end = self._relay()
+        watchdog = threading.Timer(END_TIMEOUT, os._exit, (1,))
+        watchdog.daemon = True
+        watchdog.start()
+        self._close(end)
+        return end
+
+    def _relay(self) -> BlockEnd:
         self._requests.start()
         while self._end is None:
             # Asked first and acted on last: by then all that was sent before the end is received.
@@ -141,7 +153,7 @@ class BlockRelay:
         elif kind == protocol.BYE:
             self.end(body.decode(errors="replace"), 0)
 
-    def close(self, why: BlockEnd) -> None:
+    def _close(self, why: BlockEnd) -> None:
         """Tell the executor, cancel the jobs, and end the threads."""
         if why.status:
             self.send([(protocol.BYE, 0, 0, str(why).encode())])

@@ -15,6 +15,9 @@ from parsl_flux_bulk.blocks.relay import protocol
 from parsl_flux_bulk.blocks.relay.client import BlockEnd
 from parsl_flux_bulk.blocks.relay.shared_socket import SharedSocket
 
+HEARTBEAT = 15.0
+"""Seconds between two heartbeats of a connection that carries nothing else."""
+
 PROBE_PERIOD = 1.0
 """Seconds between two probes of all addresses."""
 
@@ -25,16 +28,12 @@ def join(
     port: int,
     certificates: str,
     hello: protocol.Hello,
-    *,
-    heartbeat: float,
     timeout: float,
 ) -> SharedSocket:
     """Probe every address until the executor answers at one, and introduce the block there.
 
     Parameters
     ----------
-    heartbeat : float
-        Seconds between two heartbeats.
     timeout : float
         Seconds to wait for an answer; later, seconds of silence after which the connection ends.
 
@@ -48,7 +47,7 @@ def join(
     joined = None
     try:
         for address in addresses:
-            socket = _socket(context, certificates, min(heartbeat, timeout / 3), timeout)
+            socket = _socket(context, certificates, min(HEARTBEAT, timeout / 3), timeout)
             sockets[address] = SharedSocket(socket)
             socket.connect(f"tcp://{f'[{address}]' if ':' in address else address}:{port}")
         answered = _probe(sockets, deadline)

@@ -35,7 +35,7 @@ PROBE, PROBED, HELLO, WELCOME, BYE = range(1, 6)
 REQUEST, REPLY = range(6, 8)
 WATCH, ENDED, SEND, MESSAGE, PEER_LOST, SURVEY, USAGE = range(10, 17)
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Version of this format; both ends must have the same."""
 
 Record: TypeAlias = tuple[int, int, int, bytes]
