@@ -117,7 +117,7 @@ class Combinations:
         self._linked = [entry.linked for entry in lists]
         if len(lists) == 1 and lists[0].file is not None:
             self._stream = lists[0].file
-            _check(self._stream)
+            check_readable(self._stream)
         else:
             self._values = [entry.values or self._read_all(entry.file or STDIN) for entry in lists]
 
@@ -148,15 +148,17 @@ class Combinations:
         return tuple(not_empty(read_values(name, self._separator), name))
 
 
-def _check(name: str) -> None:
+def check_readable(name: str, option: str = "") -> None:
+    """Raise InputError, with the option that names the file, if a file of lines cannot be read."""
     if name == STDIN:
         return
+    what = f"{name!r} ({option})" if option else repr(name)
     try:
         os.close(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
         if os.path.isdir(name):
-            raise InputError(f"{name!r} is a directory; inputs come from a file of lines")
+            raise InputError(f"{what} is a directory; it must be a file of lines")
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {name!r}: {getattr(error, 'strerror', None) or error}") from error
+        raise InputError(f"cannot read {what}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def not_empty(values: Iterator[str], name: str) -> Iterator[str]:

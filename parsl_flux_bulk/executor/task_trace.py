@@ -7,11 +7,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import os
-import platform
-import shlex
-import socket
-import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -26,26 +21,24 @@ from parsl_flux_bulk.scheduler.model import TaskJob, Worker, WorkerJob
 from parsl_flux_bulk.scheduler.state_machine import Scheduler
 from parsl_flux_bulk.scheduler.states import WorkerJobState
 from parsl_flux_bulk.scheduler.task import Canceled, CommandEnded, Loss, Task
-from parsl_flux_bulk.trace.format import CANCELED, COMPLETED, FAILED, HEAD, LOST, NO_TIMES
-from parsl_flux_bulk.trace.writer import Writer
-from parsl_flux_bulk.version import __version__
+from parsl_flux_bulk.trace.format import (
+    CANCELED,
+    COMPLETED,
+    FAILED,
+    FAILURES_LIMIT,
+    HEAD,
+    LOST,
+    NO_TIMES,
+    SHOWN_TASKS,
+    TEXT_LENGTH,
+    WATCH_TIME,
+)
+from parsl_flux_bulk.trace.writer import Writer, this_process
 
 logger = logging.getLogger(__name__)
 
 PERIOD = 1.0
 """Seconds between two counts."""
-
-FAILURES_LIMIT = 1000
-"""Failures that are described; of the others, only the outcome is kept."""
-
-SHOWN_TASKS = 40
-"""Tasks that a count names, of those that run and of those that wait, while somebody watches."""
-
-WATCH_TIME = 10.0
-"""Seconds for which counts name tasks after a request to do so."""
-
-ERROR_LENGTH = 2000
-"""Characters of an error's message that are kept."""
 
 BlockStates = Callable[[], Mapping[str, Mapping[str, Any]]]
 
@@ -76,16 +69,7 @@ class TaskTrace:
         self._watched_until = 0.0
         self._block_states: dict[str, str] = {}
         self.blocks: BlockStates | None = None
-        self._about = {
-            "kind": "executor",
-            "version": __version__,
-            "python": platform.python_version(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "command": shlex.join(sys.argv)[:ERROR_LENGTH],
-            "directory": os.getcwd(),
-            **about,
-        }
+        self._about = {"kind": "executor", **this_process(), **about}
 
     def started(self, description: str, capacity: Capacity) -> None:
         """Write where tasks run."""
@@ -149,7 +133,7 @@ class TaskTrace:
                 "task": task.task_id,
                 "app": task.name,
                 "type": type(error).__name__,
-                "error": str(error)[:ERROR_LENGTH],
+                "error": str(error)[:TEXT_LENGTH],
                 "notes": getattr(error, "__notes__", [])[:5],
                 "stderr": last_lines(stderr),
                 "host": host,
@@ -293,7 +277,7 @@ def configuration(executor: object) -> dict[str, str]:
     values = {name: getattr(executor, name) for name in names}
     if values.get("environment"):
         values["environment"] = sorted(values["environment"])
-    return {name: repr(value)[:ERROR_LENGTH] for name, value in values.items()}
+    return {name: repr(value)[:TEXT_LENGTH] for name, value in values.items()}
 
 
 def _cancel(scheduler: Scheduler, task_id: int, task: Task | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -98,6 +99,12 @@ class Jobspec:
         return environment
 
     @property
+    def shell_options(self) -> dict[str, Any]:
+        """The object ``attributes.system.shell.options``; {} if there is none."""
+        options: dict[str, Any] = self.system.get("shell", {}).get("options", {})
+        return options
+
+    @property
     def demand(self) -> Demand:
         """What the job needs of an instance."""
         totals, exclusive = self.count_resources()
@@ -133,6 +140,11 @@ class Jobspec:
         attributes = self.data["attributes"]
         system = {**attributes["system"], **changed}
         return Jobspec({**self.data, "attributes": {**attributes, "system": system}})
+
+    def with_output(self, output: Mapping[str, Any]) -> Jobspec:
+        """Return a copy with this shell option ``output``."""
+        shell = {**self.system.get("shell", {}), "options": {**self.shell_options, "output": output}}
+        return self.with_system(shell=shell)
 
 
 @functools.lru_cache(maxsize=4096)

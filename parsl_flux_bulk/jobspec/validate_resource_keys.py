@@ -8,7 +8,6 @@ keys; ``docs/resources.md`` has a table of them.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import numbers
 import operator
@@ -20,7 +19,7 @@ from parsl_flux_bulk.jobspec.constraint import check_constraint, parse_constrain
 from parsl_flux_bulk.jobspec.dependency import check_dependency, parse_dependency
 from parsl_flux_bulk.jobspec.duration import parse_duration
 from parsl_flux_bulk.jobspec.environment import check_rule
-from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY
+from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY, encode
 
 URGENCY_NAMES = {"hold": 0, "default": DEFAULT_URGENCY, "expedite": 31}
 
@@ -237,7 +236,7 @@ def _strings(value: object, wanted: str) -> list[str]:
 
 def _json(value: object) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return encode(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"cannot be written as JSON: {error}") from None
 

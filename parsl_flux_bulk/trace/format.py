@@ -37,5 +37,17 @@ NO_TIMES = TIMES.pack(math.nan, math.nan)
 OUTCOMES = ("completed", "failed", "lost", "canceled")
 COMPLETED, FAILED, LOST, CANCELED = range(4)
 
+FAILURES_LIMIT = 1000
+"""Failures that a run describes; of the others, only the outcome is kept."""
+
+SHOWN_TASKS = 40
+"""Tasks that a count names, of those that run and of those that wait, while somebody watches."""
+
+WATCH_TIME = 10.0
+"""Seconds for which counts name tasks after a request to do so."""
+
+TEXT_LENGTH = 2000
+"""Characters of a command or of an error's message that are kept."""
+
 SUFFIX = ".trace"
 """Of the names of trace files."""

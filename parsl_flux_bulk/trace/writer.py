@@ -6,14 +6,19 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import select
+import shlex
+import socket
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from parsl_flux_bulk.trace.format import CHUNK, EVENT, MAGIC, TASKS
+from parsl_flux_bulk.trace.format import CHUNK, EVENT, MAGIC, TASKS, TEXT_LENGTH
+from parsl_flux_bulk.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +121,18 @@ class Writer:
                     self._on_request(line.split())
                 except Exception as error:
                     logger.warning("request refused line=%r: %s", line, error)
+
+
+def this_process() -> dict[str, Any]:
+    """Return the fields of the event ``run`` about this process."""
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "command": shlex.join(sys.argv)[:TEXT_LENGTH],
+        "directory": os.getcwd(),
+    }
 
 
 def _open_control(path: str) -> int:

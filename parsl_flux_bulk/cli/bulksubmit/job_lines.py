@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from parsl_flux_bulk.bulk.inputs import STDIN, Wait, not_empty, read_lines
+from parsl_flux_bulk.bulk.inputs import Wait, check_readable, not_empty, read_lines
 from parsl_flux_bulk.bulk.templates import TemplateError, Values, define
 from parsl_flux_bulk.cli.bulksubmit.inputs import UnusableInput
 from parsl_flux_bulk.cli.bulksubmit.item import Item, digest, numbered, unusable
@@ -28,7 +28,7 @@ class CommandLines:
     """The jobs of ``--commands``: each line runs in a shell; in options, ``{}`` is the line."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        _check_readable(options.commands, "--commands")
+        check_readable(options.commands, "--commands")
         refuse_one_file(options)
         self._name = options.commands
         try:
@@ -67,7 +67,7 @@ class JobLines:
     """The jobs of ``--jobs``: each line is a jobspec, or an object with a command and its resources."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        _check_readable(options.jobs, "--jobs")
+        check_readable(options.jobs, "--jobs")
         self._name = options.jobs
         self._urgency = urgency_number(options.urgency)
         self._environment = dict(os.environ)
@@ -120,16 +120,3 @@ class JobLines:
             stderr=job.get("stderr"),
         )
         return JobRequest(jobspec, resources.urgency)
-
-
-def _check_readable(name: str, option: str) -> None:
-    if name == STDIN:
-        return
-    try:
-        os.close(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-        if os.path.isdir(name):
-            raise UnusableInput(f"{option} {name!r} is a directory; it must be a file of lines")
-    except (OSError, ValueError) as error:
-        raise UnusableInput(
-            f"cannot read {name!r} ({option}): {getattr(error, 'strerror', None) or error}"
-        ) from error

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
-import shlex
-import socket
-import sys
 import time
 from itertools import islice
 from typing import Any
@@ -17,18 +13,18 @@ from parsl_flux_bulk.cli.bulksubmit.item import Item
 from parsl_flux_bulk.instances.base import EndCause, JobRequest, JobResult, JobStatus
 from parsl_flux_bulk.pipeline.exit_status_to_error import describe
 from parsl_flux_bulk.protocol.stderr_tail import last_lines
-from parsl_flux_bulk.trace.format import CANCELED, COMPLETED, FAILED, HEAD, LOST, TIMES
-from parsl_flux_bulk.trace.writer import Writer
-from parsl_flux_bulk.version import __version__
-
-FAILURES_LIMIT = 1000
-"""Failures that are described."""
-
-SHOWN_JOBS = 40
-"""Jobs that a count names while somebody watches."""
-
-WATCH_TIME = 10.0
-"""Seconds for which counts name jobs after a request to do so."""
+from parsl_flux_bulk.trace.format import (
+    CANCELED,
+    COMPLETED,
+    FAILED,
+    FAILURES_LIMIT,
+    HEAD,
+    LOST,
+    SHOWN_TASKS,
+    TIMES,
+    WATCH_TIME,
+)
+from parsl_flux_bulk.trace.writer import Writer, this_process
 
 _LOST = (EndCause.BLOCK_LOST, EndCause.INSTANCE_LOST)
 
@@ -68,19 +64,8 @@ class JobTrace:
 
     def started(self, description: str) -> None:
         """Write where jobs run."""
-        about = {
-            "kind": "bulksubmit",
-            "label": "bulksubmit",
-            "version": __version__,
-            "python": platform.python_version(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "command": shlex.join(sys.argv)[:2000],
-            "directory": os.getcwd(),
-            "instance": description,
-            "total": self._total,
-        }
-        self._writer.event("run", about)
+        about = {"kind": "bulksubmit", "label": "bulksubmit", **this_process()}
+        self._writer.event("run", {**about, "instance": description, "total": self._total})
 
     def submitted(self, item: Item, request: JobRequest, future: JobFuture) -> None:
         """Note a job that was handed to the instance."""
@@ -165,7 +150,7 @@ class JobTrace:
         return [
             [number, future.label, _where(future), "submitted" if future.job_id is not None else "waiting",
              round(now - handed_in, 1)]
-            for future, (number, handed_in, *_) in islice(self._outstanding.items(), SHOWN_JOBS)
+            for future, (number, handed_in, *_) in islice(self._outstanding.items(), SHOWN_TASKS)
         ]  # fmt: skip
 
     def close(self) -> None:

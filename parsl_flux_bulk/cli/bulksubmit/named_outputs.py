@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from parsl_flux_bulk.cli.bulksubmit.job_options import SPECIAL_FILES
 from parsl_flux_bulk.errors import JobspecError
@@ -38,9 +37,10 @@ class NamedOutputs:
             If another file names the same file of output.
         """
         jobspec = request.jobspec
+        output = jobspec.shell_options.get("output", {})
         if self._open_mode is not None:
-            jobspec = _with_mode(jobspec, self._open_mode)
-        output = _options(jobspec).get("output", {})
+            output = {**output, "mode": self._open_mode}
+            jobspec = jobspec.with_output(output)
         if output.get("mode") != "append":
             for stream in ("stdout", "stderr"):
                 self._claim(output.get(stream, {}).get("path"), jobspec, owner)
@@ -56,14 +56,3 @@ class NamedOutputs:
                 f"its output would overwrite that of {other}: both go to {path!r}. Put {{{{id}}}} into the "
                 "name, or give --open-mode append"
             )
-
-
-def _options(jobspec: Jobspec) -> dict[str, Any]:
-    options: dict[str, Any] = jobspec.system.get("shell", {}).get("options", {})
-    return options
-
-
-def _with_mode(jobspec: Jobspec, mode: str) -> Jobspec:
-    shell, options = jobspec.system.get("shell", {}), _options(jobspec)
-    output = {**options.get("output", {}), "mode": mode}
-    return jobspec.with_system(shell={**shell, "options": {**options, "output": output}})

@@ -7,7 +7,6 @@ import functools
 import os
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from parsl_flux_bulk.cli.bulksubmit.inputs import UnusableInput
 from parsl_flux_bulk.cli.bulksubmit.item import Item
@@ -60,12 +59,9 @@ def _file_name(item: Item) -> str:
 def _request(item: Item, path: str) -> JobRequest:
     """Return the job, with its output in the file unless the jobspec names another one."""
     request = item.request()
-    shell: dict[str, Any] = request.jobspec.system.get("shell", {})
-    options = shell.get("options", {})
-    output = options.get("output", {})
+    output = request.jobspec.shell_options.get("output", {})
     stdout = output.get("stdout", {})
     if "path" in stdout:
         return request
     output = {**output, "stdout": {**stdout, "type": "file", "path": path}}
-    shell = {**shell, "options": {**options, "output": output}}
-    return JobRequest(request.jobspec.with_system(shell=shell), request.urgency)
+    return JobRequest(request.jobspec.with_output(output), request.urgency)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,47 +130,25 @@ class RunData:
         last = np.full(int(found[-1]) + 1, -np.inf)
         np.fmin.at(first, self.worker, self.begin)
         np.fmax.at(last, self.worker, self.end)
-        free: dict[str, list[tuple[float, int]]] = {}
-        hosts: list[str] = []
-        row_of: dict[int, int] = {}
+        by_host: dict[str, list[int]] = {}
         for index in sorted(found.tolist(), key=lambda index: (first[index], index)):
-            host = self.trace.workers.get(index, {}).get("host", "")
-            waiting = free.setdefault(host, [])
-            if waiting and waiting[0][0] <= first[index]:
-                row = heapq.heappop(waiting)[1]
-            else:
-                row = len(hosts)
-                hosts.append(host)
-            heapq.heappush(waiting, (float(last[index]), row))
-            row_of[index] = row
-        # Rows of one host are neighbors.
-        order = sorted(range(len(hosts)), key=lambda row: (hosts[row], row))
-        place = {row: number for number, row in enumerate(order)}
-        counts: Counter[str] = Counter()
-        for row in order:
-            self.rows.append(f"{hosts[row]}/{counts[hosts[row]]}")
-            counts[hosts[row]] += 1
-        mine = self.worker > 0
+            by_host.setdefault(self.trace.workers.get(index, {}).get("host", ""), []).append(index)
         table: Any = np.zeros(int(found[-1]) + 1, dtype=np.int64)
-        for index, row in row_of.items():
-            table[index] = place[row]
+        for host, workers in sorted(by_host.items()):
+            rows = _rows(zip(first[workers].tolist(), last[workers].tolist(), strict=True))
+            table[workers] = np.array(rows) + len(self.rows)
+            self.rows += [f"{host}/{number}" for number in range(max(rows) + 1)]
+        mine = self.worker > 0
         self.row[mine] = table[self.worker[mine]]
 
     def _place_jobs(self) -> None:
         """Give tasks with jobs of their own rows, as few as possible."""
         alone = np.flatnonzero(self.worker == 0)
-        free: list[tuple[float, int]] = []
-        base, count = len(self.rows), 0
-        for index in alone[np.argsort(self.begin[alone], kind="stable")].tolist():
-            if free and free[0][0] <= self.begin[index]:
-                row = heapq.heappop(free)[1]
-            else:
-                row = base + count
-                count += 1
-            heapq.heappush(free, (float(self.end[index]), row))
-            self.row[index] = row
+        alone = alone[np.argsort(self.begin[alone], kind="stable")]
+        rows = _rows(zip(self.begin[alone].tolist(), self.end[alone].tolist(), strict=True))
+        self.row[alone] = np.array(rows, dtype=np.int64) + len(self.rows)
         kind = "" if self.noun == "job" else "task job "
-        self.rows += [f"{kind}{number + 1}" for number in range(count)]
+        self.rows += [f"{kind}{number + 1}" for number in range(max(rows, default=-1) + 1)]
 
     def _bars_of_jobs(self) -> Bars:
         """Return the worker jobs."""
@@ -287,20 +265,19 @@ def _integral(steps: Any, heights: Any, at: Any) -> Any:
     return area - np.concatenate(([0.0], np.cumsum(heights * steps)))[count]
 
 
+def _rows(spans: Iterable[tuple[float, float]]) -> list[int]:
+    """Return a row for each span, in the order of their begins: as few as possible, without overlaps."""
+    free: list[tuple[float, int]] = []  # the end of the last span in each row
+    rows: list[int] = []
+    for left, right in spans:
+        row = heapq.heappop(free)[1] if free and free[0][0] <= left else len(free)
+        heapq.heappush(free, (right, row))
+        rows.append(row)
+    return rows
+
+
 def _packed(spans: list[tuple[float, float, str]]) -> Bars:
     """Place spans in as few rows as possible."""
-    bars = Bars([], [], [], [])
-    free: list[tuple[float, int]] = []
-    count = 0
-    for left, right, label in sorted(spans):
-        if free and free[0][0] <= left:
-            row = heapq.heappop(free)[1]
-        else:
-            row = count
-            count += 1
-        heapq.heappush(free, (right, row))
-        bars.left.append(left)
-        bars.right.append(right)
-        bars.row.append(row)
-        bars.label.append(label)
-    return bars
+    spans.sort()
+    rows = _rows((left, right) for left, right, _ in spans)
+    return Bars([span[0] for span in spans], [span[1] for span in spans], rows, [span[2] for span in spans])

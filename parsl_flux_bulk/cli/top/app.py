@@ -72,9 +72,7 @@ class Top(App[None]):  # type: ignore[misc]  # Textual is not followed
             self._asked = now
             self.reached = self.ask("watch")
         summary = Summary(self.trace)
-        lines = [summary.title(), summary.progress(), summary.counts(), summary.cores(), *summary.shapes()]
-        lines += [line for line in [summary.blocks()] if line]
-        self.query_one("#summary", Static).update("\n".join(lines))
+        self.query_one("#summary", Static).update("\n".join(summary.lines()))
         self.query_one("#tasks-heading", Static).update(self._heading())
         _fill(self.query_one("#tasks", DataTable), summary.tasks(SORTS[self.sort]))
         _fill(self.query_one("#failures", DataTable), summary.failures())

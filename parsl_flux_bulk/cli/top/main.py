@@ -40,9 +40,7 @@ def run(options: argparse.Namespace) -> int:
         if options.once:
             _ask_for_tasks(trace)
             shown = Summary(trace)
-            lines = [shown.title(), shown.progress(), shown.counts(), shown.cores(), *shown.shapes()]
-            lines += filter(None, [shown.blocks()])
-            print("\n".join([*lines, *_table(TASK_COLUMNS, shown.tasks())]))
+            print("\n".join([*shown.lines(), *_table(TASK_COLUMNS, shown.tasks())]))
             return EXIT_OK
         try:
             from parsl_flux_bulk.cli.top.app import Top

@@ -69,6 +69,11 @@ class Summary:
         # Tasks are written as they end, so that the times are in order.
         return (len(resolved) - bisect.bisect_left(resolved, self._now - span)) / span
 
+    def lines(self) -> list[str]:
+        """Return all about the run but its tasks and failures."""
+        lines = [self.title(), self.progress(), self.counts(), self.cores(), *self.shapes(), self.blocks()]
+        return [line for line in lines if line]
+
     def title(self) -> str:
         """Return what runs, where, and for how long."""
         run, trace = self._trace.run, self._trace

@@ -85,14 +85,11 @@ def test_a_run_without_failures(where: Where) -> None:
     assert (run.returncode, run.stderr) == (0, "")
 
 
-def test_a_terminal_has_a_live_bar_that_ends_as_the_plain_one(where: Where) -> None:
+def on_a_terminal(*arguments: str) -> bytes:
+    """Run `bulksubmit` on a terminal, with success; return what that shows."""
     reading, writing = os.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
-    run = subprocess.Popen(
-        [*COMMAND, *where, "--copies", "2", "--", "sleep", str(2 * TERMINAL_INTERVAL)],
-        stdout=writing,
-        env=environment,
-    )
+    run = subprocess.Popen([*COMMAND, *arguments], stdout=writing, stderr=writing, env=environment)
     os.close(writing)
     shown = b""
     try:
@@ -102,6 +99,11 @@ def test_a_terminal_has_a_live_bar_that_ends_as_the_plain_one(where: Where) -> N
         pass
     os.close(reading)
     assert run.wait(BOUND) == 0
+    return shown
+
+
+def test_a_terminal_has_a_live_bar_that_ends_as_the_plain_one(where: Where) -> None:
+    shown = on_a_terminal(*where, "--copies", "2", "--", "sleep", str(2 * TERMINAL_INTERVAL))
     # Drawn at the first end, so long after the start, and over itself at the end.
     assert shown.count(b"\r\x1b[2K|") > 1
     lines = re.sub(r"\x1b\[\??\d*[a-zA-Z]", "", shown.decode()).splitlines()

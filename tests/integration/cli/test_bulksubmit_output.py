@@ -10,7 +10,7 @@ from pathlib import Path
 
 import helpers
 import pytest
-from test_bulksubmit import BOUND, COMMAND, Where, bulksubmit, in_tmp_path, where, write_job
+from test_bulksubmit import BOUND, COMMAND, Where, bulksubmit, in_tmp_path, on_a_terminal, where, write_job
 
 __all__ = ["in_tmp_path", "where"]
 
@@ -172,20 +172,7 @@ def test_watch_holds_little_of_what_a_job_prints(
 
 
 def test_watch_labels_lines_on_a_terminal(where: Where) -> None:
-    reading, writing = os.openpty()
-    run = subprocess.Popen(
-        [*COMMAND, *where, "--watch", "sh", "-c", "echo {}; echo [e] >&2", ":::", "a", "b"],
-        stdout=writing, stderr=writing, env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
-    )  # fmt: skip
-    os.close(writing)
-    shown = b""
-    try:
-        while chunk := os.read(reading, 4096):
-            shown += chunk
-    except OSError:  # how a terminal says that nobody writes any more
-        pass
-    os.close(reading)
-    assert run.wait(BOUND) == 0
+    shown = on_a_terminal(*where, "--watch", "sh", "-c", "echo {}; echo [e] >&2", ":::", "a", "b")
     for number, name in enumerate("ab", start=1):
         label = f"sh -c echo {name}; echo [e] >&2 #{number}: "
         assert f"{label}{name}\r\n".encode() in shown and f"{label}[e]\r\n".encode() in shown

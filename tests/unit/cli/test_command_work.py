@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from parsl_flux_bulk.bulk.inputs import InputError
 from parsl_flux_bulk.cli.bulksubmit.arguments import parse
 from parsl_flux_bulk.cli.bulksubmit.inputs import UnusableInput
 from parsl_flux_bulk.cli.bulksubmit.work import Work
@@ -98,7 +99,7 @@ def test_commands(arguments: list[str], commands: list[str]) -> None:
     ],
 )
 def test_what_is_refused(arguments: list[str], message: str) -> None:
-    with pytest.raises(UnusableInput) as caught:
+    with pytest.raises((UnusableInput, InputError)) as caught:
         Work(parse(arguments))
     assert message in str(caught.value)
     assert "Valid keys" not in str(caught.value)
