@@ -304,13 +304,13 @@ def active_job_ids(uri: str) -> set[int]:
     return {job["id"] for job in jobs if job["state"] != FLUX_JOB_STATE_INACTIVE}
 
 
-def cancel_jobs(uri: str, kept_ids: Collection[int], kept_names: Collection[str], bound: float) -> list[str]:
+def cancel_jobs(uri: str, kept_ids: Collection[int], kept_labels: Collection[str], bound: float) -> list[str]:
     """Wait for jobs to end, cancel those that do not, and return their ids and names.
 
     Parameters
     ----------
-    kept_ids, kept_names : collection
-        Jobs to leave alone.
+    kept_ids, kept_labels : collection
+        Jobs, and executors whose worker jobs, to leave alone.
     bound : float
         Seconds to wait before jobs are canceled.
     """
@@ -320,7 +320,7 @@ def cancel_jobs(uri: str, kept_ids: Collection[int], kept_names: Collection[str]
         return {
             job_id
             for job_id in active_job_ids(uri).difference(kept_ids)
-            if names.setdefault(job_id, _name_of_job(uri, job_id)) not in kept_names
+            if _label_of(names.setdefault(job_id, _name_of_job(uri, job_id))) not in kept_labels
         }
 
     deadline = time.monotonic() + bound
@@ -345,6 +345,11 @@ def _name_of_job(uri: str, job_id: int) -> str:
         return str(_handle(uri).rpc("job-list.list-id", payload).get()["job"]["name"])
     except OSError:
         return ""
+
+
+def _label_of(job_name: str) -> str:
+    """Return the label of the executor whose worker job has this name; "" if it is another job."""
+    return job_name.rpartition(".flux-bulk-")[0]
 
 
 # -- leaks -------------------------------------------------------------------------------------------

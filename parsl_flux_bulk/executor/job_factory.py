@@ -15,6 +15,7 @@ from parsl_flux_bulk.instances.base import JobRequest
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.protocol import instance_uri, variables
 from parsl_flux_bulk.protocol.stderr_tail import read_tail
+from parsl_flux_bulk.protocol.worker_job_name import WorkerJobName, new_mark
 from parsl_flux_bulk.scheduler.model import WorkerJob
 from parsl_flux_bulk.scheduler.task import CommandTask
 
@@ -84,6 +85,11 @@ class JobFactory:
     settings : WorkerSettings
     channel : mapping
         Environment variables with the address of the channel.
+
+    Attributes
+    ----------
+    mark : str
+        In the names of the executor's worker jobs, and of no others.
     """
 
     def __init__(self, settings: WorkerSettings, channel: Mapping[str, str]) -> None:
@@ -91,6 +97,7 @@ class JobFactory:
         self._channel = dict(channel)
         self._in_flux = not channel.get(variables.CHANNEL, "").startswith("unix:")
         self._python = (settings.python, _WORKER)
+        self.mark = new_mark()
 
     def request(self, job: WorkerJob | TaskJob) -> JobRequest:
         """Make the request for a job.
@@ -110,7 +117,8 @@ class JobFactory:
                 if job.slots < unit.workers:
                     own[variables.SLOTS] = str(job.slots)
             own[variables.OUTPUT] = self._output_base(job)
-            return self._request(job, resources, self._python, own, self._settings.label, per_node=True)
+            name = WorkerJobName(self.mark, unit.cores, unit.gpus).with_label(self._settings.label)
+            return self._request(job, resources, self._python, own, name, per_node=True)
         task = job.task
         if isinstance(task, CommandTask):
             # The command does not use the channel; the cancel guard finds an executor's jobs by its address.

@@ -220,6 +220,22 @@ class CapacityChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class WorkerCores:
+    """Cores of one executor's worker jobs.
+
+    Attributes
+    ----------
+    held : int
+        Of those that have resources.
+    wanted : dict of JobId to int
+        Of each that waits for resources, and starts wherever so many cores are free.
+    """
+
+    held: int = 0
+    wanted: dict[JobId, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """What an instance had at one moment, and what of it was free: the answer to :meth:`Completion.survey`.
 
@@ -235,6 +251,9 @@ class Usage:
         Nodes that are down or drained.
     scope : int
         High bits of the ids of the instance's jobs; see :mod:`.instances.events`.
+    executors : dict of str to WorkerCores
+        What the worker jobs of this user's executors hold and wait for, by mark
+        (:mod:`.worker_job_name`); those of the executor that asks included.
     """
 
     capacity: Capacity
@@ -242,6 +261,7 @@ class Usage:
     waiting: dict[JobId, str]
     down: int = 0
     scope: int = 0
+    executors: dict[str, WorkerCores] = field(default_factory=dict)
 
 
 Event: TypeAlias = Usage | JobEnded | PeerMessage | PeerLost | CapacityChanged

@@ -15,7 +15,8 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from dataclasses import replace
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from parsl_flux_bulk.errors import InstanceLost
 from parsl_flux_bulk.instances.base import (
@@ -30,10 +31,13 @@ from parsl_flux_bulk.instances.base import (
     PeerLost,
     PeerMessage,
     Usage,
+    WorkerCores,
 )
 from parsl_flux_bulk.instances.call_queue import CallQueue
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 SCOPE_BITS = 64
 """Low bits of a scoped job id that are the instance's own id; the scope is above them."""
@@ -160,8 +164,12 @@ class PollingSource:
 
 def scoped_usage(usage: Usage, scope: int) -> Usage:
     """Mark the jobs of a report with a scope."""
-    waiting = {scope << SCOPE_BITS | job_id: why for job_id, why in usage.waiting.items()}
-    return Usage(usage.capacity, usage.free, waiting, usage.down, scope)
+
+    def scoped(jobs: dict[JobId, _T]) -> dict[JobId, _T]:
+        return {scope << SCOPE_BITS | job_id: about for job_id, about in jobs.items()}
+
+    executors = {mark: WorkerCores(c.held, scoped(c.wanted)) for mark, c in usage.executors.items()}
+    return replace(usage, waiting=scoped(usage.waiting), scope=scope, executors=executors)
 
 
 class EventQueue:

@@ -9,7 +9,9 @@ from collections.abc import Callable
 
 from seam import BOUND, Seam, jobspec
 
-from parsl_flux_bulk.instances.base import JobRequest, Usage
+from parsl_flux_bulk.instances.base import JobRequest, Usage, WorkerCores
+from parsl_flux_bulk.jobspec import Jobspec
+from parsl_flux_bulk.protocol.worker_job_name import WorkerJobName, new_mark
 
 
 def survey(seam: Seam, until: Callable[[Usage], bool]) -> Usage:
@@ -23,10 +25,10 @@ def survey(seam: Seam, until: Callable[[Usage], bool]) -> Usage:
             for event in seam.completion.poll(1.0):
                 if isinstance(event, Usage):
                     usage, answered = event, True
-                    if until(event):
-                        return event
                 else:
                     seam.take(event)
+        if usage is not None and until(usage):
+            return usage
     raise AssertionError(f"not within {BOUND} s; the last answer was {usage}")
 
 
@@ -56,6 +58,29 @@ def test_what_is_free_and_which_jobs_wait(seam: Seam) -> None:
     seam.connection.cancel([second], "the test is over")
     seam.wait([first, second])
     survey(seam, lambda usage: sum(cores for cores, _ in usage.free) == capacity.cores)
+
+
+def test_what_executors_hold_and_wait_for(seam: Seam) -> None:
+    if "flux" not in seam.kind:
+        return
+    cores = seam.connection.capacity().cores
+
+    def worker_job(mark: str, tasks: int = 1, gpus: int = 0) -> Jobspec:
+        """A job as the worker jobs of an executor, as far as others can see."""
+        spec = jobspec(["sleep", "600"], tasks=tasks)
+        spec.system["job"] = {"name": WorkerJobName(mark, 1, gpus).with_label("somebody's")}
+        return spec
+
+    one, two = new_mark(), new_mark()
+    jobs = seam.submit(
+        worker_job(one, cores), worker_job(one, cores), worker_job(two), worker_job(two, gpus=1)
+    )
+    jobs += seam.submit(jobspec(["sleep", "600"]))
+    expected = {one: WorkerCores(cores, {jobs[1]: cores}), two: WorkerCores(0, {jobs[2]: 1})}
+    survey(seam, lambda usage: usage.executors == expected and set(usage.waiting) == set(jobs[1:]))
+    seam.connection.cancel(jobs, "the test is over")
+    seam.wait(jobs)
+    survey(seam, lambda usage: not usage.executors)
 
 
 def test_a_question_that_is_not_answered_yet_leaves_nothing_open(seam: Seam) -> None:

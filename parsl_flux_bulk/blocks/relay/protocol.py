@@ -28,7 +28,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import NamedTuple, TypeAlias
 
-from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus, Usage
+from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus, Usage, WorkerCores
 from parsl_flux_bulk.protocol.frames import HEADER, HEADER_SIZE
 
 PROBE, PROBED, HELLO, WELCOME, BYE = range(1, 6)
@@ -156,10 +156,17 @@ def encode_usage(usage: Usage) -> bytes:
     """Serialize what an instance has and what is free."""
     capacity = usage.capacity
     size = [capacity.nodes, capacity.cores, capacity.gpus]
-    return json.dumps([size, usage.free, list(usage.waiting.items()), usage.down]).encode()
+    executors = [[mark, cores.held, list(cores.wanted.items())] for mark, cores in usage.executors.items()]
+    return json.dumps([size, usage.free, list(usage.waiting.items()), usage.down, executors]).encode()
 
 
 def decode_usage(body: bytes) -> Usage:
     """Deserialize the output of `encode_usage`."""
-    size, free, waiting, down = json.loads(body)
-    return Usage(Capacity(*size), tuple((cores, gpus) for cores, gpus in free), dict(waiting), down)
+    size, free, waiting, down, executors = json.loads(body)
+    return Usage(
+        Capacity(*size),
+        tuple((cores, gpus) for cores, gpus in free),
+        dict(waiting),
+        down,
+        executors={mark: WorkerCores(held, dict(wanted)) for mark, held, wanted in executors},
+    )

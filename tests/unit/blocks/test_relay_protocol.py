@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parsl_flux_bulk.blocks.relay import protocol
-from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus, Usage
+from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus, Usage, WorkerCores
 
 ENDS = st.integers(min_value=0, max_value=2**32 - 1)
 NUMBERS = st.integers(min_value=0, max_value=2**64 - 1)
@@ -77,5 +77,11 @@ def test_plain_success_is_nothing() -> None:
 
 
 def test_a_report_of_what_is_free_is_the_same_after_the_journey() -> None:
-    usage = Usage(Capacity(2, 8, 1), ((4, 0), (3, 1)), {1 << 60: "insufficient resources", 7: ""}, 1)
+    usage = Usage(
+        Capacity(2, 8, 1),
+        ((4, 0), (3, 1)),
+        {1 << 60: "insufficient resources", 7: ""},
+        1,
+        executors={"a": WorkerCores(3, {7: 2}), "b": WorkerCores()},
+    )
     assert protocol.decode_usage(protocol.encode_usage(usage)) == usage
