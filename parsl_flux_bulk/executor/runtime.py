@@ -173,8 +173,12 @@ class TaskRuntime(Runtime):
         waiting: dict[WorkerJob | TaskJob, str],
         others: Collection[JobId],
     ) -> None:
+        own = self._job_factory.mark
+        executors = [cores for mark, cores in usage.executors.items() if mark != own]
         self._scheduler.handle(
-            UsageReported(usage.capacity, usage.free, holding, waiting, usage.down, usage.scope, others)
+            UsageReported(
+                usage.capacity, usage.free, holding, waiting, usage.down, usage.scope, others, executors
+            )
         )
 
     def message(self, peer: PeerId, body: bytes) -> None:

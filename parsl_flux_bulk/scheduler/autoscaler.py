@@ -299,7 +299,9 @@ class Autoscaler:
     def _shares(self) -> dict[WorkerGroup, float]:
         """Return the cores of each group, in proportion to those that its tasks ask for."""
         allocations = self._allocations
-        most = max(0, allocations.total.cores - allocations.task_cores - allocations.others[0])
+        most = max(
+            0, allocations.total.cores - allocations.task_cores - allocations.others[0] + allocations.due
+        )
         demands = {
             group: min(group.outstanding, allocations.slots_in_total(group.shape))
             * allocations.cores_each(group.shape)

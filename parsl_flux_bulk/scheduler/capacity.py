@@ -61,6 +61,7 @@ class Allocations:
     task_nodes: int = 0
     task_jobs: int = 0
     _others: dict[int, tuple[int, int]] = field(default_factory=dict)
+    _due: dict[int, int] = field(default_factory=dict)
     _nodes: dict[int, list[list[int]]] = field(default_factory=dict)
     _units: dict[Shape, WorkerUnit] = field(default_factory=dict)
 
@@ -72,18 +73,37 @@ class Allocations:
         self.total = Capacity(max(1, capacity.nodes), max(1, capacity.cores), capacity.gpus)
         self._units.clear()
         self._others.clear()
+        self._due.clear()
         self._nodes.clear()
 
-    def set_others(self, scope: int, held: tuple[int, int], free: Sequence[tuple[int, int]]) -> None:
-        """Note the cores and GPUs that others hold in a part of the instance, and what nodes have free."""
+    def set_others(
+        self, scope: int, held: tuple[int, int], free: Sequence[tuple[int, int]], due: int = 0
+    ) -> None:
+        """Note what others hold, or are to get, in a part of the instance, and what is free there.
+
+        Parameters
+        ----------
+        held : tuple of int
+            Cores and GPUs.
+        free : sequence of (int, int)
+            Cores and GPUs of each node.
+        due : int
+            Cores that other executors hold, and are to leave to workers of this one.
+        """
         self._others[scope] = held
+        self._due[scope] = due
         self._nodes[scope] = [list(node) for node in free]
 
     @property
     def others(self) -> tuple[int, int]:
-        """Cores and GPUs that jobs of other programs hold."""
+        """Cores and GPUs that jobs of other programs hold, or are to get."""
         held = self._others.values()
         return sum(cores for cores, _ in held), sum(gpus for _, gpus in held)
+
+    @property
+    def due(self) -> int:
+        """Cores among those for which worker jobs may wait in the instance (:mod:`.equal_share`)."""
+        return sum(self._due.values())
 
     def of_task(self, resources: Resources) -> Allocation:
         """Return the allocation of a task job."""
@@ -172,6 +192,9 @@ class Allocations:
             # What is free may be spread over nodes none of which has room for such a worker.
             nodes = [list(node) for free in self._nodes.values() for node in free]
             fitting = min(fitting, take_slots(nodes, self.unit(shape), fitting))
+        if fitting <= 0 and self.due:
+            cores = room.cores + allocation.cores + self.due
+            fitting = self.unit(shape).fitting(cores, room.gpus + allocation.gpus)
         return max(0, fitting)
 
     def slots_in_reach(self, shape: Shape) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from parsl_flux_bulk.instances.base import Capacity, JobResult, PeerId
+from parsl_flux_bulk.instances.base import Capacity, JobResult, PeerId, WorkerCores
 from parsl_flux_bulk.scheduler.model import TaskJob, Worker, WorkerJob
 from parsl_flux_bulk.scheduler.task import CallTask, Function, Outcome, Task
 
@@ -33,7 +33,8 @@ class UsageReported:
 
     `holding` are the jobs of this executor that have resources, `waiting` those that wait for some, each with
     the reason in the instance's words, or "". `others` are the ids of jobs of the user's other programs that
-    wait. `down` counts nodes that are not up. Of an instance made of several, each answers for itself.
+    wait, and `executors` what the worker jobs of each of the user's other executors hold and wait for. `down`
+    counts nodes that are not up. Of an instance made of several, each answers for itself.
     """
 
     capacity: Capacity
@@ -43,6 +44,7 @@ class UsageReported:
     down: int = 0
     scope: int = 0
     others: Collection[int] = ()
+    executors: Collection[WorkerCores] = ()
 
 
 @dataclass(frozen=True, slots=True)

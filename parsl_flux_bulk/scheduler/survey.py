@@ -7,6 +7,7 @@ task waits, the scheduler asks for surveys: soon at first, then at least every `
 tasks wait: in the story, and after `WARN_AFTER` in the log.
 
 While a worker job is idle, the question is whether jobs of other programs wait: they get its cores at once.
+While workers are busy, it is whether worker jobs of other executors do: they get an :mod:`.equal_share`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from parsl_flux_bulk.scheduler.capacity import Allocation, take_slots
+from parsl_flux_bulk.scheduler.equal_share import Sharing
 from parsl_flux_bulk.scheduler.lifecycle import Lifecycle
 from parsl_flux_bulk.scheduler.messages import Instruction, Survey, UsageReported
 from parsl_flux_bulk.scheduler.model import TaskJob, WorkerGroup, WorkerJob
@@ -30,6 +32,9 @@ BLOCKED_PERIOD = 1.0
 
 LONGEST_PERIOD = 5.0
 """Seconds between two surveys, at most, while tasks wait for each other only."""
+
+SHARE_PERIOD = 2.0
+"""Seconds between two surveys, at most, while other executors may need cores of busy workers."""
 
 IDLE_PERIOD = 0.1
 """Seconds that a worker job is idle before others may get its cores; the first period of surveys."""
@@ -57,12 +62,14 @@ class Surveyor:
         self._allocations = lifecycle.allocations
         self._due: float | None = 0.0
         self._first = True
+        self._for_others = False
         self._period = FIRST_PERIOD
         self._idle_due: float | None = None
         self._idle_period = IDLE_PERIOD
         self._yielded: dict[int, dict[int, float]] = {}
         self._seen: dict[int, Collection[int]] = {}
         self._before: dict[int, tuple[int, int]] = {}
+        self._sharing = Sharing(timers, lifecycle)
         self._down: dict[int, int] = {}
         self._since: dict[WorkerGroup | TaskJob, float] = {}
         self._warned: set[WorkerGroup | TaskJob] = set()
@@ -72,24 +79,38 @@ class Surveyor:
     def ask(self, now: float) -> None:
         """Ask for a survey if one is due; called in each pass."""
         self._ask_while_idle(now)
-        if self._due is None:
-            # Without a node that is up, no job is submitted that would make anything unsettled.
-            down = self._allocations.capacity is None
-            if self._lifecycle.unsettled or (down and self._anything_waits()):
-                self._period = FIRST_PERIOD
-                self._wait(now)
-        elif now >= self._due:
-            if self._first and self._allocations.capacity is None:
-                return
-            if not self._first and not self._anything_waits():
-                self._due = None
-                self._lifecycle.unsettled = False
-                return
-            self._first = False
-            self._out.append(Survey())
-            longest = BLOCKED_PERIOD if any(self._allocations.others) or self._since else LONGEST_PERIOD
-            self._period = min(2 * self._period, longest)
+        # Without a node that is up, no job is submitted that would make anything unsettled.
+        down = self._allocations.capacity is None
+        if (self._due is None or self._for_others) and (
+            self._lifecycle.unsettled or (down and self._anything_waits())
+        ):
+            self._for_others = False
+            self._period = FIRST_PERIOD
             self._wait(now)
+        elif self._due is None:
+            if self._may_have_to_share():
+                self._for_others = True
+                self._period = SHARE_PERIOD
+                self._wait(now)
+        elif now >= self._due and not (self._first and down):
+            self._ask_again(now)
+
+    def _ask_again(self, now: float) -> None:
+        """Ask for a survey, unless nothing depends on it any more."""
+        waits, shares = self._anything_waits(), self._may_have_to_share()
+        self._for_others = not (waits or self._first)
+        if self._for_others:
+            self._lifecycle.unsettled = False
+            if not shares:
+                self._due = None
+                return
+        self._first = False
+        self._out.append(Survey())
+        longest = SHARE_PERIOD if shares else LONGEST_PERIOD
+        if waits and (any(self._allocations.others) or self._since):
+            longest = BLOCKED_PERIOD
+        self._period = min(2 * self._period, longest)
+        self._wait(now)
 
     def _wait(self, now: float) -> None:
         self._due = now + self._period
@@ -131,6 +152,14 @@ class Surveyor:
             return True
         return group.slots < self._allocations.slots_in_total(group.shape)
 
+    def _may_have_to_share(self) -> bool:
+        """Tell whether workers that are busy may have to end because of other executors."""
+        unit = self._allocations.unit
+        return any(
+            group.busy and group.slots > unit(group.shape).workers
+            for group in self._lifecycle.groups.values()
+        )
+
     # -- what follows ------------------------------------------------------------------------------
 
     def reported(self, event: UsageReported) -> None:
@@ -147,16 +176,21 @@ class Surveyor:
         blocked = [job for job in starting if take_slots(nodes, job.unit, job.slots) < job.slots]
         # A job on its way in or out looks like one of others for a moment: two surveys must agree, or a
         # worker job of ours must wait.
-        before = held if blocked else self._before.get(scope, held)
-        self._before[scope] = held
+        share = self._sharing.share(event, holding, held[0], free_cores)
+        taken = (held[0] + share.claimed, held[1])
+        before = taken if blocked or share.claimed else self._before.get(scope, taken)
+        self._before[scope] = taken
         self._down[scope] = event.down
-        self._allocations.set_others(scope, (min(held[0], before[0]), min(held[1], before[1])), event.free)
+        self._allocations.set_others(
+            scope, (min(taken[0], before[0]), min(taken[1], before[1])), event.free, share.due
+        )
         for job in event.waiting:
             if isinstance(job, TaskJob) and not job.peers:
                 job.began = None  # it was assumed to have begun, since nothing was known to hold its cores
         self._lifecycle.changed = True
         self._replace(blocked)
         self._yield_idle(event)
+        self._sharing.drain(event, share)
         self._explain(event, held, (free_cores, free_gpus))
 
     def _replace(self, blocked: list[WorkerJob]) -> None:
@@ -221,6 +255,8 @@ class Surveyor:
             f"on the {event.capacity.nodes} nodes that are up{down}; other programs hold {held[0]} cores and "
             f"{held[1]} GPUs"
         )
+        if cores := sum(other.held for other in event.executors):
+            around += f"; workers of other executors, which share by demand, hold {cores} of these cores"
         now = self._timers.now
         self._since = {key: self._since.get(key, now) for key in stuck}
         self._warned.intersection_update(stuck)

@@ -19,7 +19,7 @@ from world import (
     shaped,
 )
 
-from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus
+from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus, WorkerCores
 from parsl_flux_bulk.jobspec.resources import Resources
 from parsl_flux_bulk.scheduler.messages import (
     CapacityChanged,
@@ -242,8 +242,9 @@ class Chaos(RuleBasedStateMachine):
         down=st.integers(0, 1),
         scope=st.integers(0, 2),
         others=st.sets(st.integers(1, 3)),
+        executors=st.lists(st.tuples(st.integers(0, 4), st.sets(st.integers(1, 4))), max_size=2),
     )
-    def wrong_survey(self, free, waiting, down, scope, others):
+    def wrong_survey(self, free, waiting, down, scope, others, executors):
         """The instance contradicts itself, or its answer is old."""
         jobs = [model.job for model in self.world.jobs.values()]
         lists = [], {}
@@ -253,7 +254,8 @@ class Chaos(RuleBasedStateMachine):
             else:
                 lists[0].append(job)
         truth = self.world.usage().capacity
-        self.world.scheduler.handle(UsageReported(truth, free, *lists, down, scope, others))
+        cores = [WorkerCores(held, {size: size for size in wanted}) for held, wanted in executors]
+        self.world.scheduler.handle(UsageReported(truth, free, *lists, down, scope, others, cores))
 
     # -- messages ----------------------------------------------------------------------------------
 

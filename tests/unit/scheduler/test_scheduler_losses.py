@@ -136,7 +136,7 @@ def test_what_is_left_of_a_job_ends_after_the_loss_of_the_manager_that_was_busy(
     busy.end(137)
     world.run_all()
     world.check_all_ended()
-    assert model.state == "ended"
+    world.run(until=lambda: model.state == "ended")
     assert world.now < 120.0
 
 

@@ -125,8 +125,8 @@ def test_a_node_that_is_drained_beside_a_running_worker():
 
 
 def test_without_others_nothing_is_asked_again_and_again():
-    world = Simulation(cores=2)
-    world.submit(2, function=LONG)
+    world = Simulation(cores=1)
+    world.submit(1, function=LONG)
     world.submit(50)
     world.run(for_=100.0)
     assert world.counts[Survey] <= 4

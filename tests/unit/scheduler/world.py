@@ -10,8 +10,9 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter, deque
+from dataclasses import replace
 
-from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus
+from parsl_flux_bulk.instances.base import Capacity, JobResult, JobStatus, WorkerCores
 from parsl_flux_bulk.jobspec.resources import Resources, Shape
 from parsl_flux_bulk.scheduler.messages import (
     AssignTasks,
@@ -227,7 +228,11 @@ class Manager:
 class ModelJob:
     """A job inside the instance."""
 
-    def __init__(self, job):
+    numbers = itertools.count(1)
+
+    def __init__(self, job, world):
+        self.number = next(self.numbers)
+        self.world = world
         self.job = job
         self.managers = []
         self.nodes = []
@@ -319,7 +324,7 @@ class World:
                 self.resolved(task, instruction.outcome)
             elif isinstance(instruction, SubmitJob):
                 assert instruction.job not in self.jobs, "submitted twice"
-                self.jobs[instruction.job] = model = ModelJob(instruction.job)
+                self.jobs[instruction.job] = model = ModelJob(instruction.job, self)
                 self.submitted(model)
             elif isinstance(instruction, CancelJob):
                 model = self.jobs[instruction.job]
@@ -359,7 +364,12 @@ class World:
             dict.fromkeys(waiting, "insufficient resources"),
             len(self.drained),
             others=frozenset(self.waiting_others),
+            executors=self.other_executors(),
         )
+
+    def other_executors(self):
+        """What the worker jobs of other executors hold and wait for."""
+        return []
 
     def occupy(self, node, cores):
         """Somebody else's job takes cores."""
@@ -485,9 +495,11 @@ class Simulation(World):
         Seconds that a message takes, either way.
     start_time, end_time : float
         Seconds from a job's resources to its first message, and from its last process to its end.
+    beside : Simulation or None
+        Another executor, of the same user: this one is in the same instance, and by the same clock.
     """
 
-    def __init__(self, *args, latency=0.0003, start_time=0.06, end_time=0.01, **options):
+    def __init__(self, *args, latency=0.0003, start_time=0.06, end_time=0.01, beside=None, **options):
         super().__init__(*args, **options)
         self.latency = latency
         self.start_time = start_time
@@ -496,14 +508,20 @@ class Simulation(World):
         self.resolved_at = {}
         self.idle_since = {}
         self.wakeups = 0
-        self._agenda = []
+        self.agenda = []
         self._order = itertools.count()
-        self._waiting = deque()
-        self._foreign = {}
-        self._dirty = True
+        self.in_turn = deque()
+        self.dirty = True
+        self.neighbors = [self]
+        if beside is not None:
+            self.now = beside.now
+            self.free = beside.free
+            self.in_turn = beside.in_turn
+            self.neighbors = beside.neighbors
+            self.neighbors.append(self)
 
     def at(self, when, act):
-        heapq.heappush(self._agenda, (when, next(self._order), act))
+        heapq.heappush(self.agenda, (when, next(self._order), act))
 
     def after(self, delay, act):
         self.at(self.now + delay, act)
@@ -511,10 +529,10 @@ class Simulation(World):
     def event(self, act):
         """Something that the scheduler hears of."""
         act(self.scheduler)
-        self._dirty = True
+        self.dirty = True
 
     def submit(self, *args, **arguments):
-        self._dirty = True
+        self.dirty = True
         return super().submit(*args, **arguments)
 
     # -- time --------------------------------------------------------------------------------------
@@ -522,34 +540,46 @@ class Simulation(World):
     def run(self, until=None, for_=None, limit=3_000_000):
         """Let time pass until a condition holds, for so many seconds, or until nothing is left to happen."""
         self._run(until, for_, limit)
-        check_books(self)
+        for world in self.neighbors:
+            check_books(world)
 
     def _run(self, until, for_, limit):
         end = None if for_ is None else self.now + for_
         for _ in range(limit):
-            if self._dirty:
-                self._dirty = False
-                self.wakeups += 1
-                self.take()
+            if dirty := [world for world in self.neighbors if world.dirty]:
+                for world in dirty:
+                    world.dirty = False
+                    world.wakeups += 1
+                    world.take()
                 self._schedule()
                 continue
             if until is not None and until():
                 return
-            times = [self._agenda[0][0]] if self._agenda else []
-            deadline = self.scheduler.deadline()
-            if deadline is not None:
-                times.append(max(self.now, deadline))
+            times = [time for world in self.neighbors if (time := world.next_time()) is not None]
             if not times or (end is not None and min(times) > end):
                 if end is not None:
-                    self.now = end
+                    self._advance(end)
                 assert until is None, "nothing is left to happen, and yet it has not"
                 return
-            self.now = min(times)
-            if deadline is not None and deadline <= self.now:
-                self._dirty = True
-            while self._agenda and self._agenda[0][0] <= self.now:
-                heapq.heappop(self._agenda)[2]()
+            self._advance(min(times))
+            for world in self.neighbors:
+                deadline = world.scheduler.deadline()
+                if deadline is not None and deadline <= world.now:
+                    world.dirty = True
+                while world.agenda and world.agenda[0][0] <= world.now:
+                    heapq.heappop(world.agenda)[2]()
         raise AssertionError(f"no end after {limit} steps: it loops")
+
+    def next_time(self):
+        times = [self.agenda[0][0]] if self.agenda else []
+        deadline = self.scheduler.deadline()
+        if deadline is not None:
+            times.append(max(self.now, deadline))
+        return min(times, default=None)
+
+    def _advance(self, now):
+        for world in self.neighbors:
+            world.now = now
 
     def run_all(self, **arguments):
         self.run(until=lambda: len(self.outcomes) == len(self.tasks), **arguments)
@@ -591,21 +621,41 @@ class Simulation(World):
     def finish_job(self, model, result):
         if model.state != "ended":
             self.end(model, result)
-            self._dirty = True
+            self.dirty = True
 
     def submitted(self, model):
         if model.cancel:
             self.after(self.latency, lambda: self.finish_job(model, JOB_CANCELED))
         else:
-            self._waiting.append(model)
-            self._dirty = True
+            self.in_turn.append(model)
+            self.dirty = True
 
     def resolved(self, task, outcome):
         self.resolved_at[task] = self.now
 
     def release(self, node, cores):
         super().release(node, cores)
-        self._dirty = True
+        self.dirty = True
+
+    def other_executors(self):
+        executors = []
+        for world in self.neighbors:
+            jobs = [model for model in world.jobs.values() if isinstance(model.job, WorkerJob)]
+            held = sum(m.job.allocation.cores for m in jobs if m.state in ("starting", "running"))
+            wanted = {
+                m.number: m.job.allocation.cores
+                for m in jobs
+                if m.state == "pending"
+                and not m.job.unit.gpus
+                and (m.job.unit.cores == 1 or len(self.free) == 1)
+            }
+            if world is not self and (held or wanted):
+                executors.append(WorkerCores(held, wanted))
+        return executors
+
+    def usage(self):
+        pending = [m.number for w in self.neighbors if w is not self for m in w.pending()]
+        return replace(super().usage(), others=frozenset([*self.waiting_others, *pending]))
 
     def asked(self):
         self.after(self.latency, lambda: self.event(lambda scheduler: scheduler.handle(self.usage())))
@@ -613,23 +663,23 @@ class Simulation(World):
     # -- the scheduler: first come, first served ------------------------------------------------------
 
     def _schedule(self):
-        while self._waiting:
-            model = self._waiting[0]
+        while self.in_turn:
+            model = self.in_turn[0]
             if model.state == "ended":
-                self._waiting.popleft()
+                self.in_turn.popleft()
                 continue
             if not self.possible(model):
-                self._waiting.popleft()
-                self.finish_job(model, REFUSED)
+                self.in_turn.popleft()
+                model.world.finish_job(model, REFUSED)
                 continue
             nodes = self.place(model)
             if nodes is None:
                 return
-            self._waiting.popleft()
+            self.in_turn.popleft()
             model.state = "starting"
             model.placed = []
             # The resources are taken at once, the processes need a moment.
-            self.start_later(model, nodes)
+            model.world.start_later(model, nodes)
 
     def start_later(self, model, nodes):
         held = (
@@ -646,7 +696,7 @@ class Simulation(World):
                 self.free[node][0] += cores
                 self.free[node][1] += gpus
             if model.state == "ended":
-                self._dirty = True
+                self.dirty = True
                 return
             self.start(model, nodes)
             if isinstance(model.job, TaskJob) and isinstance(model.job.task, CommandTask):
