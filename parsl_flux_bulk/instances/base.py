@@ -23,7 +23,6 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY, Jobspec
-from parsl_flux_bulk.protocol import variables
 
 JobId: TypeAlias = int
 """A number that the instance issued (RFC 19 in Flux); :meth:`Instance.job_name` formats it."""
@@ -36,9 +35,6 @@ FLUX_IN_FLIGHT = 8
 
 EMBEDDED_IN_FLIGHT = 256
 """The embedded instance knows no wait for any job; see :attr:`Connection.in_flight`."""
-
-CHANNEL_VARIABLE = variables.CHANNEL
-"""Environment variable of every job of an executor: the address of its channel, unique to the executor."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 
 from parsl_flux_bulk.errors import InstanceLost
 from parsl_flux_bulk.instances.base import (
-    CHANNEL_VARIABLE,
     Capacity,
     ChannelAddress,
     Event,
@@ -23,6 +22,7 @@ from parsl_flux_bulk.instances.base import (
 )
 from parsl_flux_bulk.instances.events import SCOPE_BITS, EventQueue, EventSource, subscribe
 from parsl_flux_bulk.instances.federation.members import Member, MemberState
+from parsl_flux_bulk.protocol import variables
 
 KEY_PREFIX = "federation:"
 _keys = itertools.count(1)
@@ -102,7 +102,7 @@ class FederationCompletion:
 
     def channel(self) -> ChannelAddress:
         """Return the key; each job gets the address in the member where it is placed."""
-        return ChannelAddress({CHANNEL_VARIABLE: self.key})
+        return ChannelAddress({variables.CHANNEL: self.key})
 
     def survey(self) -> None:
         """Each member reports for itself."""

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from parsl_flux_bulk.errors import InstanceLost, OutputUnavailable
 from parsl_flux_bulk.instances.base import (
-    CHANNEL_VARIABLE,
     FLUX_IN_FLIGHT,
     Capacity,
     Connection,
@@ -31,6 +30,7 @@ from parsl_flux_bulk.instances.federation.members import Member, MemberState, ow
 from parsl_flux_bulk.instances.federation.placement import Placement
 from parsl_flux_bulk.instances.federation.registry import MemberRegistry
 from parsl_flux_bulk.jobspec.jobspec import Demand
+from parsl_flux_bulk.protocol import variables
 
 
 class Federation:
@@ -147,7 +147,7 @@ class FederationConnection:
     def _localize(self, request: JobRequest, member: Member) -> JobRequest:
         """Add the member's environment and the channel's address in the member to a jobspec."""
         own = request.jobspec.environment
-        key = own.get(CHANNEL_VARIABLE, "")
+        key = own.get(variables.CHANNEL, "")
         address = self._registry.address(key, member) if key.startswith(KEY_PREFIX) else {}
         if not member.environment and not address:
             return request

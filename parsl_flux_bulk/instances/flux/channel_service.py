@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 from parsl_flux_bulk.instances.base import (
-    CHANNEL_VARIABLE,
     ChannelAddress,
     Event,
     PeerId,
@@ -74,7 +73,7 @@ class ChannelService:
 
     def address(self) -> ChannelAddress:
         """Return the environment with which a process inside a job finds the service."""
-        environment = {CHANNEL_VARIABLE: self.name, variables.SOCKET: self._socket_name}
+        environment = {variables.CHANNEL: self.name, variables.SOCKET: self._socket_name}
         library = _libflux_path()
         if library:
             environment[variables.LIBFLUX] = library

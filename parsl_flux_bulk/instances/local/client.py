@@ -31,7 +31,6 @@ from typing import Any
 
 from parsl_flux_bulk.errors import InstanceLost, JobspecError, OutputUnavailable
 from parsl_flux_bulk.instances.base import (
-    CHANNEL_VARIABLE,
     EMBEDDED_IN_FLIGHT,
     Capacity,
     ChannelAddress,
@@ -53,6 +52,7 @@ from parsl_flux_bulk.instances.local.machine import Machine, gpu_names
 from parsl_flux_bulk.instances.local.server_process import ServerProcess
 from parsl_flux_bulk.instances.output_parts import read_files
 from parsl_flux_bulk.instances.socket_channel import SocketChannel
+from parsl_flux_bulk.protocol import variables
 from parsl_flux_bulk.protocol.framing import frame
 from parsl_flux_bulk.protocol.wakeup import Wakeup
 from parsl_flux_bulk.worker.pinning import physical_cores
@@ -309,7 +309,7 @@ class LocalCompletion:
         self._check()
         if self._channel is None:
             self._channel = SocketChannel(self._channel_path, self._selector, self._events.append)
-        return ChannelAddress({CHANNEL_VARIABLE: f"unix:{self._channel_path}"})
+        return ChannelAddress({variables.CHANNEL: f"unix:{self._channel_path}"})
 
     def survey(self) -> None:
         """Do nothing: the machine has no other jobs."""
