@@ -1,9 +1,8 @@
 """The embedded instance: this machine's own cores, run by a server process.
 
-In the user's process: `client`, `server_process`; `jobspec` and `options` translate
-a jobspec into a `job_plan`. In the server: `server`, `allocator`, `job`, `pinning`, `output`,
-`kept_output`, `processes`. May import `instances.base` and the sockets beside it, `jobspec`,
-`worker.pinning` and `protocol`.
+In the user's process: `client`, `server_process`; `jobspec` and `options` translate a jobspec into a
+`job_plan`. All other modules run in the server. May import `instances.base` and the sockets beside it,
+`jobspec`, `worker.pinning`, `worker.lifeline` and `protocol`.
 """
 
 from __future__ import annotations
