@@ -298,7 +298,7 @@ def test_no_exception_in_a_callback_stops_anything(
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_is_told_at_once_that_it_cannot_submit(bulk: BulkSubmitter) -> None:
-    outstanding = bulk.submit_command(["sleep", "60"])
+    outstanding = bulk.submit_command(["sleep", "3600"])
     for check in (
         lambda: bulk.submit_command(["true"]),
         lambda: bulk.submit(jobspec("true")),

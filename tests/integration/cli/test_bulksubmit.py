@@ -300,7 +300,7 @@ def running(where: Where, shell: str, copies: int = 20) -> Iterator[subprocess.P
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_cancels_what_is_outstanding(where: Where, number: signal.Signals) -> None:
-    with running(where, "exec sleep 60") as process:
+    with running(where, "exec sleep 3600") as process:
         os.killpg(process.pid, number)
         out, err = process.communicate(timeout=BOUND)
     assert process.returncode == 128 + number
@@ -400,8 +400,8 @@ def test_neither_parsl_nor_rich_is_imported_for_a_plain_run() -> None:
 @pytest.mark.flux
 def test_sigkill_cancels_its_jobs_and_no_others(flux_uri: str) -> None:
     with BulkSubmitter(flux_uri) as bulk:
-        other = bulk.submit_command(["sh", "-c", "echo $$ > other; exec sleep 60"])
-        with running(["--uri", flux_uri], "echo $$ >> pids; exec sleep 60") as process:
+        other = bulk.submit_command(["sh", "-c", "echo $$ > other; exec sleep 3600"])
+        with running(["--uri", flux_uri], "echo $$ >> pids; exec sleep 3600") as process:
             helpers.wait_until(lambda: Path("pids").exists() and Path("pids").read_text(), BOUND)
             pids = [int(line) for line in Path("pids").read_text().split()]
             process.kill()

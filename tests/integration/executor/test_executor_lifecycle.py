@@ -523,7 +523,7 @@ def test_exit_while_a_call_is_serialized(started: FluxBulkExecutor, resources: d
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_is_told_at_once_that_it_cannot_submit(started: FluxBulkExecutor) -> None:
-    running = started.submit(time.sleep, {}, 60)
+    running = started.submit(time.sleep, {}, 3600)
     fork = f"ExecutorClosed: process [0-9]+ is a fork of process {os.getpid()}, which started"
     assert re.match(fork, in_a_fork(lambda: started.submit(abs, {}, 1)))
     assert re.match(fork, in_a_fork(started.start))
