@@ -114,6 +114,17 @@ def gpus_when_together(directory: str, others: int, bound: float = 60.0) -> str 
     return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
+def time_together(directory: str, count: int, bound: float) -> tuple[float, float]:
+    """Wait until `count` tasks have begun; return when this one began and ended, by the machine's clock."""
+    began = time.monotonic()
+    append(os.path.join(directory, f"{os.getpid()} {began}"), "")
+    while len(os.listdir(directory)) < count:
+        assert time.monotonic() < began + bound, "the other tasks never ran at the same time"
+        time.sleep(0.01)
+    time.sleep(0.1)
+    return began, time.monotonic()
+
+
 def say(out: str, err: str) -> None:
     print(out)
     print(err, file=sys.stderr)
