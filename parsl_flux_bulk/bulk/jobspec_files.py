@@ -47,8 +47,10 @@ def read_jobspec(path: str | os.PathLike[str]) -> Jobspec:
         status = os.fstat(descriptor)
         _check_kind(status.st_mode, name)
         # A buffer of the file's size: one of the limit's would cost more than the rest.
-        text = os.read(descriptor, min(status.st_size, SIZE_LIMIT) + 1)
-        while text and len(text) <= SIZE_LIMIT and (chunk := os.read(descriptor, _CHUNK)):
+        size = min(status.st_size, SIZE_LIMIT)
+        text = os.read(descriptor, size + 1)
+        # More only of a file that has grown, or whose size the file system does not tell, as that of /proc.
+        while text and size != len(text) <= SIZE_LIMIT and (chunk := os.read(descriptor, _CHUNK)):
             text += chunk
     finally:
         os.close(descriptor)

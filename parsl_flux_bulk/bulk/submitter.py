@@ -28,7 +28,14 @@ from typing import TYPE_CHECKING, Any
 
 from parsl_flux_bulk.bulk.job_future import JobFuture
 from parsl_flux_bulk.bulk.jobspec_files import parse_jobspec, read_jobspec, shorten
-from parsl_flux_bulk.instances.base import Connection, Instance, JobRequest, JobResult, RecordsTimes
+from parsl_flux_bulk.instances.base import (
+    Connection,
+    Instance,
+    JobRequest,
+    JobResult,
+    RecordsTimes,
+    StartsInSteps,
+)
 from parsl_flux_bulk.instances.factory import choose_instance
 from parsl_flux_bulk.jobspec import Jobspec, build
 from parsl_flux_bulk.jobspec.jobspec import DEFAULT_URGENCY
@@ -86,10 +93,14 @@ class BulkSubmitter:
         if isinstance(chosen, RecordsTimes):
             chosen.record_times = record_times
         self._jobs = _Jobs(keep_ended)
-        self._pipeline = Pipeline[Job](
-            _packed(chosen, packed), max_active_jobs=max_active_jobs, name="bulk-submitter"
-        )
+        self._instance = _packed(chosen, packed)
+        self._pipeline = Pipeline[Job](self._instance, max_active_jobs=max_active_jobs, name="bulk-submitter")
         self._started = False
+
+    def launch(self) -> None:
+        """Begin to start, if the instance can do so without being waited for; raises as `start`."""
+        if isinstance(self._instance, StartsInSteps):
+            self._instance.launch()
 
     def start(self) -> None:
         """Attach to the instance, or start it; `with` calls this method.

@@ -374,6 +374,14 @@ class RecordsTimes(Protocol):
     record_times: bool
 
 
+@runtime_checkable
+class StartsInSteps(Protocol):
+    """An instance that can begin to start, while the caller does something else before `start`."""
+
+    def launch(self) -> None:
+        """Begin to start; raises as :meth:`Instance.start`."""
+
+
 class Instance(Protocol):
     """Runs jobs."""
 

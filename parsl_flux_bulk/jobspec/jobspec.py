@@ -74,11 +74,7 @@ class Jobspec:
         data = validate(text)
         system = data["attributes"]["system"]
         if environment := system.get("environment"):
-            # Jobs of one run have nearly the same environment; its strings are most of a jobspec.
-            system["environment"] = {
-                _share(name): _share(value) if type(value) is str else value
-                for name, value in environment.items()
-            }
+            system["environment"] = _shared(environment)
         return cls(data)
 
     @property
@@ -145,6 +141,25 @@ class Jobspec:
         """Return a copy with this shell option ``output``."""
         shell = {**self.system.get("shell", {}), "options": {**self.shell_options, "output": output}}
         return self.with_system(shell=shell)
+
+
+_last: dict[str, Any] = {}
+"""The environment that was parsed last."""
+
+
+def _shared(environment: dict[str, Any]) -> dict[str, Any]:
+    """Return an equal environment that shares its strings with others, or itself is shared.
+
+    Jobs of one run have the same environment, or nearly. It is most of a jobspec.
+    """
+    global _last
+    last = _last  # another thread may replace it
+    if environment != last:
+        last = _last = {
+            _share(name): _share(value) if type(value) is str else value
+            for name, value in environment.items()
+        }
+    return last
 
 
 @functools.lru_cache(maxsize=4096)

@@ -81,7 +81,8 @@ class Submitter(Generic[JobT]):
             if self._closed:
                 raise ExecutorClosed("no jobs can be submitted after shutdown")
             self._waiting.append((job, request))
-            self._changed.notify()
+            if self._worth_a_batch():  # in vain, the thread would be woken for each job
+                self._changed.notify()
 
     def cancel(self, job: JobT, reason: str) -> None:
         """Cancel a job that waits or is inside the instance."""
@@ -93,7 +94,7 @@ class Submitter(Generic[JobT]):
         """Take note that `count` jobs left the instance."""
         with self._changed:
             self._active -= count
-            if self._waiting:
+            if self._worth_a_batch():
                 self._changed.notify()
 
     def resize(self, capacity: Capacity) -> None:

@@ -16,7 +16,7 @@ from seam import Seam, files, jobspec, peer_job, shell
 
 from parsl_flux_bulk.errors import InstanceLost, InstanceUnavailable
 from parsl_flux_bulk.instances.base import JobRequest, JobStatus, Refusal
-from parsl_flux_bulk.instances.local import kept_output, server
+from parsl_flux_bulk.instances.local import kept_output, server, server_process
 from parsl_flux_bulk.instances.local.client import LocalInstance
 from parsl_flux_bulk.instances.output_parts import read_all
 from parsl_flux_bulk.jobspec import Jobspec
@@ -31,7 +31,12 @@ two_cores = pytest.mark.skipif(CORES < 2, reason="needs two cores")
 @contextmanager
 def embedded(**arguments: object) -> Iterator[Seam]:
     """A started embedded instance."""
-    instance = LocalInstance(**arguments)  # type: ignore[arg-type]
+    with embedded_in(LocalInstance(**arguments)) as seam:  # type: ignore[arg-type]
+        yield seam
+
+
+@contextmanager
+def embedded_in(instance: LocalInstance) -> Iterator[Seam]:
     instance.start()
     seam = Seam(instance, instance.connect(), instance.completion(), "local")
     try:
@@ -351,6 +356,33 @@ def test_strange_jobs_do_no_harm_to_others(seam: Seam, change: dict[str, object]
 
 
 # -- the server --------------------------------------------------------------------------------------
+
+
+def test_a_start_in_two_steps() -> None:
+    instance = LocalInstance()
+    instance.launch()
+    with embedded_in(instance) as seam:
+        assert seam.run_one(jobspec(["true"]))[1].ok
+
+
+def test_what_was_only_launched_is_closed() -> None:
+    """The leak check sees what is left."""
+    instance = LocalInstance()
+    instance.launch()
+    instance.close()
+
+
+def test_a_server_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    instance = LocalInstance()
+    with monkeypatch.context() as patch:
+        patch.setattr(server_process, "SERVER", "parsl_flux_bulk.no_such_module")
+        instance.launch()
+        with pytest.raises(InstanceUnavailable, match=r"(?s)did not start: .*No module named"):
+            instance.start()
+        with pytest.raises(InstanceLost, match="not started"):
+            instance.connect()
+    with embedded_in(instance) as seam:
+        assert seam.run_one(jobspec(["true"]))[1].ok
 
 
 def test_a_killed_server_is_an_instance_lost(tmp_path: Path) -> None:

@@ -104,13 +104,20 @@ class NodeJobLauncher(threading.Thread):
         self._next_survey = 0.0
         self._starting_until = 0.0
         self._stopping = False
+        self._first = threading.Event()
+        self._submitted = threading.Event()
         self.joined = 0
         self.queued = False
 
     def start(self) -> None:
-        """Start the thread, and launch node jobs for the first jobs."""
+        """Start the thread, and submit node jobs for the first jobs."""
         super().start()
-        self.launch(START_TIMEOUT, self._packing.cores_needed)
+        self._first = self._ask(self._packing.cores_needed)
+        self._submitted.wait(START_TIMEOUT)
+
+    def wait(self) -> None:
+        """Wait until the first node jobs are ready; see `launch`."""
+        self._wait_for(self._first, START_TIMEOUT)
 
     def launch(self, timeout: float, cores_needed: int | None) -> None:
         """Start node jobs where cores are free, and wait until each is ready or has failed; from any thread.
@@ -124,8 +131,14 @@ class NodeJobLauncher(threading.Thread):
         cores_needed : int or None
             Cores to take at most; None for all that are free.
         """
+        self._wait_for(self._ask(cores_needed), timeout)
+
+    def _ask(self, cores_needed: int | None) -> threading.Event:
         ended = threading.Event()
         self._calls.put(lambda _: self._want(ended, cores_needed))
+        return ended
+
+    def _wait_for(self, ended: threading.Event, timeout: float) -> None:
         if self.is_alive() and not ended.wait(timeout) and timeout:
             logger.warning("node jobs late timeout=%gs: continuing without them", timeout)
 
@@ -167,6 +180,7 @@ class NodeJobLauncher(threading.Thread):
         except Exception:
             logger.exception("thread failed name=%s", self.name)
         finally:
+            self._submitted.set()
             self._end_waiting()
 
     def _step(self, completion: Completion) -> None:
@@ -175,6 +189,7 @@ class NodeJobLauncher(threading.Thread):
         if self._wanted and not self._in_state(NodeJobState.RETIRING, NodeJobState.SUBMITTED):
             self._wanted = False
             self._submit(completion)
+            self._submitted.set()
         self.queued = self.queued and bool(self._in_state(NodeJobState.SUBMITTED))
         if self._waiters:
             self._check_waiting(completion)

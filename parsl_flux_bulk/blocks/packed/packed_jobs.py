@@ -59,10 +59,16 @@ class PackedJobs:
         count = len(self._node_jobs())
         return self._outer.description + (f", jobs packed into {count} node job(s)" if count else "")
 
-    def start(self) -> None:
+    def launch(self) -> None:
+        """Attach to the outer instance, or start it, and submit the first node jobs."""
         self._outer.start()
         self._federation.add("outer", self._outer)
         self._launcher.start()
+
+    def start(self) -> None:
+        if self._launcher.ident is None:
+            self.launch()
+        self._launcher.wait()
 
     def connect(self) -> FederationConnection:
         return self._federation.connect()

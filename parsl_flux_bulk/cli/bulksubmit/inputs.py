@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeAlias
 
 STDIN = "-"
 
@@ -15,6 +15,9 @@ LONGEST_LINE = 1 << 16
 """Bytes of a line of stdin at most; Linux takes no path longer than 4096."""
 
 _BOM = "\ufeff".encode()
+
+Found: TypeAlias = tuple[Path, str]
+"""A file as it was given, and its path without symbolic links."""
 
 
 class UnusableInput(Exception):
@@ -41,11 +44,10 @@ def find_files(inputs: Iterable[str], stdin: Iterable[str]) -> tuple[list[Path],
     found: dict[str, Path] = {}
     repeated = 0
     for name in inputs:
-        for path in _from_stdin(stdin) if name == STDIN else _from_argument(name):
-            key = os.path.realpath(path)
-            if key in found:
+        for path, real in _from_stdin(stdin) if name == STDIN else _from_argument(name):
+            if real in found:
                 repeated += 1
-            found.setdefault(key, path)
+            found.setdefault(real, path)
     return list(found.values()), repeated
 
 
@@ -70,10 +72,9 @@ def read_lines(stdin: TextIO | None) -> Iterator[str]:
         raise UnusableInput(f"cannot read paths from stdin: {error.strerror}") from error
 
 
-def _from_argument(name: str) -> list[Path]:
-    path = Path(name)
+def _from_argument(name: str) -> list[Found]:
     if os.path.isdir(name):
-        return _in_directory(path)
+        return _in_directory(Path(name))
     try:
         os.lstat(name)
     except FileNotFoundError:
@@ -85,19 +86,23 @@ def _from_argument(name: str) -> list[Path]:
         raise UnusableInput(f"no such file or directory: {name!r}{hint}") from None
     except OSError as error:
         raise UnusableInput(f"cannot read {name!r}: {error.strerror}") from error
-    return [path]
+    return [_file(name)]
 
 
-def _matching(pattern: str) -> list[Path]:
+def _file(name: str) -> Found:
+    return Path(name), os.path.realpath(name)
+
+
+def _matching(pattern: str) -> list[Found]:
     """Return what the shell would pass: a pattern is quoted where it matches more than an exec() takes."""
     names = sorted(glob.iglob(pattern))
     if not names:
         raise UnusableInput(f"no file matches {pattern!r}")
-    return [path for name in names for path in _from_argument(name)]
+    return [found for name in names for found in _from_argument(name)]
 
 
-def _from_stdin(lines: Iterable[str]) -> list[Path]:
-    paths: list[Path] = []
+def _from_stdin(lines: Iterable[str]) -> list[Found]:
+    paths: list[Found] = []
     for line in lines:
         name = line.removesuffix("\n")
         if name.endswith("\r") and not os.path.lexists(name):
@@ -105,18 +110,27 @@ def _from_stdin(lines: Iterable[str]) -> list[Path]:
         if "\0" in name:
             raise UnusableInput("a null character on stdin: '-' reads one path from each line")
         if name:
-            path = Path(name)
-            paths += _in_directory(path) if os.path.isdir(name) else [path]
+            paths += _in_directory(Path(name)) if os.path.isdir(name) else [_file(name)]
     if not paths:
         raise UnusableInput("no paths on stdin: '-' reads one path from each line")
     return paths
 
 
-def _in_directory(directory: Path) -> list[Path]:
+def _in_directory(directory: Path) -> list[Found]:
     try:
-        paths = sorted(path for path in directory.iterdir() if path.suffix == ".json")
+        with os.scandir(directory) as entries:
+            links = {
+                entry.name: entry.is_symlink()
+                for entry in entries
+                if entry.name.endswith(".json") and entry.name != ".json"
+            }
     except OSError as error:
         raise UnusableInput(f"cannot read the directory {str(directory)!r}: {error.strerror}") from error
-    if not paths:
+    if not links:
         raise UnusableInput(f"no *.json files in the directory {str(directory)!r}")
-    return paths
+    real = os.path.realpath(directory)
+    return [
+        (path, os.path.realpath(path) if links[name] else os.path.join(real, name))
+        for name in sorted(links)
+        for path in (directory / name,)
+    ]

@@ -84,6 +84,8 @@ def _run(options: argparse.Namespace, output: Output, errors: Output) -> int:
         work.earlier = _earlier(options)
         bulk, keeps_output = _open_submitter(options, work)
         stack.callback(bulk.close, timeout=1.0)
+        bulk.launch()
+        work.read_ahead()
         bulk.start()
         report = Report(None if work.earlier else work.total, records, output, errors)
         report.say("Starting...")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
 import sys
 from collections.abc import Iterable, Iterator
@@ -24,7 +25,10 @@ from parsl_flux_bulk.cli.bulksubmit.report import printable
 from parsl_flux_bulk.cli.bulksubmit.streams import reason
 from parsl_flux_bulk.errors import JobspecError
 from parsl_flux_bulk.instances.base import JobRequest
-from parsl_flux_bulk.jobspec.jobspec import Demand
+from parsl_flux_bulk.jobspec.jobspec import Demand, Jobspec
+
+READ_AHEAD = 1500
+"""Jobspec files read, at most, while the instance starts: what takes about as long."""
 
 
 class _Source(Protocol):
@@ -57,6 +61,7 @@ class Work:
         self.repeated = 0
         self.total: int | None = None
         self._demand: Demand | None = None
+        self._listed: _Files | None = None
         if options.command:
             work = CommandWork(options)
             self._source: _Source = work
@@ -64,7 +69,7 @@ class Work:
         elif options.inputs:
             self.files, self.repeated = find_files(options.inputs, read_lines(sys.stdin))
             outputs = NamedOutputs(options.open_mode)
-            self._source = _Files(self.files, urgency_number(options.urgency), outputs)
+            self._source = self._listed = _Files(self.files, urgency_number(options.urgency), outputs)
             self.total = len(self.files)
         elif options.commands is not None:
             self._source = lines = CommandLines(options)
@@ -76,6 +81,11 @@ class Work:
         """Return what is known of the jobs before they are read."""
         cores, gpus = (None, None) if self._demand is None else (self._demand.cores, self._demand.gpus)
         return Packing(cores, gpus, self.total, keeps_output)
+
+    def read_ahead(self) -> None:
+        """Read the first jobspec files now: the instance starts meanwhile."""
+        if self._listed is not None:
+            self._listed.read_ahead()
 
     def items(self, wait: Wait) -> Iterator[Item]:
         """Yield the jobs; `wait` is called before a file descriptor is read."""
@@ -95,6 +105,12 @@ class _Files:
         self._files = files
         self._urgency = urgency
         self._outputs = outputs
+        self._ahead: dict[Path, Jobspec] = {}
+
+    def read_ahead(self) -> None:
+        for path in self._files[:READ_AHEAD]:
+            with contextlib.suppress(JobspecError, OSError):  # raised again where the job is submitted
+                self._ahead[path] = read_jobspec(path)
 
     def items(self, wait: Wait) -> Iterator[Item]:
         return map(self._item, self._files)
@@ -104,7 +120,8 @@ class _Files:
         return Item(name, name, name, lambda: self._request(path, name))
 
     def _request(self, path: Path, name: str) -> JobRequest:
-        return self._outputs.check(JobRequest(read_jobspec(path), self._urgency), name)
+        jobspec = self._ahead.pop(path, None) or read_jobspec(path)
+        return self._outputs.check(JobRequest(jobspec, self._urgency), name)
 
 
 def refuse_invalid(files: Iterable[Path]) -> None:

@@ -106,6 +106,7 @@ class LocalInstance:
         self._flux_uri = flux_uri
         self._working_dir = working_dir
         self._server: ServerProcess | None = None
+        self._ready = False
         self._channels = itertools.count()
         self._lock = threading.Lock()
 
@@ -121,6 +122,15 @@ class LocalInstance:
         count = self._cores
         return f"embedded instance: {count} core{'s' * (count != 1)}{gpus} of {socket.gethostname()}"
 
+    def launch(self) -> None:
+        """Start the server's process, and do not wait until it is ready; raises as `start`."""
+        with self._lock:
+            if self._server is None:
+                working_dir = os.path.abspath(self._working_dir or os.getcwd())
+                machine = Machine(socket.gethostname(), self._cores, self._gpus, working_dir)
+                self._server = ServerProcess(machine, self._usable, gpu_names(self._gpus), self._first_id)
+                self._ready = False
+
     def start(self) -> None:
         """Start the server.
 
@@ -129,18 +139,23 @@ class LocalInstance:
         InstanceUnavailable
             The server did not start; says why.
         """
+        self.launch()
         with self._lock:
-            if self._server is None:
-                working_dir = os.path.abspath(self._working_dir or os.getcwd())
-                machine = Machine(socket.gethostname(), self._cores, self._gpus, working_dir)
-                self._server = ServerProcess(machine, self._usable, gpu_names(self._gpus), self._first_id)
-                if self._server.pinned_cores < self._cores:
-                    logger.info(
-                        "cores shared pinned=%d of %d: other embedded instances on this host have the rest; "
-                        "jobs there are not pinned",
-                        self._server.pinned_cores,
-                        self._cores,
-                    )
+            if self._ready or self._server is None:
+                return
+            try:
+                pinned = self._server.wait_ready()
+            except BaseException:
+                self._server = None
+                raise
+            self._ready = True
+        if pinned < self._cores:
+            logger.info(
+                "cores shared pinned=%d of %d: other embedded instances on this host have the rest; "
+                "jobs there are not pinned",
+                pinned,
+                self._cores,
+            )
 
     def connect(self) -> LocalConnection:
         """Open a connection."""

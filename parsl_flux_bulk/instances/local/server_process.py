@@ -31,7 +31,7 @@ CLOSE_BOUND = processes.END_BOUND + 5.0
 
 
 class ServerProcess:
-    """A running server; used by every thread.
+    """A server that starts or runs; used by every thread.
 
     Parameters
     ----------
@@ -47,13 +47,11 @@ class ServerProcess:
     ----------
     directory : str
         Private to this user: the channel's sockets, kept output, scratch of running jobs.
-    pinned_cores : int
-        Cores of the instance to which jobs are pinned; others on this host have claimed the rest.
 
     Raises
     ------
     InstanceUnavailable
-        The server did not start; says why.
+        The process did not start; says why.
     """
 
     def __init__(
@@ -65,21 +63,22 @@ class ServerProcess:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._end = ""
         self._lock = threading.Lock()
+        configuration = {
+            "directory": self.directory,
+            "owner": os.getpid(),
+            "cores": machine.cores,
+            "usable": usable,
+            "claims": claims_path(),
+            "gpus": gpus,
+            "first_id": first_id,
+        }
         try:
             self._process = self._start(theirs)
-            self.pinned_cores = self._configure(
-                {
-                    "cores": machine.cores,
-                    "usable": usable,
-                    "claims": claims_path(),
-                    "gpus": gpus,
-                    "first_id": first_id,
-                }
-            )
+            self._control.settimeout(START_BOUND)
+            with contextlib.suppress(OSError):  # if the process has ended, `wait_ready` tells why
+                self._control.send(json.dumps(configuration).encode())
         except BaseException:
-            shutil.rmtree(self.directory, ignore_errors=True)
-            self._control.close()
-            self._log.close()
+            self._clean_up()
             raise
         finally:
             theirs.close()
@@ -99,11 +98,17 @@ class ServerProcess:
         except OSError as error:
             raise InstanceUnavailable(f"cannot start the embedded instance's server: {error}") from error
 
-    def _configure(self, configuration: dict[str, object]) -> int:
-        configuration |= {"directory": self.directory, "owner": os.getpid()}
-        self._control.settimeout(START_BOUND)
+    def wait_ready(self) -> int:
+        """Wait until the server has started; return the number of cores that jobs are pinned to.
+
+        Other embedded instances on this host have claimed the rest.
+
+        Raises
+        ------
+        InstanceUnavailable
+            The server did not start; says why.
+        """
         try:
-            self._control.send(json.dumps(configuration).encode())
             ready = self._control.recv(16)
         except OSError as error:
             ready = str(error).encode()
@@ -111,6 +116,7 @@ class ServerProcess:
             self._process.kill()
             self._process.wait()
             reason = self._log_tail() or ready.decode(errors="replace") or "no output"
+            self._clean_up()
             raise InstanceUnavailable(
                 f"the embedded instance's server ({sys.executable}) did not start: {reason}"
             )

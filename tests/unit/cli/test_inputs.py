@@ -74,3 +74,12 @@ def test_a_quoted_pattern_stands_for_what_the_shell_would_pass() -> None:
 def test_a_file_whose_name_looks_like_a_pattern_is_a_file() -> None:
     touch("job[1].json")
     assert names("job[1].json") == ["job[1].json"]
+
+
+def test_a_link_inside_a_directory_is_its_target() -> None:
+    touch("jobs/b.json")
+    Path("jobs/a.json").symlink_to("b.json")
+    Path("jobs/c.json").symlink_to("gone.json")
+    files, repeated = find_files(["jobs", "jobs/b.json"], ())
+    assert [path.name for path in files] == ["a.json", "c.json"]
+    assert repeated == 2
