@@ -103,7 +103,8 @@ def main() -> int:
         flux_uri=instance_uri.NO_INSTANCE_PACKED,
     )
     try:
-        channel = handshake.introduce(environ)  # first: the user's process gets ready in the meantime
+        instance.launch()
+        channel = handshake.introduce(environ)  # the user's process and the server get ready together
         instance.start()
         relay = BlockRelay(instance, ChannelTransport(channel), {"kept": _jobs_with_output})
         signal.signal(signal.SIGTERM, lambda *_: relay.end("it got SIGTERM", 1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib.util
 import logging
 import os
@@ -15,7 +16,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from parsl_flux_bulk.bulk.inputs import InputError
 from parsl_flux_bulk.bulk.submitter import BulkSubmitter
@@ -204,5 +205,12 @@ def _check_current_directory() -> None:
         ) from error
 
 
+def run() -> NoReturn:
+    """Run the command, and end the process with its exit status."""
+    status = main()
+    gc.freeze()  # or else the interpreter looks for garbage twice before it ends
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()
