@@ -213,6 +213,7 @@ class NodeJobInstance(Federation):
             self._launcher = NodeJobLauncher(self._outer, self.add, self.registry)
             self._launcher.ends_idle = False
             self._launcher.start()
+            self._launcher.wait()
 
     def close(self) -> None:
         super().close()

@@ -50,6 +50,7 @@ class PackedJobs:
         self._federation = Federation(self._policy, on_drained=self._end_drained, on_idle=self._on_idle)
         self._registry = self._federation.registry
         self._launcher = NodeJobLauncher(outer, self._add, self._registry, packing)
+        self._launched = False
         self._packing = packing
         self._to_come = packing.jobs
         self._refilled = time.monotonic()
@@ -64,9 +65,10 @@ class PackedJobs:
         self._outer.start()
         self._federation.add("outer", self._outer)
         self._launcher.start()
+        self._launched = True
 
     def start(self) -> None:
-        if self._launcher.ident is None:
+        if not self._launched:
             self.launch()
         self._launcher.wait()
 

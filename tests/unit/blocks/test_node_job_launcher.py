@@ -43,10 +43,15 @@ class Bench:
     def __init__(self) -> None:
         self.outer = Outer()
         self.launcher = NodeJobLauncher(self.outer, None, None)  # type: ignore[arg-type]
-        self.starter = threading.Thread(target=self.launcher.start)
+        self.starter = threading.Thread(target=self._start_and_wait)
+
+    def _start_and_wait(self) -> None:
+        self.launcher.start()
+        assert len(self.outer.requests) == 2, "the start ends when the node jobs are submitted"
+        self.launcher.wait()
 
     def start(self) -> None:
-        """Start in a thread, until two node jobs are submitted."""
+        """Start and wait in a thread, until two node jobs are submitted."""
         self.starter.start()
         helpers.wait_until(lambda: len(self.outer.requests) == 2, BOUND)
 

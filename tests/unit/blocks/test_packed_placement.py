@@ -31,6 +31,9 @@ class Launcher:
     def start(self) -> None:
         pass
 
+    def wait(self) -> None:
+        pass
+
     def stop(self) -> None:
         pass
 
