@@ -102,7 +102,7 @@ class Allocations:
 
     @property
     def due(self) -> int:
-        """Cores among those for which worker jobs may wait in the instance (:mod:`.equal_share`)."""
+        """Cores among those for which worker jobs may wait in the instance (:mod:`.other_executors`)."""
         return sum(self._due.values())
 
     def of_task(self, resources: Resources) -> Allocation:

@@ -7,7 +7,8 @@ task waits, the scheduler asks for surveys: soon at first, then at least every `
 tasks wait: in the story, and after `WARN_AFTER` in the log.
 
 While a worker job is idle, the question is whether jobs of other programs wait: they get its cores at once.
-While workers are busy, it is whether worker jobs of other executors do: they get an :mod:`.equal_share`.
+While workers are busy, it is whether worker jobs of other executors do: they get an equal share
+(:mod:`.other_executors`).
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from parsl_flux_bulk.scheduler.capacity import Allocation, take_slots
-from parsl_flux_bulk.scheduler.equal_share import Sharing
 from parsl_flux_bulk.scheduler.lifecycle import Lifecycle
 from parsl_flux_bulk.scheduler.messages import Instruction, Survey, UsageReported
 from parsl_flux_bulk.scheduler.model import TaskJob, WorkerGroup, WorkerJob
+from parsl_flux_bulk.scheduler.other_executors import Sharing
 from parsl_flux_bulk.scheduler.states import TaskJobState, WorkerJobState
 from parsl_flux_bulk.scheduler.story import Story
 from parsl_flux_bulk.scheduler.task import CommandTask

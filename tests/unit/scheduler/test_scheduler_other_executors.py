@@ -7,9 +7,9 @@ import pytest
 from world import ALONE, Function, Simulation, running, shaped, slots, until_running
 
 from parsl_flux_bulk.instances.base import Capacity, WorkerCores
-from parsl_flux_bulk.scheduler.equal_share import EqualShare, equal_share
 from parsl_flux_bulk.scheduler.fair_share import QUANTUM
 from parsl_flux_bulk.scheduler.messages import SubmitJob, Survey, UsageReported
+from parsl_flux_bulk.scheduler.other_executors import EqualShare, equal_share
 from parsl_flux_bulk.scheduler.states import WorkerJobState
 from parsl_flux_bulk.scheduler.survey import SHARE_PERIOD
 
