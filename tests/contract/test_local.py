@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -363,6 +364,18 @@ def test_a_start_in_two_steps() -> None:
     instance.launch()
     with embedded_in(instance) as seam:
         assert seam.run_one(jobspec(["true"]))[1].ok
+
+
+def test_a_user_that_ignores_sigchld() -> None:
+    """A program started with SIGCHLD ignored has no zombies to wait for."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with embedded() as seam:
+            assert seam.run_one(shell("exit 3"))[1].exit_code == 3
+            is_default = "import signal as s; assert s.getsignal(s.SIGCHLD) is s.SIG_DFL"
+            assert seam.run_one(jobspec([sys.executable, "-c", is_default]))[1].ok
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_what_was_only_launched_is_closed() -> None:

@@ -107,6 +107,8 @@ class Server:
             # Handlers, and not SIG_IGN, which the jobs would inherit. The user's process decides on Ctrl-C.
             signal.signal(number, lambda *_: None)
         signal.signal(signal.SIGTERM, lambda *_: self._close())
+        # Inherited as ignored, it would leave no ended process to wait for.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         register = self.selector.register
         register(self._wakeup, selectors.EVENT_READ, self._wakeup.clear)
         register(self._control, selectors.EVENT_READ, self._on_control)
